@@ -1,0 +1,135 @@
+"""The configuration of the two losses and its validation.
+
+``CovPolicyLossConfig`` extends verl's ``PolicyLossConfig`` and is selected by ``_target_`` (what ``+verl_cov=kl_cov``
+does), so a process without a working plugin fails when the configuration is built, not later with another loss.
+Field names that verl has keep verl's meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Optional
+
+from verl.workers.config import PolicyLossConfig
+
+CLIP_COV = "verl_cov.clip_cov"
+KL_COV = "verl_cov.kl_cov"
+LOSS_MODES = (CLIP_COV, KL_COV)
+DEFAULT_BASE_LOSS = {CLIP_COV: "vanilla", KL_COV: "ratio"}
+KL_ESTIMATORS = ("abs", "k2", "k3")
+
+# The paper takes 2e-4 and 2e-3. The authors' scripts write 0.2 *percent*; read as a fraction that is a hundred times more.
+MAX_RATIO = 0.05
+
+_PATH = "actor_rollout_ref.actor.policy_loss"
+
+
+@dataclass
+class CovPolicyLossConfig(PolicyLossConfig):
+    """Clip-Cov and KL-Cov as fields of verl's ``actor_rollout_ref.actor.policy_loss``.
+
+    Args:
+        loss_mode: ``verl_cov.clip_cov`` or ``verl_cov.kl_cov`` (any of verl's own modes is accepted and left alone).
+        clip_cov_ratio: r, share of the mini-batch's valid response tokens that lose their gradient (Eq. 11). A fraction.
+        clip_cov_lb, clip_cov_ub: omega_low, omega_high: open covariance band the tokens are drawn from (Eq. 11).
+        kl_cov_ratio: k, share of the tokens, largest covariance first, that get the penalty (Eq. 13). A fraction.
+        ppo_kl_coef: beta, coefficient of the penalty (Eq. 14).
+        cov_kl: estimator of the penalty: ``abs`` = abs(log-ratio) (the released code), ``k2`` = log-ratio^2 / 2,
+            ``k3`` = exp(-log-ratio) - 1 + log-ratio.
+        cov_base_loss: policy loss the control wraps: ``ratio`` (the unclipped surrogate -ratio * A) or any name in verl's
+            registry. None: ``vanilla`` for Clip-Cov, ``ratio`` for KL-Cov, as in the paper's code.
+        cov_seed: seed of Clip-Cov's draw and of the cut between equal covariances.
+
+    Raises:
+        ValueError: a field is out of range; the message names the field and the fix.
+        RuntimeError: the plugin could not register itself in this process.
+    """
+
+    cov_kl: str = "abs"
+    cov_base_loss: Optional[str] = None
+    cov_seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_plugin()
+        _check_ratio("clip_cov_ratio", self.clip_cov_ratio)
+        _check_ratio("kl_cov_ratio", self.kl_cov_ratio)
+        if not self.clip_cov_lb < self.clip_cov_ub:
+            raise ValueError(
+                f"{_PATH}.clip_cov_lb={self.clip_cov_lb} must be below clip_cov_ub={self.clip_cov_ub}: "
+                "no token can have a covariance between them"
+            )
+        if not self.ppo_kl_coef >= 0:
+            raise ValueError(
+                f"{_PATH}.ppo_kl_coef={self.ppo_kl_coef} must not be negative: it would reward moving away"
+            )
+        if self.cov_kl not in KL_ESTIMATORS:
+            raise ValueError(f"{_PATH}.cov_kl={self.cov_kl!r} is unknown: use one of {', '.join(KL_ESTIMATORS)}")
+        if self.loss_mode in LOSS_MODES:
+            _check_base_loss(self.base_loss)
+
+    @property
+    def base_loss(self) -> str:
+        """Name of the policy loss that is wrapped."""
+        return self.cov_base_loss or DEFAULT_BASE_LOSS.get(self.loss_mode, "vanilla")
+
+    @property
+    def ratio(self) -> float:
+        """Share of the tokens that the active control selects."""
+        return self.clip_cov_ratio if self.loss_mode == CLIP_COV else self.kl_cov_ratio
+
+    def describe(self) -> str:
+        """The active control and its numbers, in one line."""
+        if self.loss_mode == CLIP_COV:
+            numbers = f"clip_cov_ratio={self.clip_cov_ratio:g}, band=({self.clip_cov_lb:g}, {self.clip_cov_ub:g})"
+        else:
+            numbers = f"kl_cov_ratio={self.kl_cov_ratio:g}, ppo_kl_coef={self.ppo_kl_coef:g}, cov_kl={self.cov_kl}"
+        return (
+            f"loss_mode={self.loss_mode} on {self.base_loss} ({numbers}, seed {self.cov_seed}), "
+            "selection over the whole mini-batch of all ranks"
+        )
+
+
+def cov_config(policy_loss: Any) -> CovPolicyLossConfig | None:
+    """The covariance control that ``policy_loss`` asks for, or None if it asks for one of verl's own losses.
+
+    Accepts verl's plain ``PolicyLossConfig`` too, so that ``policy_loss.loss_mode=verl_cov.kl_cov`` alone works: it has
+    the numbers (with verl's defaults), and what is ours takes its default.
+    """
+    if getattr(policy_loss, "loss_mode", None) not in LOSS_MODES:
+        return None
+    if isinstance(policy_loss, CovPolicyLossConfig):
+        return policy_loss
+    return CovPolicyLossConfig(**{field.name: getattr(policy_loss, field.name) for field in fields(PolicyLossConfig)})
+
+
+def known_fields() -> list[str]:
+    """Names that may stand under ``policy_loss``."""
+    return [field.name for field in fields(CovPolicyLossConfig)]
+
+
+def _require_plugin() -> None:
+    from verl_cov import plugin
+
+    if plugin.status.error:
+        raise RuntimeError(
+            f"verl-cov {plugin.status.version} could not register itself in this process: {plugin.status.error}. "
+            "Run `verl-cov doctor`"
+        )
+
+
+def _check_ratio(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"{_PATH}.{name}={value} must be a fraction of the tokens in (0, 1], such as 0.002")
+    if value > MAX_RATIO:
+        raise ValueError(
+            f"{_PATH}.{name}={value} would select {value:.3g} of all tokens; it is a fraction, not a percentage: "
+            f"for {value} % write {value / 100:g} (the paper takes 0.0002 to 0.002; more than {MAX_RATIO} is refused)"
+        )
+
+
+def _check_base_loss(name: str) -> None:
+    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+
+    known = ["ratio", *(loss for loss in POLICY_LOSS_REGISTRY if loss not in LOSS_MODES)]
+    if name not in known:
+        raise ValueError(f"{_PATH}.cov_base_loss={name!r} is unknown: use one of {', '.join(known)}")

@@ -1,0 +1,53 @@
+"""The paper's token covariance, as pure tensor functions. Knows nothing about verl, batches or ranks.
+
+    cov_i = (log_prob_i - mean log_prob) * (A_i - mean A)          (arXiv 2505.22617, Eq. 10)
+
+Means are taken over all tokens of one optimizer mini-batch. They are accumulated in integers, so that they come out
+the same, to the last bit, in whatever order and on however many ranks the tokens are summed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# 2^-24 is finer than the spacing of float32 near 1, and int64 still holds 1e8 tokens of magnitude 5,000.
+FIXED_POINT_BITS = 24
+
+
+def fixed_point_sums(log_prob: Tensor, advantage: Tensor) -> Tensor:
+    """Count and order-independent sums of one shard of the mini-batch.
+
+    Args:
+        log_prob: [tokens] float32, log-probabilities in nats.
+        advantage: [tokens] float32.
+
+    Returns:
+        [3] int64: number of tokens, sum of log_prob * 2^24, sum of advantage * 2^24. Shards add up.
+    """
+    scale = float(1 << FIXED_POINT_BITS)
+    count = torch.full((), log_prob.numel(), dtype=torch.int64, device=log_prob.device)
+    total_log_prob = (log_prob.double() * scale).round().to(torch.int64).sum()
+    total_advantage = (advantage.double() * scale).round().to(torch.int64).sum()
+    return torch.stack([count, total_log_prob, total_advantage])
+
+
+def means(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean log-probability and mean advantage, float64 scalars, from summed :func:`fixed_point_sums`."""
+    count = sums[0].clamp(min=1).double()
+    scale = float(1 << FIXED_POINT_BITS)
+    return sums[1].double() / scale / count, sums[2].double() / scale / count
+
+
+def token_covariance(log_prob: Tensor, advantage: Tensor, mean_log_prob: Tensor, mean_advantage: Tensor) -> Tensor:
+    """Covariance contribution of each token (Eq. 10).
+
+    Args:
+        log_prob, advantage: [tokens] float32.
+        mean_log_prob, mean_advantage: float64 scalars over the whole mini-batch, see :func:`means`.
+
+    Returns:
+        [tokens] float32, in nats times advantage. Its mean over the mini-batch is the covariance of Theorem 2.
+    """
+    # In float64 until the last step: with float32 differences, tokens near the mean lose their order.
+    return ((log_prob.double() - mean_log_prob) * (advantage.double() - mean_advantage)).float()

@@ -1,0 +1,44 @@
+"""What a run reports about the control. Keys stand under ``actor/cov/`` in verl's metrics.
+
+===========================  ==================  =========================================================================
+key                          unit                meaning (over one optimizer mini-batch, all ranks)
+===========================  ==================  =========================================================================
+``tokens``                   tokens              valid response tokens with finite values, N of the paper
+``mean``                     nats x advantage    mean token covariance; positive: this update lowers entropy (Theorem 2)
+``std``                      nats x advantage    standard deviation of the token covariance
+``selected_tokens``          tokens              tokens the control acted on
+``selected_frac``            1                   selected_tokens / tokens
+``selected_mean``            nats x advantage    mean covariance of the selected tokens (0 if none)
+``selected_negative_frac``   1                   share of the selected tokens with a negative advantage (0 if none)
+``candidate_tokens``         tokens              tokens the control could choose from (Clip-Cov: those in the band)
+``non_finite_tokens``        tokens              tokens left out because log-prob or advantage is not finite
+===========================  ==================  =========================================================================
+
+Each is exact (sums and counts over all ranks) and computed once an optimizer step; verl logs the mean over the optimizer
+steps of a rollout. No key contains "min" or "max": verl would reduce it by that.
+"""
+
+from __future__ import annotations
+
+from verl_cov.selection import Selected
+
+PREFIX = "actor/cov/"
+
+
+def of_selection(chosen: Selected) -> dict[str, float]:
+    """The table above as a flat dictionary of floats, the same on every rank."""
+    tokens, count = max(chosen.tokens, 1), max(chosen.count, 1)
+    mean = chosen.covariance_sum / tokens
+    variance = max(chosen.covariance_square_sum / tokens - mean * mean, 0.0)
+    values = {
+        "tokens": chosen.tokens,
+        "mean": mean,
+        "std": variance**0.5,
+        "selected_tokens": chosen.count,
+        "selected_frac": chosen.count / tokens,
+        "selected_mean": chosen.selected_covariance_sum / count,
+        "selected_negative_frac": chosen.selected_negative / count,
+        "candidate_tokens": chosen.candidates,
+        "non_finite_tokens": chosen.non_finite,
+    }
+    return {PREFIX + key: float(value) for key, value in values.items()}

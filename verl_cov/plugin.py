@@ -1,0 +1,45 @@
+"""Registration, and nothing else.
+
+verl imports this module at the end of ``import verl``, in the driver, the Ray workers and the vLLM workers (entry point
+group ``verl.plugins``; verl never calls it). verl hides what a plugin raises, so this module catches its own errors,
+logs them at WARNING and keeps them in :data:`status`, which ``verl-cov doctor`` and the configuration check read.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from verl_cov import __version__
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Status:
+    """What happened when this process loaded the plugin."""
+
+    version: str = __version__
+    verl_version: str | None = None
+    registered: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+status = Status()
+
+
+def register() -> None:
+    """Register the losses, the mini-batch hook, the start-up checks and, on a CPU, the CPU host."""
+    from verl_cov.host import cpu, fail_fast, policy_losses, preflight, train_batch, versions
+
+    # The start-up check goes first: it is what tells the user about a verl that the rest cannot work with.
+    for piece in (preflight, versions, cpu, policy_losses, train_batch, fail_fast):
+        piece.install()
+        status.registered.append(piece.__name__.removeprefix("verl_cov.host."))
+
+
+try:
+    register()
+except Exception as error:
+    status.error = f"{type(error).__name__}: {error}"
+    logger.warning("verl-cov %s could not register itself with verl: %s", __version__, status.error)
