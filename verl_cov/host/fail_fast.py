@@ -1,1 +1,113 @@
-def install(): pass
+"""Ends a run that would otherwise hang: a worker died that nobody waits for, or Ray cannot place one.
+
+verl's trainers wait for rollouts in a polling loop; when an agent loop, a reward worker, a storage unit or a vLLM server
+dies, nothing arrives and nothing fails. A daemon thread in the driver reads Ray's actor and placement-group tables and ends
+the program with one line. Leans on ``ray._private.state.state.actor_table`` (the public API needs the dashboard).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+POLL_SECONDS = 5.0
+# How long verl gets to report a dead worker itself: its own error says more than ours.
+GRACE_SECONDS = 20.0
+# Ray needs seconds to place a group; imports do not count, they come after.
+PLACEMENT_SECONDS = 90.0
+
+
+def install() -> None:
+    """Nothing to do at import: :mod:`.preflight` calls :func:`watch` once the configuration is found to be sound."""
+
+
+@functools.cache
+def watch() -> None:
+    """Start watching this process's Ray job, once."""
+    threading.Thread(target=_loop, name="verl-cov-fail-fast", daemon=True).start()
+
+
+@dataclass
+class Watch:
+    """Decides, from what Ray's tables say at one moment, whether the run is lost. Pure: time is an argument."""
+
+    since: dict[str, float] = field(default_factory=dict)
+
+    def verdict(self, actors: dict[str, dict], groups: dict[str, dict], job: str, cpus: float, now: float) -> str | None:
+        """One line naming the cause, or None while all is well (or was not bad for long enough)."""
+        troubles: dict[str, tuple[float, str]] = {}
+        for actor_id, actor in actors.items():
+            if actor["JobID"] == job and actor["State"] == "DEAD" and _died_by_itself(str(actor["DeathCause"])):
+                troubles[actor_id] = (
+                    GRACE_SECONDS,
+                    f"worker {actor['ActorClassName']} (pid {actor['Pid']}) died and the run cannot go on without it: "
+                    f"{_reason(str(actor['DeathCause']))}",
+                )
+        for group_id, group in groups.items():
+            if group["state"] == "PENDING":
+                wants = [dict(bundle) for bundle in group["bundles"].values()]
+                troubles[group_id] = (
+                    PLACEMENT_SECONDS,
+                    f"Ray could not place {wants} for {PLACEMENT_SECONDS:g} s, it has {cpus:g} CPUs in all: raise "
+                    "ray_kwargs.ray_init.num_cpus (or num_gpus), or free the cluster",
+                )
+        self.since = {key: self.since.get(key, now) for key in troubles}
+        for key, (patience, message) in troubles.items():
+            if now - self.since[key] >= patience:
+                return message
+        return None
+
+
+def _died_by_itself(cause: str) -> bool:
+    # Ray's other reasons (RAY_KILL, OUT_OF_SCOPE, REF_DELETED ...) are how verl takes workers down.
+    return "WORKER_DIED" in cause or "NODE_DIED" in cause or "creation_task_failure" in cause
+
+
+def _reason(cause: str) -> str:
+    for line in cause.splitlines():
+        if "error_message" in line:
+            return line.split(":", 1)[1].strip().strip('"').split("Some common causes")[0].strip()
+    return "no reason given by Ray"
+
+
+def _loop() -> None:
+    watch_state = Watch()
+    while True:
+        time.sleep(POLL_SECONDS)
+        try:
+            verdict = _look(watch_state)
+        except Exception:
+            # Ray is going down, or has not come up: neither is ours to report.
+            continue
+        if verdict:
+            _end(verdict)
+
+
+def _look(watch_state: Watch) -> str | None:
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    from ray._private.state import state
+
+    job = ray.get_runtime_context().get_job_id()
+    actors: dict[str, Any] = state.actor_table(None, None, None)
+    return watch_state.verdict(
+        actors, ray.util.placement_group_table(), job, ray.cluster_resources().get("CPU", 0), time.monotonic()
+    )
+
+
+def _end(message: str) -> None:
+    import ray
+
+    print(f"verl-cov: {message}", file=sys.stderr, flush=True)
+    # The main thread sits in ray.get and cannot be raised into; Ray's own shutdown ends the workers that are left.
+    shutdown = threading.Thread(target=ray.shutdown, daemon=True)
+    shutdown.start()
+    shutdown.join(timeout=20)
+    os._exit(1)

