@@ -6,6 +6,7 @@ Runs verl's own actor worker (FSDP2 engine, gloo) on one fixed mini-batch, once 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -39,6 +40,11 @@ def reports(model: str, control: str, ranks: int, step: int = 3) -> dict[str, en
     return engine.run(engine.Spec(model, CONTROLS[control], layouts, ranks=ranks, step=step))
 
 
+def alike(selected: set[tuple[int, int]]) -> Counter[tuple[int, int]]:
+    """The selection with the two copies of one sequence (rows 4 and 5) called the same: which copy is taken is free."""
+    return Counter((4 if row == 5 else row, at) for row, at in selected)
+
+
 def covariances() -> dict[tuple[int, int], float]:
     """The paper's Eq. 10 on the fixed mini-batch, written down a second time, in float64."""
     tokens = {
@@ -55,7 +61,7 @@ def covariances() -> dict[tuple[int, int], float]:
 def test_every_layout_gives_the_same_tokens_loss_and_gradient(untrained_model, control, ranks):
     reference = reports(str(untrained_model), control, 1)["whole"]
     for name, report in reports(str(untrained_model), control, ranks).items():
-        assert report.selected == reference.selected, name
+        assert alike(report.selected) == alike(reference.selected), name
         assert report.metrics["loss"] == pytest.approx(reference.metrics["loss"], rel=1e-5), name
         difference = np.linalg.norm(report.gradient - reference.gradient) / np.linalg.norm(reference.gradient)
         assert difference < 1e-5, (name, difference)

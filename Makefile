@@ -1,0 +1,31 @@
+# make setup   .venv with the pinned CPU stack (idempotent)
+# make demo    trains vanilla GRPO, Clip-Cov and KL-Cov on this CPU, then a table and plots in runs/demo
+# make test    unit, engine-level and end-to-end tests
+# make check   ruff and mypy
+PYTHON ?= python3
+VENV := .venv
+
+.PHONY: help setup demo test test-fast check format
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup:
+	@$(PYTHON) requirements/setup.py --venv $(VENV)
+
+demo: setup
+	@$(VENV)/bin/python -m verl_cov.demo.run $(ARGS)
+
+test: setup
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-fast: setup
+	$(VENV)/bin/python -m pytest -m "not e2e" --ignore tests/host $(ARGS)
+
+check: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .

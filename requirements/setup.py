@@ -1,0 +1,115 @@
+"""Make .venv from requirements/cpu.lock: the CPU stack that `make demo`, `make test` and CI run on.
+
+    python3.11 requirements/setup.py [--venv .venv]
+
+Needs only the standard library. Run again it does nothing, or brings the folder up to date when the lock has changed; an
+installation that was interrupted is finished. Says what it does while it does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCK = ROOT / "requirements" / "cpu.lock"
+PYTHONS = ("3.11", "3.12")  # numpy and vLLM of the lock need 3.11; verl-cov itself runs on 3.10 too
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
+    venv = parser.parse_args().venv.resolve()
+    started = time.monotonic()
+    stamp = venv / "verl-cov.stamp"
+    wanted = hashlib.sha256(LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes() + str(ROOT).encode()).hexdigest()
+    if stamp.is_file() and stamp.read_text() == wanted:
+        print(f"setup: {venv.name} is up to date")
+        return 0
+    stamp.unlink(missing_ok=True)
+
+    python = venv / "bin" / "python"
+    if not works(python):
+        base = find_python()
+        say(f"1/4 new virtual environment {venv.name} with Python {version_of(base)}")
+        shutil.rmtree(venv, ignore_errors=True)
+        subprocess.run([base, "-m", "venv", str(venv)], check=True)
+    else:
+        say(f"1/4 virtual environment {venv.name} with Python {version_of(str(python))} is there")
+
+    torch = next(line for line in LOCK.read_text().splitlines() if line.startswith("torch=="))
+    say(f"2/4 {torch}")
+    if pip(python, "install", "--no-deps", torch) != 0:
+        return fail(
+            f"pip does not find {torch}, PyTorch's build for CPUs. PyPI has only the CUDA build for Linux: let pip see "
+            "PyTorch's CPU wheels (pytorch.org, Get Started, CPU) through PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS and try again"
+        )
+    total = sum(bool(re.match(r"[A-Za-z]", line)) for line in LOCK.read_text().splitlines())
+    say(f"3/4 {total} packages from {LOCK.relative_to(ROOT)} (about 1 GB, one to two minutes)")
+    if pip(python, "install", "--no-deps", "-r", str(LOCK), total=total) != 0:
+        return fail("pip failed, its last lines stand above; run the same command again to go on")
+    say("4/4 verl-cov itself, from this folder")
+    if pip(python, "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)) != 0:
+        return fail("pip failed, its last lines stand above")
+    stamp.write_text(wanted)
+    say(f"done in {time.monotonic() - started:.0f} s")
+    return 0
+
+
+def find_python() -> str:
+    """A Python that the lock's wheels exist for: this one, or one on the PATH."""
+    for candidate in (sys.executable, *(f"python{version}" for version in PYTHONS)):
+        path = shutil.which(candidate)
+        if path and works(Path(path)) and ".".join(version_of(path).split(".")[:2]) in PYTHONS:
+            return path
+    sys.exit(f"setup: no Python {' or '.join(PYTHONS)} found on the PATH, which the CPU stack needs: install one")
+
+
+def works(python: Path) -> bool:
+    return python.exists() and subprocess.run([str(python), "-c", "import venv"], capture_output=True).returncode == 0
+
+
+def version_of(python: str) -> str:
+    code = "import platform; print(platform.python_version())"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def pip(python: Path, *arguments: str, total: int = 0) -> int:
+    """Run pip; show a count of packages, and its last lines if it fails."""
+    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+    command = [str(python), "-m", "pip", *arguments, "--progress-bar", "off", "--no-warn-script-location"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    assert process.stdout is not None
+    lines, seen, shown = [], 0, time.monotonic()
+    for line in process.stdout:
+        lines.append(line.rstrip())
+        seen += line.startswith(("Collecting ", "Requirement already satisfied"))
+        if line.startswith("Installing collected packages"):
+            say(f"    fetched {seen} of {total}, installing") if total else None
+        elif total and time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            say(f"    {seen} of {total}")
+    code = process.wait()
+    if code != 0:
+        print("\n".join(lines[-15:]), file=sys.stderr)
+    return code
+
+
+def say(text: str) -> None:
+    print(f"setup: {text}", flush=True)
+
+
+def fail(text: str) -> int:
+    print(f"setup: {text}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from verl_cov.law import join, read_metrics
+
+
+def line(step, **data):
+    return json.dumps({"step": step, "data": data}) + "\n"
+
+
+def test_columns_and_keys(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text(line(2, a=2, b=True) + line(1, a=1.5, c=None, d="text", e=10**400))
+    run = read_metrics(path)
+    assert run.steps.tolist() == [1, 2] and run.steps.dtype == np.int64
+    np.testing.assert_array_equal(run.column("a"), [1.5, 2])
+    np.testing.assert_array_equal(run.column("b"), [np.nan, 1])
+    for key in ("c", "d", "e", "absent"):
+        assert np.isnan(run.column(key)).all()
+    assert run.keys() == ["a", "b", "c", "d", "e"]
+    assert run.first_key("b") == "b" and run.first_key("z") is None
+    assert run.damaged == 0
+
+
+def test_segments_are_merged_by_step_and_the_last_value_wins(tmp_path):
+    one, two = tmp_path / "1", tmp_path / "2"
+    one.write_text(line(0, val=0.1) + line(1, h=1.0) + line(2, h=0.9))
+    two.write_text(line(2, h=0.8) + line(3, h=0.7))
+    run = read_metrics([one, str(two)])
+    assert run.steps.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(run.column("h"), [np.nan, 1.0, 0.8, 0.7])
+
+
+def test_the_validation_that_a_resumed_run_logs_first_does_not_erase_its_step(tmp_path):
+    one, two = tmp_path / "1", tmp_path / "2"
+    one.write_text(line(4, h=0.9, val=0.3))
+    two.write_text(line(4, val=0.35))
+    run = read_metrics([one, two])
+    assert run.column("h").tolist() == [0.9] and run.column("val").tolist() == [0.35]
+
+
+def test_damaged_lines_are_counted_and_never_fatal(tmp_path):
+    path = tmp_path / "m.jsonl"
+    whole = line(1, h=1.0) + line(2, h=2.0)
+    bad = [b"\xff\xfe\n", b"[]\n", b'{"step": true, "data": {}}\n', b'{"step": 3}\n', b'{"step": -1, "data": {}}\n']
+    bad += [b"[" * 100_000 + b"\n", b'{"step": 1' + b"0" * 30 + b', "data": {}}\n', line(3, h=3.0).encode()[:-5]]
+    path.write_bytes(whole.encode() + b"\n  \n" + b"".join(bad))
+    run = read_metrics(path)
+    assert run.damaged == len(bad)
+    assert run.steps.tolist() == [1, 2]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300))
+def test_any_bytes_can_be_read(tmp_path, content):
+    path = tmp_path / "any"
+    path.write_bytes(content)
+    run = read_metrics(path)
+    assert run.steps.size == len(run.records)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 20), st.floats(0, 3)), max_size=30), st.data())
+def test_where_the_segments_are_cut_does_not_matter(tmp_path, records, data):
+    cut = data.draw(st.integers(0, len(records)))
+    paths = []
+    for number, part in enumerate((records, records[:cut], records[cut:])):
+        paths.append(tmp_path / str(number))
+        paths[-1].write_text("".join(line(step, h=value) for step, value in part))
+    whole, pieces = read_metrics(paths[0]), read_metrics(paths[1:])
+    assert whole.records == pieces.records and whole.steps.tolist() == pieces.steps.tolist()
+
+
+def test_missing_and_empty_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no metrics file at .*absent"):
+        read_metrics(tmp_path / "absent")
+    (tmp_path / "empty").touch()
+    run = read_metrics(tmp_path / "empty")
+    assert run.steps.size == 0 and run.column("h").shape == (0,)
+
+
+def test_join_keeps_only_the_steps_with_both(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text(line(0, val=0.1) + line(1, h=1.0) + line(2, h=0.9, val=0.2) + line(3, h=None, val=0.3))
+    steps, x, y = join(read_metrics(path), "h", "val")
+    assert (steps.tolist(), x.tolist(), y.tolist()) == ([2], [0.9], [0.2])
+    assert join(read_metrics(path), "h", "absent")[0].size == 0
