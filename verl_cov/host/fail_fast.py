@@ -3,17 +3,24 @@
 verl's trainers wait for rollouts in a polling loop; when an agent loop, a reward worker, a storage unit or a vLLM server
 dies, nothing arrives and nothing fails. A daemon thread in the driver reads Ray's actor and placement-group tables and ends
 the program with one line. Leans on ``ray._private.state.state.actor_table`` (the public API needs the dashboard).
+
+A vLLM engine is a child of its server's actor and can die alone: the server then ends itself, so that Ray sees it. Leans on
+``vLLMHttpServer.run_server`` leaving an ``AsyncLLM`` in ``self.engine``, whose ``errored`` turns true.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
+
+from verl_cov.host.imports import when_imported
 
 POLL_SECONDS = 5.0
 # How long verl gets to report a dead worker itself: its own error says more than ours.
@@ -23,7 +30,27 @@ PLACEMENT_SECONDS = 90.0
 
 
 def install() -> None:
-    """Nothing to do at import: :mod:`.preflight` calls :func:`watch` once the configuration is found to be sound."""
+    # The driver's part starts later: :mod:`.preflight` calls :func:`watch` once the configuration is found to be sound.
+    when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", _end_server_with_its_engine)
+
+
+def _end_server_with_its_engine(module: ModuleType) -> None:
+    server = module.vLLMHttpServer
+    original = server.run_server
+
+    @functools.wraps(original)
+    async def run_server(self, *args, **kwargs):
+        await original(self, *args, **kwargs)
+        self._verl_cov_engine_watch = asyncio.create_task(_end_with(self.engine))  # kept, or it is collected
+
+    server.run_server = run_server
+
+
+async def _end_with(engine: Any) -> None:
+    while not engine.errored:
+        await asyncio.sleep(POLL_SECONDS)
+    print("verl-cov: the vLLM engine of this server died, so the server ends too", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 @functools.cache
@@ -103,11 +130,7 @@ def _look(watch_state: Watch) -> str | None:
 
 
 def _end(message: str) -> None:
-    import ray
-
     print(f"verl-cov: {message}", file=sys.stderr, flush=True)
-    # The main thread sits in ray.get and cannot be raised into; Ray's own shutdown ends the workers that are left.
-    shutdown = threading.Thread(target=ray.shutdown, daemon=True)
-    shutdown.start()
-    shutdown.join(timeout=20)
+    # The main thread sits in ray.get, where no exception reaches it, and ray.shutdown() from here may end the process with
+    # exit code 0. When the driver is gone, Ray ends the workers, and with them the cluster if the driver started it.
     os._exit(1)

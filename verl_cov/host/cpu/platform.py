@@ -7,6 +7,7 @@ collectives, and what verl reads as device memory is this process's resident mem
 
 from __future__ import annotations
 
+import os
 import resource
 import types
 from contextlib import contextmanager
@@ -135,6 +136,10 @@ class CPUPlatform(PlatformBase):
 
     def is_ipc_supported(self) -> bool:
         return False  # weights travel through shared memory
+
+    def rollout_env_vars(self) -> dict[str, str]:
+        # GiB of KV cache a vLLM server; unset, vLLM takes half of the machine's memory.
+        return {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")}
 
     def cudart(self) -> None:
         return None

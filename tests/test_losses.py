@@ -1,0 +1,154 @@
+"""The losses against verl's own, on the tokens verl would choose, and what makes them composable."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import verl.trainer.ppo.core_algos as core_algos
+from verl.workers.config import FSDPActorConfig
+from verl_cov import covariance, losses
+from verl_cov.config import CovPolicyLossConfig
+from verl_cov.host.policy_losses import selected_tokens
+
+
+def batch(seed=0, rows=6, width=11):
+    generator = torch.Generator().manual_seed(seed)
+    old = -torch.rand(rows, width, generator=generator) * 4
+    new = old + 0.3 * torch.randn(rows, width, generator=generator)
+    advantages = torch.randn(rows, 1, generator=generator).expand(rows, width).contiguous()
+    mask = torch.arange(width) < torch.randint(3, width + 1, (rows, 1), generator=generator)
+    return dict(old_log_prob=old, log_prob=new.requires_grad_(), advantages=advantages, response_mask=mask)
+
+
+def actor(**policy_loss) -> FSDPActorConfig:
+    return FSDPActorConfig(
+        strategy="fsdp2",
+        rollout_n=1,
+        ppo_micro_batch_size_per_gpu=1,
+        clip_ratio=1.0,
+        clip_ratio_low=1.0,
+        clip_ratio_high=1.0,
+        policy_loss=CovPolicyLossConfig(**policy_loss),
+    )
+
+
+def run(name, config, inputs, agg="token-mean", weights=None):
+    """(loss, gradient of log_prob) of a registered policy loss."""
+    inputs["log_prob"].grad = None
+    loss, metrics = core_algos.get_policy_loss_fn(name)(
+        **inputs, loss_agg_mode=agg, config=config, rollout_is_weights=weights
+    )
+    loss.backward()
+    assert all(math.isfinite(float(value)) for value in metrics.values())
+    return loss.detach(), inputs["log_prob"].grad.clone()
+
+
+def covariance_of(inputs):
+    """Eq. 10 with the current log-probs, as verl's own losses rank; [rows, width], -inf where masked."""
+    valid = inputs["response_mask"]
+    log_prob, advantage = inputs["log_prob"].detach()[valid], inputs["advantages"][valid]
+    means = covariance.means(covariance.fixed_point_sums(log_prob, advantage))
+    cov = torch.full(valid.shape, -torch.inf)
+    cov[valid] = covariance.token_covariance(log_prob, advantage, *means)
+    return cov
+
+
+@pytest.mark.parametrize("agg", ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_kl_cov_is_verls_on_the_tokens_verl_chooses(agg, weighted):
+    inputs = batch()
+    count = int(0.05 * inputs["response_mask"].sum())
+    assert count >= 2
+    cov = covariance_of(inputs)
+    selected = cov >= cov.flatten().topk(count).values[-1]
+    weights = torch.rand(cov.shape) + 0.5 if weighted else None
+    config = actor(loss_mode="verl_cov.kl_cov", kl_cov_ratio=0.05, ppo_kl_coef=0.7)
+    theirs = run("kl_cov", config, inputs, agg, weights)
+    with selected_tokens(selected):
+        ours = run("verl_cov.kl_cov", config, inputs, agg, weights)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_clip_cov_has_verls_gradient_where_verl_takes_the_whole_band():
+    inputs = batch()
+    cov = covariance_of(inputs)
+    low = float(cov.flatten().topk(3).values[-1]) - 1e-4  # three candidates, and a quota of more: no draw
+    config = actor(loss_mode="verl_cov.clip_cov", clip_cov_ratio=0.05, clip_cov_lb=low, clip_cov_ub=99)
+    config.policy_loss.__dict__["clip_cov_ratio"] = 0.5  # past our own limit, for verl's function only
+    _, theirs = run("clip_cov", config, inputs)
+    with selected_tokens(cov > low):
+        _, ours = run("verl_cov.clip_cov", config, inputs)
+    # The released code keeps a PPO clip but no dual clip; at these ratios neither acts below ratio 2.
+    torch.testing.assert_close(ours, theirs)
+    assert (ours[cov > low] == 0).all()
+
+
+@pytest.mark.parametrize("base", ["vanilla", "ratio", "gspo", "gpg", "geo_mean", "cispo", "dppo_kl"])
+def test_removed_tokens_have_no_gradient_and_leave_the_loss_alone(base):
+    inputs = batch()
+    selected = torch.zeros_like(inputs["response_mask"])
+    selected[2, 1] = selected[4, 0] = True
+    config = actor(loss_mode="verl_cov.clip_cov", cov_base_loss=base)
+    with selected_tokens(torch.zeros_like(selected)):
+        whole = run("verl_cov.clip_cov", config, inputs)
+    with selected_tokens(selected):
+        cut = run("verl_cov.clip_cov", config, inputs)
+    assert cut[0] == whole[0]
+    if base != "geo_mean" and base != "gspo":  # their ratio belongs to the sequence: other tokens of the row may move
+        torch.testing.assert_close(cut[1][~selected], whole[1][~selected])
+    assert (cut[1][selected] == 0).all()
+
+
+@pytest.mark.parametrize("base", ["vanilla", "ratio", "gspo", "gpg", "geo_mean", "cispo", "dppo_kl"])
+@pytest.mark.parametrize("estimator", ["abs", "k2", "k3"])
+def test_kl_cov_adds_one_aggregated_term(base, estimator):
+    inputs = batch()
+    selected = torch.zeros_like(inputs["response_mask"])
+    selected[2, 1] = selected[4, 0] = True
+    config = actor(loss_mode="verl_cov.kl_cov", cov_base_loss=base, cov_kl=estimator, ppo_kl_coef=0.7)
+    with selected_tokens(torch.zeros_like(selected)):
+        without = run("verl_cov.kl_cov", config, inputs)
+    with selected_tokens(selected):
+        with_term = run("verl_cov.kl_cov", config, inputs)
+    x = (inputs["log_prob"] - inputs["old_log_prob"]).detach()[selected]
+    term = {"abs": x.abs(), "k2": x**2 / 2, "k3": (-x).exp() - 1 + x}[estimator].sum()
+    tokens = inputs["response_mask"].sum()
+    torch.testing.assert_close(with_term[0] - without[0], 0.7 * term / tokens, rtol=1e-4, atol=1e-6)
+    slope = {"abs": x.sign(), "k2": x, "k3": 1 - (-x).exp()}[estimator]
+    torch.testing.assert_close((with_term[1] - without[1])[selected], 0.7 * slope / tokens, rtol=1e-4, atol=1e-6)
+
+
+def test_the_penalty_is_flat_at_ratio_one():
+    """Why KL-Cov does nothing with one update per rollout."""
+    for estimator in ("abs", "k2", "k3"):
+        x = torch.zeros(4, requires_grad=True)
+        losses.kl_penalty(x, estimator).sum().backward()
+        assert (x.grad == 0).all()
+
+
+def test_an_outlier_ratio_stays_finite():
+    inputs = batch()
+    with torch.no_grad():
+        inputs["log_prob"][0, 0], inputs["old_log_prob"][0, 0] = 0.0, -500.0
+    with selected_tokens(torch.ones_like(inputs["response_mask"])):
+        loss, gradient = run("verl_cov.kl_cov", actor(loss_mode="verl_cov.kl_cov", cov_kl="k3"), inputs)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+
+
+def test_without_the_hook_it_selects_in_the_micro_batch_and_says_so_once(caplog):
+    from verl_cov.host import policy_losses
+
+    policy_losses._warn_once.cache_clear()
+    inputs = batch()
+    config = actor(loss_mode="verl_cov.kl_cov", kl_cov_ratio=0.05)
+    for _ in range(3):
+        run("verl_cov.kl_cov", config, inputs)
+    assert sum("depends on the micro-batch size" in record.message for record in caplog.records) == 1
+
+
+def test_a_selection_of_another_shape_is_refused():
+    with selected_tokens(torch.zeros(1, 2, dtype=torch.bool)), pytest.raises(RuntimeError, match="re-shards"):
+        run("verl_cov.kl_cov", actor(loss_mode="verl_cov.kl_cov"), batch())
