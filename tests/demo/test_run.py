@@ -11,6 +11,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -21,7 +22,10 @@ from verl_cov.demo.launch import Assets
 from verl_cov.demo.log import LogTail, first_error
 from verl_cov.demo.progress import LiveView, PlainView, State, duration
 from verl_cov.demo.run import main, parse
-from verl_cov.law.readers import read_metrics
+from verl_cov.demo.summary import table
+from verl_cov.law.readers import Run, read_metrics
+
+EMPTY = Run(np.array([], dtype=np.int64), ())
 
 # Logs, metrics, checkpoints and resuming as verl 0.9.1 does them. FAKE is a JSON dict: what should happen.
 TRAINER = r"""
@@ -158,17 +162,22 @@ def test_a_whole_demo_and_the_next_one_goes_beside_it(demo):
         assert read_metrics(run.metrics).steps.tolist() == list(range(7))
         assert run.metrics.read_bytes() == run.segments()[0].read_bytes()
         command = (run.path / "command.txt").read_text()
-        assert f" {name} " in command and "resume_mode=auto" in command and ".rollout.seed=0" in command
+        assert f" {name} " in command
+        assert "resume_mode=auto" in command
+        assert ".rollout.seed=0" in command
         assert ("cov_seed=0" in command) == (name != "vanilla")
     assert {path.name for path in (first / "plots").iterdir()} == {"entropy.png", "score.png", "law.png", "demo.png"}
     assert f"New set of runs in {first}: vanilla, clip_cov, kl_cov" in output
-    assert "Law of vanilla: R = " in output and str(first / "plots" / "demo.png") in output
+    assert "Law of vanilla: R = " in output
+    assert str(first / "plots" / "demo.png") in output
     assert "0.320 → 0.420 → 0.420" not in output  # the score starts at step 0
-    assert "0.300 → 0.420 → 0.420" in output and " 7.0 " in output
+    assert "0.300 → 0.420 → 0.420" in output
+    assert " 7.0 " in output
 
     before = content(first)
     code, output = demo("--only", "kl_cov")
-    assert code == 0 and content(first) == before
+    assert code == 0
+    assert content(first) == before
     assert f"New set of runs in {first}-2: kl_cov ({first} is finished)" in output
     assert RunFolder(demo.runs / "demo-2" / "kl_cov").finished()
 
@@ -178,9 +187,12 @@ def test_a_failure_is_told_with_its_cause_and_the_next_call_resumes(demo, no_rep
     run = RunFolder(demo.runs / "demo" / "clip_cov")
     assert code == 1
     assert "clip_cov failed (exit code 1) after step 3" in output
-    assert "KeyError: 'advantages'" in output and "losses.py" in output
+    assert "KeyError: 'advantages'" in output
+    assert "losses.py" in output
     assert "which led to:\n    RuntimeError: the batch has no advantages\n    give it some" in output
-    assert "harmless" not in output and "BrokenPipe" not in output and "RayTaskError" not in output
+    assert "harmless" not in output
+    assert "BrokenPipe" not in output
+    assert "RayTaskError" not in output
     assert str(run.log) in output
     assert run.status()["state"] == "failed"
     where = next(line for line in output.splitlines() if "began it" in line).split(":")[-2]
@@ -192,9 +204,11 @@ def test_a_failure_is_told_with_its_cause_and_the_next_call_resumes(demo, no_rep
     assert code == 0
     assert "vanilla is finished, clip_cov resumes after step 2, kl_cov starts" in output
     assert run.metrics.read_bytes().startswith(first)
-    assert read_metrics(run.metrics).steps.tolist() == list(range(7)) and lines(run.metrics) == 7
+    assert read_metrics(run.metrics).steps.tolist() == list(range(7))
+    assert lines(run.metrics) == 4 + 5  # steps 2 and 3 twice: before the failure and trained again
     assert read_metrics(run.segments()[1]).steps.tolist() == [2, 3, 4, 5, 6]
-    assert run.log.read_bytes().startswith(log) and run.log.read_text().count("==== launch") == 2
+    assert run.log.read_bytes().startswith(log)
+    assert run.log.read_text().count("==== launch") == 2
     assert len(RunFolder(demo.runs / "demo" / "vanilla").segments()) == 1
 
 
@@ -209,7 +223,8 @@ def test_a_killed_runner_leaves_its_training_in_possession_and_loses_nothing(dem
     training = int((demo.runs / "demo" / ".lock").read_text().rsplit(" ", 1)[1])
     try:
         code, output = demo("--only", "vanilla")
-        assert code == 1 and f"is in use (runner {runner.pid}, training {training})" in output
+        assert code == 1
+        assert f"is in use (runner {runner.pid}, training {training})" in output
     finally:
         os.kill(training, signal.SIGKILL)
     wait_for(lambda: not launch.session_members(training))
@@ -218,12 +233,16 @@ def test_a_killed_runner_leaves_its_training_in_possession_and_loses_nothing(dem
         file.write(b'{"step": 99, "da')  # as if it had been killed while it wrote
     before = run.metrics.read_bytes()
     code, output = demo("--only", "vanilla")
-    assert code == 0 and "vanilla resumes after step 4" in output
+    assert code == 0
+    assert "vanilla resumes after step 4" in output
     assert run.metrics.read_bytes().startswith(before)
     metrics = read_metrics(run.metrics)
-    assert metrics.steps.tolist() == list(range(7)) and metrics.damaged == 1
+    assert metrics.steps.tolist() == list(range(7))
+    assert metrics.damaged == 1
     pids = metrics.column("launch")
-    assert pids[1] == pids[5] != pids[6]  # step 5, which nobody had copied, came from the first segment
+    assert pids[1] != pids[5] == pids[6]  # trained again: the later record counts
+    kept = [json.loads(line) for line in run.metrics.read_bytes().splitlines() if b'"step": 5' in line]
+    assert [record["data"]["launch"] for record in kept] == [pids[1], pids[6]]  # the first, which nobody had copied, too
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -235,7 +254,8 @@ def test_stopping_ends_the_training_and_says_how_to_go_on(demo, number):
     runner.send_signal(number)
     output, _ = runner.communicate(timeout=15)
     assert runner.returncode == 130
-    assert "the same command resumes" in output and "Traceback" not in output
+    assert "the same command resumes" in output
+    assert "Traceback" not in output
     assert run.status()["state"] == "stopped"
     assert not launch.session_members(training)
 
@@ -245,27 +265,33 @@ def test_a_training_that_ignores_every_request_is_killed(demo):
     wait_for(lambda: lines(demo.runs / "demo" / "vanilla" / "metrics.jsonl") >= 1)
     runner.send_signal(signal.SIGINT)
     output, _ = runner.communicate(timeout=10)
-    assert runner.returncode == 130 and "SIGKILL" in output
+    assert runner.returncode == 130
+    assert "SIGKILL" in output
 
 
 def test_a_training_without_output_is_ended(demo):
     started = time.monotonic()
     code, output = demo("--only", "vanilla", hang=2, quiet_limit_s=0.6)
-    assert code == 1 and time.monotonic() - started < 10
+    assert code == 1
+    assert time.monotonic() - started < 10
     assert "no log output and no metrics for 0.01 minutes" in output
     run = RunFolder(demo.runs / "demo" / "vanilla")
-    assert run.status()["state"] == "failed" and read_metrics(run.metrics).steps.tolist() == [0, 1]
+    assert run.status()["state"] == "failed"
+    assert read_metrics(run.metrics).steps.tolist() == [0, 1]
 
 
 def test_success_without_metrics_is_a_failure(demo):
     code, output = demo("--only", "vanilla", silent=True)
-    assert code == 1 and "trainer.logger" in output and "loading" in output
+    assert code == 1
+    assert "trainer.logger" in output
+    assert "loading" in output
 
 
 def test_what_a_training_leaves_behind_is_ended(demo, no_report):
     code, _ = demo("--only", "vanilla", orphan=True, grace_s=0.4)
     training = int((demo.runs / "demo" / ".lock").read_text().rsplit(" ", 1)[1])
-    assert code == 0 and launch.session_members(training) == []
+    assert code == 0
+    assert launch.session_members(training) == []
 
 
 def test_other_settings_go_to_another_folder(demo, no_report):
@@ -275,7 +301,8 @@ def test_other_settings_go_to_another_folder(demo, no_report):
     assert f"New set of runs in {demo.runs}/demo-2: clip_cov ({demo.runs}/demo has other settings (steps=3))" in output
     assert "a.b=1 c=d" in (demo.runs / "demo-2" / "clip_cov" / "command.txt").read_text()
     code, output = demo("--steps", "3")  # the first set goes on where it was
-    assert "Continuing" in output and "vanilla is finished, clip_cov starts, kl_cov starts" in output
+    assert "Continuing" in output
+    assert "vanilla is finished, clip_cov starts, kl_cov starts" in output
     assert RunFolder(demo.runs / "demo" / "kl_cov").status()["steps"] == 3
 
 
@@ -283,7 +310,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "demo" / "vanilla").mkdir(parents=True)
     (tmp_path / "demo" / "vanilla" / "thesis.tex").touch()
     choice = choose(tmp_path / "demo", ["vanilla"], "f", [])
-    assert choice.path == tmp_path / "demo-2" and "holds something else" in choice.note
+    assert choice.path == tmp_path / "demo-2"
+    assert "holds something else" in choice.note
     (tmp_path / "file").touch()
     with pytest.raises(DemoError, match="is a file"):
         choose(tmp_path / "file", ["vanilla"], "f", [])
@@ -304,10 +332,11 @@ def test_a_line_is_copied_when_it_is_whole(tmp_path):
     assert segment.poll() == []
     with path.open("ab", buffering=0) as file:
         file.write(b'{"step": 1, "data": {"a": 1}}\n{"step": 2, "da')
-        assert segment.poll() == [(1, {"a": 1})] and lines(run.metrics) == 1
+        assert segment.poll() == [(1, {"a": 1})]
+        assert lines(run.metrics) == 1
         file.write(b'ta": {"a": 2}}\n{"step": 1, "data": {"a": 9}}\nnonsense\n')
         assert segment.poll() == [(2, {"a": 2}), (1, {"a": 9})]
-    assert read_metrics(run.metrics).column("a").tolist() == [1, 2]
+    assert read_metrics(run.metrics).column("a").tolist() == [9, 2]  # the later record of a step is the valid one
     assert run.next_segment().name == "002.jsonl"
 
 
@@ -341,7 +370,9 @@ def test_the_command_and_the_environment(tmp_path):
         "a=1",
     ]
     made = launch.environment({"HOME": "/h", "VERL_PLATFORM": "cuda"}, Path("segments/001.jsonl"))
-    assert made["HOME"] == "/h" and made["VERL_PLATFORM"] == "cpu" and made["HF_HUB_OFFLINE"] == "1"
+    assert made["HOME"] == "/h"
+    assert made["VERL_PLATFORM"] == "cpu"
+    assert made["HF_HUB_OFFLINE"] == "1"
     assert Path(made["VERL_FILE_LOGGER_PATH"]).is_absolute()
 
 
@@ -370,9 +401,11 @@ def test_a_dead_worker_is_told_with_what_it_said_before():
           File "/x/main_ppo.py", line 93, in run_ppo
         ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.""")
     line, shown = first_error(log)
-    assert line == 4 and "ValueError: no room" in shown
+    assert line == 4
+    assert "ValueError: no room" in shown
     assert shown[-1].startswith("ray.exceptions.ActorDiedError")
-    assert first_error("Killed\n") is None and first_error("") is None
+    assert first_error("Killed\n") is None
+    assert first_error("") is None
 
 
 def test_the_phase_never_goes_back(tmp_path):
@@ -418,7 +451,9 @@ def a_state(tmp_path, now=100.0):
 
 def test_pace_and_eta(tmp_path):
     state, tail = a_state(tmp_path)
-    assert state.pace_s is None and state.eta_s is None and state.validation == 0.25
+    assert state.pace_s is None
+    assert state.eta_s is None
+    assert state.validation == 0.25
     state.take([(1, {"actor/entropy": 1.0, "timing_s/step": 4.0})], tail, 110.0)
     assert (state.pace_s, state.eta_s) == (4.0, 36.0)
     state.take([(3, {"actor/entropy": None, "critic/score/mean": 0.5})], tail, 120.0)
@@ -440,6 +475,18 @@ def test_plain_progress_is_one_line_a_step(tmp_path, capsys):
     ]
 
 
+def test_the_table_fits_a_terminal():
+    names = ("vanilla", "clip_cov", "kl_cov")
+    record = {"actor/entropy": 1.123, "val-core/x/acc/mean@4": 0.123, "actor/cov/selected_tokens": 1234.5}
+    runs = {name: Run(np.array([1234]), (record | {"timing_s/step": 123.4},)) for name in names} | {"none": EMPTY}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table(runs, dict.fromkeys(names, 8000.0)))
+    text = console.export_text()
+    assert "…" not in text
+    assert "0.123 → 0.123 → 0.123" in text
+    assert "2h13m" in text
+
+
 def test_live_progress_fits_a_terminal(tmp_path):
     state, tail = a_state(tmp_path)
     console = Console(width=80, record=True, force_terminal=True, file=io.StringIO())
@@ -453,5 +500,10 @@ def test_live_progress_fits_a_terminal(tmp_path):
         view.finish(state, "failed")
         console.print(view._draw())
     text = console.export_text()
-    assert "importing verl, 1m40s" in text and "9/10" in text and "444.0" in text and "failed, 2h31m" in text
-    assert "finished" in text and "waiting" in text and "…" not in text
+    assert "importing verl, 1m40s" in text
+    assert "9/10" in text
+    assert "444.0" in text
+    assert "failed, 2h31m" in text
+    assert "finished" in text
+    assert "waiting" in text
+    assert "…" not in text

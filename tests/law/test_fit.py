@@ -38,7 +38,7 @@ def test_order_of_the_points_does_not_matter_to_the_last_bit(points, random):
     random.shuffle(shuffled)
     one, other = (fit(*zip(*order, strict=True)) for order in (points, shuffled))
     assert [one.a, one.b, one.rmse, one.n] == [other.a, other.b, other.rmse, other.n]
-    assert one.r2 == other.r2 or math.isnan(one.r2) and math.isnan(other.r2)
+    assert one.r2 == other.r2 or (math.isnan(one.r2) and math.isnan(other.r2))
 
 
 def test_agrees_with_numpys_least_squares_on_noisy_points():
@@ -69,7 +69,9 @@ def test_predict_keeps_the_shape():
 
 def test_scores_that_do_not_vary_have_no_r2():
     law = fit([0.1, 0.2, 0.3], [0.5, 0.5, 0.5])
-    assert law.a == 0 and law.b == 0.5 and math.isnan(law.r2)
+    assert law.a == 0
+    assert law.b == 0.5
+    assert math.isnan(law.r2)
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,15 @@ def test_columns_and_keys(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text(line(2, a=2, b=True) + line(1, a=1.5, c=None, d="text", e=10**400))
     run = read_metrics(path)
-    assert run.steps.tolist() == [1, 2] and run.steps.dtype == np.int64
+    assert run.steps.tolist() == [1, 2]
+    assert run.steps.dtype == np.int64
     np.testing.assert_array_equal(run.column("a"), [1.5, 2])
     np.testing.assert_array_equal(run.column("b"), [np.nan, 1])
     for key in ("c", "d", "e", "absent"):
         assert np.isnan(run.column(key)).all()
     assert run.keys() == ["a", "b", "c", "d", "e"]
-    assert run.first_key("b") == "b" and run.first_key("z") is None
+    assert run.first_key("b") == "b"
+    assert run.first_key("z") is None
     assert run.damaged == 0
 
 
@@ -40,7 +42,8 @@ def test_the_validation_that_a_resumed_run_logs_first_does_not_erase_its_step(tm
     one.write_text(line(4, h=0.9, val=0.3))
     two.write_text(line(4, val=0.35))
     run = read_metrics([one, two])
-    assert run.column("h").tolist() == [0.9] and run.column("val").tolist() == [0.35]
+    assert run.column("h").tolist() == [0.9]
+    assert run.column("val").tolist() == [0.35]
 
 
 def test_damaged_lines_are_counted_and_never_fatal(tmp_path):
@@ -72,15 +75,17 @@ def test_where_the_segments_are_cut_does_not_matter(tmp_path, records, data):
         paths.append(tmp_path / str(number))
         paths[-1].write_text("".join(line(step, h=value) for step, value in part))
     whole, pieces = read_metrics(paths[0]), read_metrics(paths[1:])
-    assert whole.records == pieces.records and whole.steps.tolist() == pieces.steps.tolist()
+    assert whole.records == pieces.records
+    assert whole.steps.tolist() == pieces.steps.tolist()
 
 
 def test_missing_and_empty_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no metrics file at .*absent"):
+    with pytest.raises(FileNotFoundError, match=r"no metrics file at .*absent"):
         read_metrics(tmp_path / "absent")
     (tmp_path / "empty").touch()
     run = read_metrics(tmp_path / "empty")
-    assert run.steps.size == 0 and run.column("h").shape == (0,)
+    assert run.steps.size == 0
+    assert run.column("h").shape == (0,)
 
 
 def test_join_keeps_only_the_steps_with_both(tmp_path):

@@ -1,0 +1,80 @@
+"""The law R = -a exp(H) + b (arXiv 2505.22617, Eq. 6) by least squares.
+
+R is the validation score and H the policy's entropy in nats per token. The paper prints no fitting procedure. The law
+is linear in exp(H), so ordinary least squares has a closed form: no start values, no iterations, one answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class LawFit:
+    """R = -a exp(H) + b, fitted.
+
+    a, b: the coefficients, in units of the score. a > 0 says that the score was bought with entropy.
+    ceiling: b - a, the score that the law predicts when no entropy is left (H = 0).
+    r2: share of the score's variance that the law explains, <= 1; nan where the score does not vary.
+    rmse: root of the mean squared residual over the fitted points, in units of the score.
+    n: number of fitted points.
+    """
+
+    a: float
+    b: float
+    ceiling: float
+    r2: float
+    rmse: float
+    n: int
+
+    def predict(self, entropy: ArrayLike) -> Any:
+        """Score at `entropy` (nats per token): a float for a number, an array of the same shape for an array."""
+        score = self.b - self.a * np.exp(np.asarray(entropy, dtype=np.float64))
+        return score if score.ndim else float(score)
+
+
+def fit(entropy: ArrayLike, score: ArrayLike) -> LawFit:
+    """Fit the law to points (entropy[i], score[i]).
+
+    entropy: [n], nats per token. score: [n], in any unit (the paper: accuracy from 0 to 1). The order of the points
+    does not matter, to the last bit.
+
+    Raises ValueError: lengths unequal, a value that is not finite, fewer than three distinct entropies. (Two points
+    always lie on the curve: such a fit would claim R2 = 1 and know nothing.)
+    """
+    h = np.asarray(entropy, dtype=np.float64)
+    r = np.asarray(score, dtype=np.float64)
+    if h.ndim != 1 or h.shape != r.shape:
+        raise ValueError(f"entropy and score must be two lists of the same length, got shapes {h.shape} and {r.shape}")
+    for name, values in (("entropy", h), ("score", r)):
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            raise ValueError(f"{name}[{bad[0]}] is {values[bad[0]]}: drop the points without a value, `join` does so")
+
+    order = np.lexsort((r, h))  # sums in float64 depend on the order: fix it
+    h, r = h[order], r[order]
+    with np.errstate(over="ignore"):
+        x = np.exp(h)
+    if not np.all(np.isfinite(x)):
+        raise ValueError(f"entropy {h[-1]:g} is too large for exp(H): entropy is in nats per token, 0 to about 12")
+    distinct = np.unique(x).size
+    if distinct < 3:
+        raise ValueError(f"the law needs at least 3 points of distinct entropy, got {distinct}")
+
+    dx, dr = x - x.mean(), r - r.mean()  # centred, or the sums of squares cancel when the entropy hardly moves
+    a = -float(dx @ dr) / float(dx @ dx)
+    b = float(r.mean()) + a * float(x.mean())
+    residual = dr + a * dx
+    variance = float(dr @ dr)
+    return LawFit(
+        a=a,
+        b=b,
+        ceiling=b - a,
+        r2=1.0 - float(residual @ residual) / variance if variance > 0 else float("nan"),
+        rmse=float(np.sqrt(np.mean(residual**2))),
+        n=h.size,
+    )
