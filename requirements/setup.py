@@ -2,8 +2,8 @@
 
     python3.11 requirements/setup.py [--venv .venv]
 
-Needs only the standard library. Run again it does nothing, or brings the folder up to date when the lock has changed; an
-installation that was interrupted is finished. Says what it does while it does it.
+Needs only the standard library. Run again it does nothing, or brings the folder up to date when the lock has changed;
+an installation that was interrupted is finished. Says what it does while it does it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def main() -> int:
     say(f"2/4 {torch}")
     if pip(python, "install", "--no-deps", torch) != 0:
         return fail(
-            f"pip does not find {torch}, PyTorch's build for CPUs. PyPI has only the CUDA build for Linux: let pip see "
-            "PyTorch's CPU wheels (pytorch.org, Get Started, CPU) through PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS and try again"
+            f"pip does not find {torch}, PyTorch's build for CPUs; PyPI has only the CUDA build for Linux. Let pip see "
+            "PyTorch's CPU wheels (pytorch.org, Get Started, CPU) by PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS; try again"
         )
     total = sum(bool(re.match(r"[A-Za-z]", line)) for line in LOCK.read_text().splitlines())
     say(f"3/4 {total} packages from {LOCK.relative_to(ROOT)} (about 1 GB, one to two minutes)")
@@ -90,7 +90,7 @@ def pip(python: Path, *arguments: str, total: int = 0) -> int:
     lines, seen, shown = [], 0, time.monotonic()
     for line in process.stdout:
         lines.append(line.rstrip())
-        seen += line.startswith(("Collecting ", "Requirement already satisfied"))
+        seen += line.startswith(("Collecting ", "Processing ", "Requirement already satisfied"))
         if line.startswith("Installing collected packages"):
             say(f"    fetched {seen} of {total}, installing") if total else None
         elif total and time.monotonic() - shown > 5:

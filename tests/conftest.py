@@ -23,6 +23,7 @@ def untrained_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen2 of 0.1 M parameters with random weights and the byte tokenizer."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
+
     from verl_cov.tasks import tiny_model
 
     folder = tmp_path_factory.mktemp("untrained")

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 
 
 def run_ranks(function: Callable, world: int, *args: Any) -> list[Any]:
-    """``[function(rank, world, group, *args) for each rank]``, each in its own process with a gloo group of ``world`` ranks."""
+    """``[function(rank, world, group, *args) for each rank]``: a process a rank, in a gloo group of ``world`` ranks."""
     pipes = _pool(world)
     for pipe in pipes:
         pipe.send((function, args))

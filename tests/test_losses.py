@@ -8,6 +8,7 @@ import pytest
 import torch
 import verl.trainer.ppo.core_algos as core_algos
 from verl.workers.config import FSDPActorConfig
+
 from verl_cov import covariance, losses
 from verl_cov.config import CovPolicyLossConfig
 from verl_cov.host.policy_losses import selected_tokens

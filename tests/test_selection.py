@@ -1,4 +1,5 @@
-"""Selection: exact counts, the right tokens, ties, the draw's uniformity, and invariance under any split over real ranks."""
+"""Selection: exact counts, the right tokens, ties, the draw's uniformity, and invariance under any split over real
+ranks."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from verl_cov import selection
-from verl_cov.selection import EXCLUDED, Control, select_largest, select_tokens
 
 from tests.ranks import run_ranks
+from verl_cov import selection
+from verl_cov.selection import EXCLUDED, Control, select_largest, select_tokens
 
 finite = st.floats(-30, 30, width=32)
 tokens = st.lists(st.tuples(finite, finite), min_size=1, max_size=150)
@@ -22,10 +23,15 @@ tokens = st.lists(st.tuples(finite, finite), min_size=1, max_size=150)
 
 def arrays(pairs):
     log_prob, advantage = (torch.tensor(column, dtype=torch.float32) for column in zip(*pairs, strict=True))
-    return log_prob, advantage, selection.token_identity(torch.zeros(len(pairs), dtype=torch.int64), torch.arange(len(pairs)))
+    return (
+        log_prob,
+        advantage,
+        selection.token_identity(torch.zeros(len(pairs), dtype=torch.int64), torch.arange(len(pairs))),
+    )
 
 
-# --- how many -----------------------------------------------------------------------------------------------------------
+# --- how many
+# -----------------------------------------------------------------------------------------------------------
 
 
 @given(st.decimals(min_value="0.0001", max_value="1", places=4), st.integers(1, 10**9))
@@ -40,7 +46,8 @@ def test_quota_where_binary_floats_fall_short():
     assert selection.quota(2e-4, 0) == 0
 
 
-# --- which --------------------------------------------------------------------------------------------------------------
+# --- which
+# --------------------------------------------------------------------------------------------------------------
 
 
 @given(tokens, st.sampled_from([0.01, 0.05, 0.3, 1.0]))
@@ -134,7 +141,8 @@ def test_the_draw_is_uniform():
     assert together.std() == pytest.approx(math.sqrt(together.mean() * (1 - together.mean() / draws)), rel=0.1)
 
 
-# --- identity -----------------------------------------------------------------------------------------------------------
+# --- identity
+# -----------------------------------------------------------------------------------------------------------
 
 
 def rows(sequences, responses):
@@ -152,7 +160,8 @@ def test_identity_is_content_and_copies_are_told_apart():
     assert again[1] == ids[0]  # a padding copy in front does not shift the count
 
 
-# --- ranks --------------------------------------------------------------------------------------------------------------
+# --- ranks
+# --------------------------------------------------------------------------------------------------------------
 
 
 def _select_share(rank: int, world: int, group, pairs, sequences, splits, band):
@@ -181,7 +190,7 @@ def test_any_split_over_ranks_chooses_the_same(band):
     alone = _select_share(0, 1, None, pairs, sequences, [0, 30], band)
     for splits in ([0, 15, 30], [0, 0, 30], [0, 3, 3, 30], [0, 1, 2, 30]):  # a rank without rows among them
         shares = run_ranks(_select_share, len(splits) - 1, pairs, sequences, splits, band)
-        assert sorted(sum((share[0] for share in shares), [])) == sorted(alone[0]), splits
+        assert sorted(pair for share in shares for pair in share[0]) == sorted(alone[0]), splits
         assert {share[1] for share in shares} == {alone[1]}
         assert shares[0][2] == pytest.approx(alone[2])
 

@@ -8,7 +8,7 @@ Field names that verl has keep verl's meaning.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Optional
+from typing import Any
 
 from verl.workers.config import PolicyLossConfig
 
@@ -18,7 +18,8 @@ LOSS_MODES = (CLIP_COV, KL_COV)
 DEFAULT_BASE_LOSS = {CLIP_COV: "vanilla", KL_COV: "ratio"}
 KL_ESTIMATORS = ("abs", "k2", "k3")
 
-# The paper takes 2e-4 and 2e-3. The authors' scripts write 0.2 *percent*; read as a fraction that is a hundred times more.
+# The paper takes 2e-4 and 2e-3. The authors' scripts write 0.2 *percent*; read as a fraction that is a hundred times
+# more.
 MAX_RATIO = 0.05
 
 _PATH = "actor_rollout_ref.actor.policy_loss"
@@ -30,14 +31,15 @@ class CovPolicyLossConfig(PolicyLossConfig):
 
     Args:
         loss_mode: ``verl_cov.clip_cov`` or ``verl_cov.kl_cov`` (any of verl's own modes is accepted and left alone).
-        clip_cov_ratio: r, share of the mini-batch's valid response tokens that lose their gradient (Eq. 11). A fraction.
+        clip_cov_ratio: r, share of the mini-batch's valid response tokens that lose their gradient (Eq. 11). A
+        fraction.
         clip_cov_lb, clip_cov_ub: omega_low, omega_high: open covariance band the tokens are drawn from (Eq. 11).
         kl_cov_ratio: k, share of the tokens, largest covariance first, that get the penalty (Eq. 13). A fraction.
         ppo_kl_coef: beta, coefficient of the penalty (Eq. 14).
         cov_kl: estimator of the penalty: ``abs`` = abs(log-ratio) (the released code), ``k2`` = log-ratio^2 / 2,
             ``k3`` = exp(-log-ratio) - 1 + log-ratio.
-        cov_base_loss: policy loss the control wraps: ``ratio`` (the unclipped surrogate -ratio * A) or any name in verl's
-            registry. None: ``vanilla`` for Clip-Cov, ``ratio`` for KL-Cov, as in the paper's code.
+        cov_base_loss: policy loss the control wraps: ``ratio`` (the unclipped surrogate -ratio * A) or any name in
+            verl's registry. None: ``vanilla`` for Clip-Cov, ``ratio`` for KL-Cov, as in the paper's code.
         cov_seed: seed of Clip-Cov's draw and of the cut between equal covariances.
 
     Raises:
@@ -46,7 +48,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
     """
 
     cov_kl: str = "abs"
-    cov_base_loss: Optional[str] = None
+    cov_base_loss: str | None = None
     cov_seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Clip-Cov and KL-Cov as wrappers round a policy loss.
 
-Both take verl's policy-loss arguments and a mask of selected tokens (:mod:`verl_cov.selection`), and leave the base loss
-alone otherwise, so they compose with any loss that verl knows. Traps kept out: a removed token stays in every
+Both take verl's policy-loss arguments and a mask of selected tokens (:mod:`verl_cov.selection`), and leave the base
+loss alone otherwise, so they compose with any loss that verl knows. Traps kept out: a removed token stays in every
 normaliser (its log-probability is detached, nothing is masked out), and nothing here divides by a local token count
 (``agg_loss`` divides by the mini-batch's, so the loss does not depend on how it is split).
 """
@@ -73,8 +73,8 @@ def kl_cov(
 def kl_penalty(log_ratio: Tensor, estimator: str) -> Tensor:
     """Per-token penalty in nats from log pi - log pi_old.
 
-    ``abs`` = abs(x) is the released code's (Listing 1), ``k2`` = x^2 / 2 and ``k3`` = exp(-x) - 1 + x are the usual estimators.
-    All three are flat where the ratio is 1: with one update per rollout, KL-Cov does nothing.
+    ``abs`` = abs(x) is the released code's (Listing 1), ``k2`` = x^2 / 2 and ``k3`` = exp(-x) - 1 + x are the usual
+    estimators. All three are flat where the ratio is 1: with one update per rollout, KL-Cov does nothing.
     """
     if estimator == "abs":
         return log_ratio.abs()

@@ -1,8 +1,8 @@
 """What a run reports about the control. Keys stand under ``actor/cov/`` in verl's metrics.
 
-===========================  ==================  =========================================================================
+===========================  ==================  =====================================================================
 key                          unit                meaning (over one optimizer mini-batch, all ranks)
-===========================  ==================  =========================================================================
+===========================  ==================  =====================================================================
 ``tokens``                   tokens              valid response tokens with finite values, N of the paper
 ``mean``                     nats x advantage    mean token covariance; positive: this update lowers entropy (Theorem 2)
 ``std``                      nats x advantage    standard deviation of the token covariance
@@ -12,10 +12,10 @@ key                          unit                meaning (over one optimizer min
 ``selected_negative_frac``   1                   share of the selected tokens with a negative advantage (0 if none)
 ``candidate_tokens``         tokens              tokens the control could choose from (Clip-Cov: those in the band)
 ``non_finite_tokens``        tokens              tokens left out because log-prob or advantage is not finite
-===========================  ==================  =========================================================================
+===========================  ==================  =====================================================================
 
-Each is exact (sums and counts over all ranks) and computed once an optimizer step; verl logs the mean over the optimizer
-steps of a rollout. No key contains "min" or "max": verl would reduce it by that.
+Each is exact (sums and counts over all ranks) and computed once an optimizer step; verl logs the mean over the
+optimizer steps of a rollout. No key contains "min" or "max": verl would reduce it by that.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The mini-batch is spread over data-parallel ranks and cut into micro-batches; the functions here see one rank's valid
 response tokens as flat tensors and talk to the other ranks through ``group``. What they choose depends on the set of
-tokens only: equal covariances are cut, and Clip-Cov's draw is made, by a hash of (seed, step, token identity), never by a
-random number generator or by the order in which rows arrive.
+tokens only: equal covariances are cut, and Clip-Cov's draw is made, by a hash of (seed, step, token identity), never by
+a random number generator or by the order in which rows arrive.
 
 Knows nothing about verl. Every rank of ``group`` must call :func:`select_tokens` and :func:`row_identity`, also one
 without any token.
@@ -31,8 +31,8 @@ class Control:
 
     Args:
         ratio: share of the mini-batch's valid tokens (r or k of the paper), a fraction in (0, 1].
-        band: None to take the largest covariances (KL-Cov); (low, high) to draw uniformly, without replacement, from the
-            tokens with low < covariance < high (Clip-Cov).
+        band: None to take the largest covariances (KL-Cov); (low, high) to draw uniformly, without replacement, from
+            the tokens with low < covariance < high (Clip-Cov).
         seed: any integer.
         step: counter of optimizer steps, the same on every rank; another step is another draw.
     """
@@ -47,10 +47,10 @@ class Control:
 class Selected:
     """The result of :func:`select_tokens` on one rank, with the mini-batch's totals (equal on every rank).
 
-    ``mask`` is [tokens] bool and ``covariance`` [tokens] float32 (NaN where the token is not finite), both local. Counts
-    and sums are over the whole mini-batch: ``tokens`` finite valid tokens (N of the paper), ``non_finite`` tokens left
-    out, ``candidates`` tokens the control could choose from, ``count`` chosen; ``covariance_sum``, ``covariance_square_sum``
-    and ``selected_covariance_sum`` in float64.
+    ``mask`` is [tokens] bool and ``covariance`` [tokens] float32 (NaN where the token is not finite), both local.
+    Counts and sums are over the whole mini-batch: ``tokens`` finite valid tokens (N of the paper), ``non_finite``
+    tokens left out, ``candidates`` tokens the control could choose from, ``count`` chosen; ``covariance_sum``,
+    ``covariance_square_sum`` and ``selected_covariance_sum`` in float64.
     """
 
     mask: Tensor
@@ -73,7 +73,9 @@ def quota(ratio: float, tokens: int) -> int:
     return max(1, int(Fraction(repr(float(ratio))) * tokens)) if tokens else 0
 
 
-def select_tokens(log_prob: Tensor, advantage: Tensor, identity: Tensor, control: Control, group: ProcessGroup | None = None) -> Selected:
+def select_tokens(
+    log_prob: Tensor, advantage: Tensor, identity: Tensor, control: Control, group: ProcessGroup | None = None
+) -> Selected:
     """Choose the tokens of the mini-batch that ``control`` asks for.
 
     Args:
@@ -125,8 +127,8 @@ def select_largest(keys: Tensor, count: int, group: ProcessGroup | None = None) 
     Returns:
         [tokens] bool, this rank's share.
 
-    Keys that are equal are taken from the lowest rank first. They belong to tokens with the same content (or are a 31-bit
-    hash collision), so which of them is taken does not change the gradient.
+    Keys that are equal are taken from the lowest rank first. They belong to tokens with the same content (or are a
+    31-bit hash collision), so which of them is taken does not change the gradient.
     """
     mask = torch.zeros_like(keys, dtype=torch.bool)
     if count <= 0:
@@ -144,7 +146,9 @@ def select_largest(keys: Tensor, count: int, group: ProcessGroup | None = None) 
     return (keys > threshold) | (ties & (ties.cumsum(0) <= left))
 
 
-def row_identity(values: Tensor, lengths: Tensor, response_lengths: Tensor, used: Tensor, group: ProcessGroup | None = None) -> Tensor:
+def row_identity(
+    values: Tensor, lengths: Tensor, response_lengths: Tensor, used: Tensor, group: ProcessGroup | None = None
+) -> Tensor:
     """A number for each sequence that depends on its content, not on where it lies.
 
     Args:

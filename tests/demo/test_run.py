@@ -242,7 +242,10 @@ def test_a_killed_runner_leaves_its_training_in_possession_and_loses_nothing(dem
     pids = metrics.column("launch")
     assert pids[1] != pids[5] == pids[6]  # trained again: the later record counts
     kept = [json.loads(line) for line in run.metrics.read_bytes().splitlines() if b'"step": 5' in line]
-    assert [record["data"]["launch"] for record in kept] == [pids[1], pids[6]]  # the first, which nobody had copied, too
+    assert [record["data"]["launch"] for record in kept] == [
+        pids[1],
+        pids[6],
+    ]  # the first, which nobody had copied, too
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from verl_cov.tasks import countdown
 
 pytestmark = pytest.mark.e2e
 
 REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
-    return float(sum(solution_str.encode()) % 2)  # half of what a random model says is right, differently for each answer
+    return float(sum(solution_str.encode()) % 2)  # half of what a random model says is right
 """
 
 
@@ -75,7 +76,11 @@ def check(step: dict, selected: bool = True) -> None:
 
 def test_v1_trainer_trains_saves_and_resumes_with_kl_cov(untrained_model, tmp_path):
     first = train(
-        tmp_path, untrained_model, "+verl_cov_demo=kl_cov", "trainer.total_training_steps=2", "trainer.save_freq=2",
+        tmp_path,
+        untrained_model,
+        "+verl_cov_demo=kl_cov",
+        "trainer.total_training_steps=2",
+        "trainer.save_freq=2",
         segment="first",
     )
     assert [step["step"] for step in first] == [1, 2]
@@ -83,7 +88,11 @@ def test_v1_trainer_trains_saves_and_resumes_with_kl_cov(untrained_model, tmp_pa
         check(step)
     assert (tmp_path / "checkpoints" / "global_step_2" / "actor").is_dir()
     second = train(
-        tmp_path, untrained_model, "+verl_cov_demo=kl_cov", "trainer.total_training_steps=3", "trainer.save_freq=-1",
+        tmp_path,
+        untrained_model,
+        "+verl_cov_demo=kl_cov",
+        "trainer.total_training_steps=3",
+        "trainer.save_freq=-1",
         segment="second",
     )
     assert [step["step"] for step in second] == [3]

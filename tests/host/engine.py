@@ -1,7 +1,7 @@
 """Runs verl's own actor worker (FSDP2 engine, gloo) in real processes on a fixed mini-batch, and reports what it did.
 
-Each rank is an interpreter of its own, started as ``python -m tests.host.engine SPEC RANK``; rank 0 writes a report that the
-tests read. The learning rate is 0, so that every layout starts from the same weights.
+Each rank is an interpreter of its own, started as ``python -m tests.host.engine SPEC RANK``; rank 0 writes a report
+that the tests read. The learning rate is 0, so that every layout starts from the same weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ ROWS = 16
 
 @dataclass(frozen=True)
 class Layout:
-    """How one mini-batch is laid out: ``micro`` sequences a micro-batch, or ``tokens`` a micro-batch with dynamic batching."""
+    """How one mini-batch is laid out: ``micro`` sequences a micro-batch, or ``tokens`` a micro-batch with dynamic
+    batching."""
 
     name: str
     micro: int = ROWS
@@ -131,7 +132,8 @@ def compose(overrides: tuple[str, ...], model: str) -> Any:
         )
 
 
-# --- inside a rank ------------------------------------------------------------------------------------------------------
+# --- inside a rank
+# ------------------------------------------------------------------------------------------------------
 
 
 def _rank_main(path: Path, rank: int) -> None:
@@ -161,6 +163,7 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int) -> Report:
     import torch
     import torch.distributed as dist
     from verl.utils import tensordict_utils as tu
+
     from verl_cov.host.train_batch import FIELD
 
     rows = mini_batch()
@@ -194,7 +197,7 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int) -> Report:
         return step()
 
     def train_batch(batch, loss_function):
-        if FIELD in batch.keys():
+        if FIELD in batch:
             chosen = batch[FIELD]
             lists = [row.tolist() for row in chosen.unbind()]
             local = [(share[row]["index"], at) for row, marks in enumerate(lists) for at, on in enumerate(marks) if on]
@@ -209,8 +212,13 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int) -> Report:
         output = worker.update_actor(data)
     finally:
         engine.optimizer_step, engine.train_batch = step, train
-    metrics = {key: np.mean([getattr(v, "aggregate", lambda v=v: v)() for v in values]) for key, values in tu.get(output, "metrics").items()}
-    return Report(seen.get("selected", set()), seen["gradient"].double().numpy(), {k: float(v) for k, v in metrics.items()})
+    metrics = {
+        key: np.mean([getattr(v, "aggregate", lambda v=v: v)() for v in values])
+        for key, values in tu.get(output, "metrics").items()
+    }
+    return Report(
+        seen.get("selected", set()), seen["gradient"].double().numpy(), {k: float(v) for k, v in metrics.items()}
+    )
 
 
 def to_tensordict(rows: list[dict[str, Any]], dense: bool) -> Any:
@@ -230,7 +238,9 @@ def to_tensordict(rows: list[dict[str, Any]], dense: bool) -> Any:
     lay_out = padded if dense else jagged
     fields |= {name: lay_out([row[key] for row in rows]) for name, key in response.items()}
     if dense:
-        fields["prompts"] = torch.stack([torch.from_numpy(np.pad(r["prompt"], (16 - len(r["prompt"]), 0))) for r in rows])
+        fields["prompts"] = torch.stack(
+            [torch.from_numpy(np.pad(r["prompt"], (16 - len(r["prompt"]), 0))) for r in rows]
+        )
         fields["responses"] = padded([row["response"] for row in rows])
         fields["attention_mask"] = torch.stack(
             [

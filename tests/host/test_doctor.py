@@ -14,7 +14,12 @@ ROOT = Path(__file__).parents[2]
 def doctor(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", "from verl_cov.cli import main; main()", "doctor", *arguments]
     return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=180, env={**os.environ, "COLUMNS": "200", **environment}
+        command,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ, "COLUMNS": "200", **environment},
     )
 
 
@@ -44,6 +49,7 @@ def test_plugins_switched_off_are_named(tmp_path):
 
 def test_version_guard():
     import pytest
+
     from verl_cov.host.versions import UnsupportedVersion, check_verl
 
     for good in ("0.9.0", "0.9.1", "0.9.2.dev0"):

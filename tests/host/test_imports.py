@@ -8,6 +8,7 @@ import inspect
 import sys
 
 import pytest
+
 from verl_cov.host.imports import when_imported, while_importing
 
 

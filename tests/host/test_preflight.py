@@ -9,11 +9,15 @@ import sys
 import pytest
 import verl.utils.config
 from hydra import compose, initialize_config_module
+
 from verl_cov import plugin
 from verl_cov.host import fail_fast, preflight
 
 RUN = ("+verl_cov=[kl_cov,cpu]", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1", "data.train_batch_size=16")
-RUN += ("actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1")
+RUN += (
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
+)
 RUN += ("algorithm.adv_estimator=grpo",)
 LOSS = "actor_rollout_ref.actor.policy_loss."
 
@@ -124,7 +128,11 @@ def test_the_real_command_composes_anywhere_and_fails_in_one_line(tmp_path, extr
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ}, timeout=120)
     if extra:
         assert done.returncode == 1
-        assert done.stderr.strip().splitlines()[-1].startswith("verl-cov: actor_rollout_ref.actor.policy_loss.kl_cov_ratio=0.2")
+        assert (
+            done.stderr.strip()
+            .splitlines()[-1]
+            .startswith("verl-cov: actor_rollout_ref.actor.policy_loss.kl_cov_ratio=0.2")
+        )
         assert "Traceback" not in done.stderr
     else:
         assert done.returncode == 0

@@ -91,7 +91,8 @@ class RunFolder:
 
 
 class Metrics:
-    """metrics.jsonl of one run, fed from verl's segment files. Appends only; a record that is there is not written again.
+    """metrics.jsonl of one run, fed from verl's segment files. Appends only; a record that is there is not written
+    again.
 
     A resumed run trains the steps after its checkpoint once more: both records of such a step stand here, the valid one
     last, which is how the readers merge them.

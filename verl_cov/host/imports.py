@@ -15,12 +15,13 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from types import ModuleType
+from typing import Any
 
-_after: dict[str, list[Callable[[ModuleType], None]]] = {}
+_after: dict[str, list[Callable[[Any], None]]] = {}
 _around: dict[str, list[Callable[[], AbstractContextManager]]] = {}
 
 
-def when_imported(name: str, callback: Callable[[ModuleType], None]) -> None:
+def when_imported(name: str, callback: Callable[[Any], None]) -> None:
     """Call ``callback(module)`` once, right after module ``name`` is first executed (now, if that has happened).
 
     Because the callback runs before the import statement returns, ``from name import function`` in later modules
@@ -70,7 +71,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             for callback in _after.pop(fullname, []):
                 callback(module)
 
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        spec.loader.exec_module = exec_module
         return spec
 
 

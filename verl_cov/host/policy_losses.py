@@ -1,8 +1,9 @@
 """Registers ``verl_cov.clip_cov`` and ``verl_cov.kl_cov`` in verl's policy-loss registry.
 
-Leans on ``verl.trainer.ppo.core_algos``: ``register_policy_loss``, ``POLICY_LOSS_REGISTRY``, ``agg_loss`` and the arguments
-with which ``verl.workers.utils.losses.ppo_loss`` calls a policy loss. ppo_loss hands a loss nothing but the padded
-micro-batch, so which tokens the mini-batch's selection chose arrives in a ContextVar that :mod:`.train_batch` sets.
+Leans on ``verl.trainer.ppo.core_algos``: ``register_policy_loss``, ``POLICY_LOSS_REGISTRY``, ``agg_loss`` and the
+arguments with which ``verl.workers.utils.losses.ppo_loss`` calls a policy loss. ppo_loss hands a loss nothing but the
+padded micro-batch, so which tokens the mini-batch's selection chose arrives in a ContextVar that :mod:`.train_batch`
+sets.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -42,7 +42,7 @@ def install() -> None:
     when_imported("verl.trainer.ppo.core_algos", _register)
 
 
-def _register(core_algos: ModuleType) -> None:
+def _register(core_algos: Any) -> None:
     # The names as literals: importing verl_cov.config here would pull verl's worker configuration into every process.
     for name in ("verl_cov.clip_cov", "verl_cov.kl_cov"):
         core_algos.register_policy_loss(name)(functools.partial(_policy_loss, core_algos))
@@ -57,7 +57,7 @@ def control_of(config: Any, step: int) -> Control:
 
 
 def _policy_loss(
-    core_algos: ModuleType,
+    core_algos: Any,
     old_log_prob: Tensor,
     log_prob: Tensor,
     advantages: Tensor,
@@ -104,9 +104,7 @@ def _policy_loss(
         inputs.update(loss_agg_mode=loss_agg_mode, config=config)
     if cov.loss_mode == CLIP_COV:
         return losses.clip_cov(base_loss, selected, **inputs)
-    return losses.kl_cov(
-        base_loss, selected, aggregate, coefficient=cov.ppo_kl_coef, estimator=cov.cov_kl, **inputs
-    )
+    return losses.kl_cov(base_loss, selected, aggregate, coefficient=cov.ppo_kl_coef, estimator=cov.cov_kl, **inputs)
 
 
 def _select_in_micro_batch(cov: Any, old_log_prob: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:

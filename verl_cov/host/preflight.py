@@ -1,7 +1,7 @@
 """Start-up checks in the driver, before any worker starts, and the line that says verl-cov is active.
 
-Leans on ``verl.utils.config.validate_config(config, ...)``, which every verl trainer's entry point calls first. A finding
-ends the program with one line that names the field and the fix.
+Leans on ``verl.utils.config.validate_config(config, ...)``, which every verl trainer's entry point calls first. A
+finding ends the program with one line that names the field and the fix.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import difflib
 import functools
 import importlib.util
 import os
-from types import ModuleType
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +30,7 @@ def install() -> None:
     when_imported("verl.utils.config", _check_first)
 
 
-def _check_first(module: ModuleType) -> None:
+def _check_first(module: Any) -> None:
     original = module.validate_config
 
     @functools.wraps(original)
@@ -54,11 +53,12 @@ def start_up_line(config: DictConfig) -> str:
     control = _control(config)
     if control is None:
         mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
-        return f"verl-cov {__version__} is loaded; loss_mode={mode} is verl's own (add +verl_cov=kl_cov or clip_cov for ours)"
+        return f"verl-cov {__version__} is loaded; loss_mode={mode} is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
     return f"verl-cov {__version__} is active: {control.describe()}"
 
 
-# --- the configuration --------------------------------------------------------------------------------------------------
+# --- the configuration
+# --------------------------------------------------------------------------------------------------
 
 
 def check_policy_loss(config: DictConfig) -> None:
@@ -77,15 +77,15 @@ def check_policy_loss(config: DictConfig) -> None:
         if not name.startswith("_") and name not in known_fields():
             raise Finding(f"{POLICY_LOSS}.{name} is unknown{_did_you_mean(name, known_fields())}")
     if policy_loss.loss_mode.startswith(OURS) and policy_loss.loss_mode not in LOSS_MODES:
-        raise Finding(
-            f"{POLICY_LOSS}.loss_mode={policy_loss.loss_mode} is unknown{_did_you_mean(policy_loss.loss_mode, LOSS_MODES)}"
-        )
+        hint = _did_you_mean(policy_loss.loss_mode, LOSS_MODES)
+        raise Finding(f"{POLICY_LOSS}.loss_mode={policy_loss.loss_mode} is unknown{hint}")
     control = _control(config)
     if control is not None and control.loss_mode == "verl_cov.kl_cov" and updates_per_rollout(config) == 1:
         print(
             "verl-cov: WARNING: one update per rollout (data.train_batch_size equals "
-            "actor_rollout_ref.actor.ppo_mini_batch_size and ppo_epochs is 1): the policy still equals the rollout policy, "
-            "where KL-Cov's penalty has no gradient. KL-Cov will do NOTHING. Lower ppo_mini_batch_size, or use clip_cov",
+            "actor_rollout_ref.actor.ppo_mini_batch_size and ppo_epochs is 1): the policy still equals the rollout "
+            "policy, where KL-Cov's penalty has no gradient. KL-Cov will do NOTHING. Lower ppo_mini_batch_size, or use "
+            "clip_cov",
             flush=True,
         )
 
@@ -100,6 +100,7 @@ def _control(config: DictConfig) -> Any:
     """The validated control as :class:`~verl_cov.config.CovPolicyLossConfig`, or None. Raises :class:`Finding`."""
     from hydra.errors import InstantiationException
     from verl.utils.config import omega_conf_to_dataclass
+
     from verl_cov.config import cov_config
 
     try:
@@ -116,7 +117,8 @@ def _did_you_mean(name: str, known: Any) -> str:
     return f": did you mean {close[0]}?" if close else f": use one of {', '.join(known)}"
 
 
-# --- the machine --------------------------------------------------------------------------------------------------------
+# --- the machine
+# --------------------------------------------------------------------------------------------------------
 
 
 def check_machine(config: DictConfig) -> None:
@@ -129,8 +131,8 @@ def check_machine(config: DictConfig) -> None:
 
         if not get_platform().is_available():
             raise Finding(
-                "no accelerator found on this machine: set VERL_PLATFORM=cpu and add +verl_cov=cpu to train on the CPU, "
-                "or connect to a cluster (RAY_ADDRESS)"
+                "no accelerator found on this machine: set VERL_PLATFORM=cpu and add +verl_cov=cpu to train on the "
+                "CPU, or connect to a cluster (RAY_ADDRESS)"
             )
     if local:
         check_ray_cpus(config)
@@ -155,8 +157,8 @@ def check_cpu_host(config: DictConfig, local: bool) -> None:
     ranks = config.trainer.n_gpus_per_node
     if local and (OmegaConf.select(config, "ray_kwargs.ray_init.num_gpus", default=0) or 0) < ranks:
         raise Finding(
-            f"ray_kwargs.ray_init.num_gpus must be at least trainer.n_gpus_per_node={ranks}: on a CPU these are logical, "
-            f"one for each trainer process ({fix})"
+            f"ray_kwargs.ray_init.num_gpus must be at least trainer.n_gpus_per_node={ranks}: on a CPU these are "
+            f"logical, one for each trainer process ({fix})"
         )
 
 
@@ -166,8 +168,8 @@ def check_ray_cpus(config: DictConfig) -> None:
     need = ray_cpus_needed(config)
     if have < need:
         raise Finding(
-            f"Ray has {have} CPUs and this run needs {need}: it would wait for ever. Set ray_kwargs.ray_init.num_cpus={need} "
-            "(a logical count, Ray does not check it against the machine), or lower "
+            f"Ray has {have} CPUs and this run needs {need}: it would wait for ever. Set "
+            f"ray_kwargs.ray_init.num_cpus={need} (a logical count, Ray does not check it), or lower "
             "transfer_queue.backend.SimpleStorage.num_data_storage_units"
         )
 
@@ -176,8 +178,8 @@ def ray_cpus_needed(config: DictConfig) -> int:
     """CPUs that verl's actors reserve in Ray on one node, the one more included that starting an actor takes.
 
     Counted in verl 0.9.1: a placement-group bundle of ``max_colocate_count`` = 3 a trainer process
-    (``single_controller/ray/base.py``); with the V1 trainer one for TransferQueue's controller and one for each storage unit;
-    with the legacy trainer one for its TaskRunner.
+    (``single_controller/ray/base.py``); with the V1 trainer one for TransferQueue's controller and one for each storage
+    unit; with the legacy trainer one for its TaskRunner.
     """
     need = 3 * config.trainer.n_gpus_per_node + 1
     if config.trainer.get("use_v1", False):

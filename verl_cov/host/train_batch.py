@@ -1,16 +1,15 @@
 """The mini-batch hook: selects over the whole optimizer mini-batch, before it is cut into micro-batches.
 
 Leans on ``verl.workers.engine_workers.TrainingWorker.train_batch(data)``: in verl 0.8 to 0.9.1 the one place, for every
-engine and trainer, that sees a rank's mini-batch. ``self.loss_fn`` is ``partial(ppo_loss, config=ActorConfig)`` there and is
-called with ``model_output=, data=<micro-batch>, dp_group=``; fields added to ``data`` survive the cut. The collectives of the
-selection run here, never inside the loss, which on some engines runs on some ranks only.
+engine and trainer, that sees a rank's mini-batch. ``self.loss_fn`` is ``partial(ppo_loss, config=ActorConfig)`` there
+and is called with ``model_output=, data=<micro-batch>, dp_group=``; fields added to ``data`` survive the cut. The
+collectives of the selection run here, never inside the loss, which on some engines runs on some ranks only.
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,7 +22,8 @@ from verl_cov.host.imports import when_imported
 from verl_cov.host.policy_losses import control_of, selected_tokens
 from verl_cov.selection import Control, Selected
 
-# float32 like its neighbours: verl pads and re-cuts every field of a micro-batch, and bool tensors do not survive all of it.
+# float32 like its neighbours: verl pads and re-cuts every field of a micro-batch, and bool tensors do not survive all
+# of it.
 FIELD = "verl_cov_selected"
 
 # Mini-batches of one rollout step share its number; a step never has a million of them.
@@ -34,7 +34,7 @@ def install() -> None:
     when_imported("verl.workers.engine_workers", _wrap)
 
 
-def _wrap(engine_workers: ModuleType) -> None:
+def _wrap(engine_workers: Any) -> None:
     worker = engine_workers.TrainingWorker
     original = worker.train_batch
 
@@ -82,7 +82,8 @@ def select_in_mini_batch(data: Any, control: Control, group: ProcessGroup | None
 
 @dataclass(frozen=True)
 class _Slots:
-    """The response slots of a batch, flattened row by row: jagged (V1 trainer) or dense with padding (legacy trainer)."""
+    """The response slots of a batch, flattened row by row: jagged (V1 trainer) or dense with padding (legacy
+    trainer)."""
 
     lengths: Tensor  # [rows] slots a row
     valid: Tensor  # [slots] bool
@@ -120,7 +121,7 @@ class _Slots:
 
 def _row_identities(data: Any, slots: _Slots, group: ProcessGroup | None, device: torch.device) -> Tensor:
     """[rows] int64 from each row's own tokens, see :func:`verl_cov.selection.row_identity`."""
-    tokens = data["input_ids"] if "input_ids" in data.keys() else data["responses"]
+    tokens = data["input_ids"] if "input_ids" in data else data["responses"]
     if tokens.is_nested:
         values, lengths = tokens.values(), tokens.offsets().diff()
     else:
@@ -154,7 +155,7 @@ def _control_config(loss_fn: Any, data: Any) -> Any:
     """Our control's configuration if this worker trains an actor with one of our losses, else None."""
     # The critic and reward models are TrainingWorkers too: their loss has another config, or none.
     policy_loss = getattr(getattr(loss_fn, "keywords", {}).get("config"), "policy_loss", None)
-    if policy_loss is None or "advantages" not in data.keys():
+    if policy_loss is None or "advantages" not in data:
         return None
     from verl_cov.config import cov_config
 
@@ -165,7 +166,7 @@ def _loss_with_selection(loss_fn: Any, *args: Any, **kwargs: Any) -> Any:
     """Call verl's loss on one micro-batch with that micro-batch's slice of the selection."""
     data = kwargs.get("data")
     # Distillation calls the loss once more for the student's logits, without a micro-batch.
-    if data is None or FIELD not in data.keys():
+    if data is None or FIELD not in data:
         return loss_fn(*args, **kwargs)
     mask = data.select(FIELD).to_padded_tensor()[FIELD]
     with selected_tokens(mask.bool()):

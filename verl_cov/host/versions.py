@@ -39,6 +39,7 @@ def check_verl(found: str | None) -> None:
 def install() -> None:
     """Refuse to register anything with a verl whose internals were not checked."""
     import verl
+
     from verl_cov import plugin
 
     plugin.status.verl_version = verl.__version__

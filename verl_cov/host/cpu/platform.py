@@ -84,7 +84,7 @@ class CPUPlatform(PlatformBase):
         # Never chosen by auto-detection: a head node without a GPU must not turn a GPU cluster into CPU workers.
         return False
 
-    def current_device(self) -> torch.device:  # type: ignore[override]
+    def current_device(self) -> torch.device:
         # verl uses it as a device (`tensor.to(get_device_id())`): an index would mean an accelerator.
         return torch.device("cpu")
 

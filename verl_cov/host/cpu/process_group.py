@@ -7,7 +7,7 @@ Leans on ``verl.utils.distributed.initialize_global_process_group_ray(timeout_se
 from __future__ import annotations
 
 import functools
-from types import ModuleType
+from typing import Any
 
 from verl_cov.host.imports import when_imported
 
@@ -16,7 +16,7 @@ def install() -> None:
     when_imported("verl.utils.distributed", _use_one_backend)
 
 
-def _use_one_backend(module: ModuleType) -> None:
+def _use_one_backend(module: Any) -> None:
     original = module.initialize_global_process_group_ray
 
     @functools.wraps(original)

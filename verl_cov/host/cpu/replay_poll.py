@@ -1,13 +1,13 @@
 """Poll the replay buffer ten times a second.
 
-The V1 trainer sleeps 2 s between two looks at whether the rollouts are done; on a laptop model a whole rollout takes less.
-Leans on the default of ``poll_interval`` of ``verl.trainer.ppo.v1.replay_buffer.ReplayBuffer``.
+The V1 trainer sleeps 2 s between two looks at whether the rollouts are done; on a laptop model a whole rollout takes
+less. Leans on the default of ``poll_interval`` of ``verl.trainer.ppo.v1.replay_buffer.ReplayBuffer``.
 """
 
 from __future__ import annotations
 
 import functools
-from types import ModuleType
+from typing import Any
 
 from verl_cov.host.imports import when_imported
 
@@ -18,7 +18,7 @@ def install() -> None:
     when_imported("verl.trainer.ppo.v1.replay_buffer", _poll_often)
 
 
-def _poll_often(module: ModuleType) -> None:
+def _poll_often(module: Any) -> None:
     buffer = module.ReplayBuffer
     original = buffer.__init__
 

