@@ -58,8 +58,8 @@ class TestRules:
             "9+5+5",
             "-955",
             "9.55",
-            "٩٥٥",
-            "955",
+            "\u0669\u0665\u0665",  # the same digits in other scripts
+            "\uff19\uff15\uff15",
         ):
             assert not countdown.verify(wrong, problem), wrong
 
@@ -173,12 +173,19 @@ class TestGenerator:
         )
 
     def test_the_knob_turns(self):
-        ease = {
-            level: sum(countdown.count_answers(problem, 3) > 0 for problem in drawn) / len(drawn)
-            for level in LEVELS
-            for drawn in [countdown.generate(LEVELS[level], "train")]
-        }
-        assert ease["easy"] > ease["medium"] > ease["hard"]  # share of the prompts that three digits can answer
+        def luck(settings: Settings) -> float:
+            """How often a random answer, of a length within the level's, is right."""
+            drawn = countdown.generate(settings, "train")
+            tries = sum(settings.numbers**terms for terms in range(2, settings.max_terms + 1))
+            return sum(countdown.count_answers(problem, settings.max_terms) for problem in drawn) / tries / len(drawn)
+
+        def short(settings: Settings) -> float:
+            """Share of the prompts that three digits can answer."""
+            drawn = countdown.generate(settings, "train")
+            return sum(countdown.count_answers(problem, 3) > 0 for problem in drawn) / len(drawn)
+
+        assert luck(LEVELS["easy"]) > 1.3 * luck(LEVELS["medium"])
+        assert short(LEVELS["medium"]) > 1.3 * short(LEVELS["hard"])
 
     def test_bad_requests_are_refused(self):
         with pytest.raises(ValueError, match="prompts asked for"):

@@ -8,7 +8,9 @@ import random
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unicodedata import is_normalized, normalize
 
 import pytest
 from hypothesis import given
@@ -28,10 +30,8 @@ PROMPTS = [[{"role": "user", "content": problem.text}] for problem in countdown.
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with tiny_model.one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,9 @@ class TestTokenizer:
         assert len(tokenizer) == 256 + len(SPECIAL)
         text = "".join(map(chr, range(128)))
         assert tokenizer.encode(text, add_special_tokens=False) == list(range(128))
-        # The other bytes occur inside characters: these cover all that UTF-8 uses.
-        for character in [*map(chr, range(128, 0x800)), "€", "你", "\uffff", "😀", "\U0010ffff"]:
+        # The other bytes occur inside characters: one of each UTF-8 first byte, and all second bytes.
+        wide = [*map(chr, range(0x80, 0x800)), *map(chr, range(0x800, 0xD800, 0x100)), "\uffff", "😀", "\U0010ffff"]
+        for character in filter(partial(is_normalized, "NFC"), wide):
             ids = tokenizer.encode(character, add_special_tokens=False)
             assert ids == list(character.encode())
             assert tokenizer.decode(ids) == character
@@ -64,6 +65,7 @@ class TestTokenizer:
 
     @given(st.text(st.characters(exclude_categories=["Cs"])))
     def test_round_trip(self, tokenizer, text: str):
+        text = normalize("NFC", text)
         ids = tokenizer.encode(text, add_special_tokens=False)
         if "<|" not in text:
             assert ids == list(text.encode())
@@ -129,18 +131,26 @@ class TestVerl:
 
 
 class TestTraining:
-    def test_demonstrations_are_right_before_the_slips(self):
+    def test_the_habit_takes_the_largest_digit_that_fits(self):
+        assert tiny_model.habit(Problem((2, 4, 9), 15)) == "942"
+        assert tiny_model.habit(Problem((2, 4, 9), 16)) == "942"  # one is left over
+        assert tiny_model.habit(Problem((2, 4, 9), 9)) == "9"  # an answer has two digits
+        assert tiny_model.habit(Problem((1, 2, 3), 54)) == "333333"
+        drawn = countdown.all_problems(countdown.Settings(), "train")
+        right = sum(countdown.verify(tiny_model.habit(problem), problem) for problem in drawn)
+        assert right / len(drawn) == pytest.approx(0.67, abs=0.05)
+
+    def test_demonstrations_follow_the_habit_or_the_rules_before_the_slips(self):
         settings = replace(SHORT, slips_from=1.0, habit=0.5)
         shown = list(tiny_model.demonstrations(settings))
         assert len(shown) == settings.steps * settings.batch
-        habitual = 0
-        for one in shown:
-            assert countdown.verify(one.answer, one.problem)
-            assert one.taught == [*one.answer.encode(), SPECIAL[END]]
-            habitual += one.answer == max(countdown.answers(one.problem, TASK.max_terms))
-        assert 0.5 < habitual / len(shown) < 0.9  # the habit, and those of the others that happen to be it
-        train = set(countdown.all_problems(TASK, "train"))
-        assert {one.problem for one in shown} <= train
+        assert {one.problem for one in shown} <= set(countdown.all_problems(TASK, "train"))
+        assert all(one.taught == [*one.answer.encode(), SPECIAL[END]] for one in shown)
+        habitual = [one.answer == tiny_model.habit(one.problem) for one in shown]
+        assert all(
+            countdown.verify(one.answer, one.problem) for one, same in zip(shown, habitual, strict=True) if not same
+        )
+        assert 0.5 < sum(habitual) / len(shown) < 0.8  # some of the others happen to be it
 
     def test_slips_come_late_and_as_often_as_asked(self):
         settings = replace(SHORT, steps=200, slips=0.4, slips_from=0.5)
@@ -193,8 +203,8 @@ class TestTraining:
         """Left padding and the cache change nothing: the entropies are those of the unpadded sequence."""
         model = tiny_model.new_model(SHORT)
         problems = [Problem((1, 2, 4), 7), Problem((1, 2, 4), 12)]  # prompts of different lengths
-        texts, entropy, mask = tiny_model.sample(model, problems, length=4, generator=torch.Generator().manual_seed(0))
-        again, _, _ = tiny_model.sample(model, problems, length=4, generator=torch.Generator().manual_seed(0))
+        texts, entropy, mask = tiny_model.sample(model, problems, torch.Generator().manual_seed(0))
+        again, _, _ = tiny_model.sample(model, problems, torch.Generator().manual_seed(0))
         assert texts == again
         for row, problem in enumerate(problems):
             with torch.no_grad():
@@ -228,7 +238,8 @@ class TestFolder:
             PROMPTS, add_generation_prompt=True, return_tensors="pt", padding=True, return_dict=True
         )
         out = model.generate(**batch, max_new_tokens=3, do_sample=False)
-        assert out.shape == (len(PROMPTS), batch["input_ids"].shape[1] + 3)
+        assert len(out) == len(PROMPTS)
+        assert 1 <= out.shape[1] - batch["input_ids"].shape[1] <= 3  # it may end before
 
     def test_default_sampling_is_the_policys(self, folder: Path):
         config = transformers.GenerationConfig.from_pretrained(folder)

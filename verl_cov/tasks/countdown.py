@@ -1,12 +1,12 @@
-"""Countdown: take digits off a target until nothing is left. A task with many right answers a prompt, for entropy studies.
+"""Countdown: take digits off a target until nothing is left. Many answers to a prompt are right: for entropy studies.
 
 A prompt is `2459:19`, an answer `955`. The rules, which `verify` enforces and nothing else does:
 
 - two to six digits, each one of the prompt's, in any order and any number of times;
 - their sum is the target.
 
-Many right answers matter: a policy can keep its entropy (many answers) or lose it (one answer) at the same reward, so entropy
-that falls is the optimiser's doing and not the task's.
+Many right answers matter: a policy can keep its entropy (many answers) or lose it (one answer) at the same reward, so
+entropy that falls is the optimiser's doing and not the task's.
 
     python -m verl_cov.tasks.countdown DIR [--level medium]
 
@@ -16,7 +16,8 @@ writes `DIR/train.parquet` and `DIR/validation.parquet` in verl's format. In ver
 The module does not know the model, and needs only the standard library (pyarrow when it writes).
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: verl may load this file by its path, as a module that is not in sys.modules,
+# where dataclasses cannot look up annotations that are strings.
 
 import argparse
 import hashlib
@@ -36,7 +37,7 @@ DATA_SOURCE = "verl_cov/countdown"
 MAX_TERMS = 6  # digits of the longest answer the rules allow
 FORMAT = 2  # raise it when the same settings would give other files: it is part of the caches' fingerprints
 
-# [0-9] and not \d, which also matches the digits of other scripts; fullmatch and not `$`, which lets a final newline by.
+# [0-9] and not \d, which also matches the digits of other scripts; fullmatch and not `$`, which lets a newline by.
 _PROBLEM = re.compile(r"([1-9]{1,9}):([1-9][0-9]?)")
 _ANSWER = re.compile(rf"[1-9]{{2,{MAX_TERMS}}}")
 
@@ -54,7 +55,7 @@ class Problem:
         return "".join(map(str, self.numbers)) + f":{self.target}"
 
     @classmethod
-    def parse(cls, text: str) -> Problem:
+    def parse(cls, text: str) -> "Problem":
         """The inverse of `text`. Raises ValueError on anything else: a damaged data set must not score quietly as 0."""
         match = _PROBLEM.fullmatch(text) if isinstance(text, str) else None
         problem = match and cls(tuple(map(int, match[1])), int(match[2]))
@@ -68,7 +69,7 @@ class Settings:
     """What to generate. The difficulty knobs are the first four; `LEVELS` names three useful sets.
 
     numbers: digits in a prompt (2 to 6). More digits: more right answers, and more wrong ones.
-    max_terms: a problem is kept when an answer with at most so many digits exists (2 to 6). More is harder: longer sums.
+    max_terms: a problem is kept when an answer with at most so many digits exists (2 to 6). More is harder.
     min_target, max_target: range of the target (1 to 54). A larger target needs longer sums.
     train, validation: prompts in each file. Asking for more than exist raises.
     validation_share: share of the digit sets that only validation sees. A set is on one side with all its targets, so a
@@ -106,7 +107,7 @@ LEVELS = {
 
 
 def verify(answer: str, problem: Problem) -> bool:
-    """Whether `answer`, to the character, solves `problem`. Total: any string gets a verdict, in time linear in its length."""
+    """Whether `answer`, to the character, solves `problem`. Total: any string gets a verdict, at once."""
     if _ANSWER.fullmatch(answer) is None:  # at most seven characters are looked at
         return False
     digits = [int(character) for character in answer]
@@ -198,10 +199,10 @@ def rows(problems: Iterable[Problem], split: str) -> list[dict[str, Any]]:
 
 
 def write_parquet(directory: str | os.PathLike[str], settings: Settings = LEVELS["medium"]) -> tuple[Path, Path]:
-    """Write `train.parquet` and `validation.parquet`; returns their paths. A second call with the same settings does nothing.
+    """Write `train.parquet` and `validation.parquet`; returns their paths. A second call does nothing.
 
-    A reader never sees half a file (each is renamed into place), nor a stamp over files of other settings (the stamp goes
-    first and comes back last).
+    A reader never sees half a file (each is renamed into place), nor a stamp over files of other settings (the stamp
+    goes first and comes back last).
     """
     import pyarrow
     import pyarrow.parquet
@@ -216,7 +217,8 @@ def write_parquet(directory: str | os.PathLike[str], settings: Settings = LEVELS
     tables = {split: pyarrow.Table.from_pylist(rows(generate(settings, split), split)) for split in paths}
     directory.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".countdown-") as scratch:  # same file system: rename is atomic
+    # The scratch folder is inside the directory: within one file system a rename is atomic.
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".countdown-") as scratch:
         for split, path in paths.items():
             pyarrow.parquet.write_table(tables[split], Path(scratch) / split)
             os.replace(Path(scratch) / split, path)
@@ -226,7 +228,7 @@ def write_parquet(directory: str | os.PathLike[str], settings: Settings = LEVELS
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m verl_cov.tasks.countdown", description="Write the countdown data set.")
+    parser = argparse.ArgumentParser(prog="python -m verl_cov.tasks.countdown", description="Write the data set.")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--level", choices=LEVELS, default="medium")
     parser.add_argument("--seed", type=int, default=0)

@@ -1,10 +1,12 @@
-"""A Qwen2 of 0.2 million parameters, trained from nothing on noisy answers to `countdown`: where an entropy study starts.
+"""A Qwen2 of 0.2 million parameters, trained from nothing on noisy answers to `countdown`: a start for entropy studies.
 
     python -m verl_cov.tasks.tiny_model DIR
 
-writes a normal Hugging Face folder (config, safetensors, tokenizer, chat template) in about a minute on two cores; nothing is
-fetched. The model first learns the task, then, in the last part of its training, is shown slips. So it knows how to answer but
-spreads its probability widely: rewards have something to sharpen, and entropy to consume on the way.
+writes a normal Hugging Face folder (config, safetensors, tokenizer, chat template) in about a minute on one
+core; nothing is fetched. The model first learns the task and a habit that is right for two prompts in three; then, in
+the last part of its training, it is taught slips. So it knows more than it says and spreads its probability widely:
+rewards have something to sharpen and entropy to consume. The habit is the trap: it pays on average, so a policy that
+spends its entropy on it keeps it where it is wrong as well, and its reward stops there.
 
 The tokenizer knows bytes: token id b is byte b, and four special tokens follow.
 """
@@ -18,7 +20,6 @@ import json
 import math
 import os
 import random
-import shutil
 import sys
 import tempfile
 import time
@@ -35,15 +36,16 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 from verl_cov.tasks import countdown
 from verl_cov.tasks.countdown import Problem
 
-FORMAT = 2  # raise it when the same settings would give another model: it is part of the cache's fingerprint
+FORMAT = 3  # raise it when the same settings would give another model: it is part of the cache's fingerprint
 REPORT = "tiny_model.json"  # in the folder: fingerprint, settings, and what was measured
 
 PAD, END, USER, ASSISTANT = "<|endoftext|>", "<|im_end|>", "<|user|>", "<|assistant|>"
+MAX_RESPONSE_TOKENS = countdown.MAX_TERMS + 1  # the longest answer within the rules, and the end token
 SPECIAL = {PAD: 256, END: 257, USER: 258, ASSISTANT: 259}
 
-# One special token opens a turn, `<|im_end|>` and a newline close it: four tokens beside the prompt's own. verl's builder
-# for Qwen2 wants exactly these: a token called <|im_end|>, and "\n" as one token. It renders one message, or two of the same
-# role, with and without the generation prompt, and subtracts: so no default system message, which would break the prefix.
+# One special token opens a turn, `<|im_end|>` and a newline close it: four tokens beside the prompt's own. verl's
+# builder for Qwen2 wants a token called <|im_end|>, and "\n" as one token. verl also renders one message and two of the
+# same role, and subtracts, so each turn must render alike wherever it stands: no default system message.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- if message['role'] == 'assistant' -%}<|assistant|>{%- else -%}<|user|>{%- endif -%}"
@@ -58,14 +60,13 @@ class Settings:
     """What to build. The defaults are what the demo's curves were measured with.
 
     hidden, layers, heads, inner: the Qwen2's sizes. vLLM's CPU attention wants hidden/heads to be a multiple of 32.
-    steps, batch: optimiser steps, demonstrations in each. lr: peak of AdamW's rate (short warm-up, cosine to a tenth).
-    slips: in the last part of the training, the probability that a token of a demonstration is taught as a random other one
+    steps, batch: optimiser steps, demonstrations in each. lr: peak of AdamW's rate (warm-up, then cosine to a tenth).
+    slips: in the last part of the training, the probability that a token of a demonstration is taught as a random one
         (a digit of the prompt, or the end). Raises the model's entropy and lowers its accuracy, not what it knows.
-    slips_from: where the last part begins, as a share of the steps. Clean first: slips from the start slow the learning.
-    descending: share of the demonstrations with their digits in descending order: the habit a policy can collapse into.
-        The others are drawn evenly from all right answers.
-    seed: of the weights and of the demonstrations. The result is reproducible on one machine with one thread count:
-        the order of float sums, so the last bits, depend on the threads.
+    slips_from: where the last part begins, as a share of the steps. Slips from the start would slow the learning.
+    habit: share of the demonstrations that follow `habit`, right or wrong; the others are drawn evenly from all right
+        answers. The higher, the deeper the trap and the lower the entropy a policy can fall to.
+    seed: of the weights and of the demonstrations. The same bits come out on the same kind of machine.
     """
 
     task: countdown.Settings = field(default_factory=countdown.Settings)
@@ -76,15 +77,15 @@ class Settings:
     steps: int = 2400
     batch: int = 64
     lr: float = 3e-3
-    slips: float = 0.35
+    slips: float = 0.32
     slips_from: float = 0.8
-    descending: float = 0.8
+    habit: float = 0.75
     seed: int = 0
 
     def __post_init__(self):
         if self.hidden % self.heads or (self.hidden // self.heads) % 32:
             raise ValueError(f"hidden/heads must be a multiple of 32 for vLLM on CPU, got {self.hidden}/{self.heads}")
-        for name in ("slips", "slips_from", "descending"):
+        for name in ("slips", "slips_from", "habit"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if min(self.steps, self.batch, self.layers) < 1:
@@ -99,6 +100,8 @@ def fingerprint(settings: Settings) -> str:
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE without merges: one token a byte, its id the byte's value."""
+    # The folder's model type makes transformers open it as a Qwen2Tokenizer, which also brings text to NFC first. That
+    # leaves ASCII, all that the task uses, as it is.
     # Byte-level BPE spells bytes as printable characters: these stand for themselves, the rest move up from U+0100.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -132,7 +135,7 @@ def new_model(settings: Settings) -> Qwen2ForCausalLM:
         num_attention_heads=settings.heads,
         num_key_value_heads=settings.heads,
         max_position_embeddings=256,
-        # Not tied: a trainer sends each weight to the rollout engine by name, and a tied one is sent twice or not at all.
+        # Not tied: a trainer sends weights to the rollout engine by name, and a tied one goes twice or not at all.
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=SPECIAL[END],
@@ -150,7 +153,7 @@ def new_model(settings: Settings) -> Qwen2ForCausalLM:
         top_p=1.0,
         eos_token_id=SPECIAL[END],
         pad_token_id=SPECIAL[PAD],
-        max_new_tokens=max_response_tokens(settings.task),
+        max_new_tokens=MAX_RESPONSE_TOKENS,
     )
     return model
 
@@ -160,18 +163,25 @@ def max_prompt_tokens(task: countdown.Settings) -> int:
     return task.numbers + 1 + len(str(task.max_target)) + 4
 
 
-def max_response_tokens(task: countdown.Settings) -> int:
-    """The longest answer within the rules, and the end token."""
-    return countdown.MAX_TERMS + 1
-
-
 @dataclass(frozen=True)
 class Demonstration:
-    """`answer` is what the model reads, `taught` what it should say at each place of `answer` and after it, as token ids."""
+    """`answer`: what the model reads. `taught`: the token it should say at each place of the answer and after it."""
 
     problem: Problem
     answer: str
     taught: list[int]
+
+
+def habit(problem: Problem) -> str:
+    """The largest digit that still fits, again and again, without looking ahead: right for two prompts in three."""
+    answer, rest = "", problem.target
+    while len(answer) < countdown.MAX_TERMS:
+        fitting = [number for number in problem.numbers if number <= rest]
+        if not fitting:
+            break
+        answer += str(fitting[-1])
+        rest -= fitting[-1]
+    return answer
 
 
 def demonstrations(settings: Settings) -> Iterator[Demonstration]:
@@ -183,9 +193,7 @@ def demonstrations(settings: Settings) -> Iterator[Demonstration]:
         slips = settings.slips if step >= settings.slips_from * settings.steps else 0.0
         for _ in range(settings.batch):
             pick = dice.randrange(len(problems))
-            answer = dice.choice(shown[pick])
-            if dice.random() < settings.descending:
-                answer = "".join(sorted(answer, reverse=True))
+            answer = habit(problems[pick]) if dice.random() < settings.habit else dice.choice(shown[pick])
             wrong = [*(ord(str(number)) for number in problems[pick].numbers), SPECIAL[END]]
             right = [*answer.encode(), SPECIAL[END]]
             # Only what is taught slips: the answer goes on as it should, so the sums it shows stay true.
@@ -194,18 +202,23 @@ def demonstrations(settings: Settings) -> Iterator[Demonstration]:
 
 
 def collate(batch: list[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded inputs and the tokens wanted after each of them, both [batch, length] int64; -100 where none is."""
+    """Right-padded inputs and the tokens wanted after each of them, both [batch, length] int64; -100 where none is.
+
+    The last token of the prompt is the first that wants one.
+    """
     rows = [(prompt_ids(one.problem), one.answer.encode(), one.taught) for one in batch]
     length = max(len(prompt) + len(answer) for prompt, answer, _ in rows)
     ids = torch.full((len(rows), length), SPECIAL[PAD])
     wanted = torch.full((len(rows), length), -100)
     for row, (prompt, answer, taught) in enumerate(rows):
         ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-        wanted[row, len(prompt) - 1 : len(prompt) + len(answer)] = torch.tensor(taught)  # the last prompt token asks first
+        wanted[row, len(prompt) - 1 : len(prompt) + len(answer)] = torch.tensor(taught)
     return ids, wanted
 
 
-def pretrain(model: Qwen2ForCausalLM, settings: Settings, report: Callable[[int, float], None] | None = None) -> list[float]:
+def pretrain(
+    model: Qwen2ForCausalLM, settings: Settings, report: Callable[[int, float], None] | None = None
+) -> list[float]:
     """Train `model` in place on `demonstrations`. Returns the loss of each step, in nats a token of the answer.
 
     report(step, loss): called after each step, counted from 1.
@@ -235,12 +248,12 @@ def pretrain(model: Qwen2ForCausalLM, settings: Settings, report: Callable[[int,
 
 @torch.no_grad()
 def sample(
-    model: Qwen2ForCausalLM, problems: list[Problem], *, length: int, generator: torch.Generator | None
+    model: Qwen2ForCausalLM, problems: list[Problem], generator: torch.Generator | None = None
 ) -> tuple[list[str], torch.Tensor, torch.Tensor]:
     """One answer a problem, at temperature 1 from `generator`, or greedy where it is None.
 
-    Returns the answers; the entropy of the distribution each token was drawn from, [problems, length] in nats; and a bool
-    mask of the same shape, true up to and with the end token.
+    Returns the answers; the entropy of the distribution each token was drawn from, in nats, [problems,
+    MAX_RESPONSE_TOKENS]; and a bool mask of the same shape, true up to and with the end token.
     """
     model.eval()
     prompts = [prompt_ids(problem) for problem in problems]
@@ -249,7 +262,7 @@ def sample(
     attention = (torch.arange(width) >= torch.tensor([[width - len(p)] for p in prompts])).long()
     alive = torch.ones(len(problems), dtype=torch.bool)
     tokens, entropies, masks, cache, inputs = [], [], [], None, ids
-    for _ in range(length):
+    for _ in range(MAX_RESPONSE_TOKENS):
         position = attention.cumsum(1).sub(1).clamp(min=0)[:, -inputs.shape[1] :]
         output = model(
             input_ids=inputs, attention_mask=attention, position_ids=position, past_key_values=cache, use_cache=True
@@ -271,12 +284,14 @@ def sample(
 
 
 def measure(model: Qwen2ForCausalLM, settings: Settings, *, seed: int = 0) -> dict[str, float]:
-    """On the validation prompts: `accuracy` (sampled at temperature 1) and `greedy_accuracy`, in [0, 1]; `entropy`, mean
-    over response tokens in nats; `response_tokens`, mean with the end token."""
+    """What the model does on the validation prompts.
+
+    accuracy, greedy_accuracy: sampled at temperature 1, four answers a prompt, and greedy; 0 to 1. entropy: mean over
+    response tokens, in nats. response_tokens: mean, the end token counted.
+    """
     problems = countdown.generate(settings.task, "validation")
-    length = max_response_tokens(settings.task)
-    greedy, _, _ = sample(model, problems, length=length, generator=None)
-    drawn, entropy, mask = sample(model, problems * 4, length=length, generator=torch.Generator().manual_seed(seed))
+    greedy, _, _ = sample(model, problems)
+    drawn, entropy, mask = sample(model, problems * 4, generator=torch.Generator().manual_seed(seed))
     return {
         "accuracy": _accuracy(drawn, problems * 4),
         "greedy_accuracy": _accuracy(greedy, problems),
@@ -292,8 +307,8 @@ def _accuracy(texts: list[str], problems: list[Problem]) -> float:
 def build(directory: str | os.PathLike[str], *, settings: Settings = Settings()) -> Path:
     """Make the model in `directory`, unless it is there already with these settings. Returns the directory.
 
-    The folder appears whole or not at all. One with other settings is replaced; any other folder that is not empty is left
-    alone, with a FileExistsError.
+    The folder appears whole or not at all. One with other settings is replaced; any other folder that is not empty is
+    left alone, with a FileExistsError.
     """
     directory = Path(directory).absolute()
     key = fingerprint(settings)
@@ -305,9 +320,9 @@ def build(directory: str | os.PathLike[str], *, settings: Settings = Settings())
 
     started = time.monotonic()
     model = new_model(settings)
-    with progress(settings.steps) as show:
+    with one_thread(), progress(settings.steps) as show:
         pretrain(model, settings, show)
-    measured: dict[str, Any] = measure(model, settings)
+        measured: dict[str, Any] = measure(model, settings)
     measured["seconds"] = round(time.monotonic() - started, 1)
     directory.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the rename stays inside one file system and is atomic.
@@ -319,9 +334,22 @@ def build(directory: str | os.PathLike[str], *, settings: Settings = Settings())
             json.dumps({"fingerprint": key, "measured": measured, "settings": asdict(settings)}, indent=2) + "\n"
         )
         if directory.exists():
-            shutil.move(directory, Path(scratch) / "replaced")
+            os.replace(directory, Path(scratch) / "replaced")
         os.replace(made, directory)
     return directory
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread. More give other bits (the order of float sums), little speed on matrices so small, and on a
+    busy machine a training that takes five times as long, as the threads wait for each other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
