@@ -21,10 +21,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from verl_cov.law.fit import LawFit, fit
-from verl_cov.law.readers import Run, join
+from verl_cov.law.readers import Run, join, pick_score
 
 ENTROPY_KEY = "actor/entropy"  # nats per token
-SCORE_PREFIX = "val-core/"  # verl: val-core/{data source}/{variable}/mean@N
 FIT_RUN = "vanilla"  # the run the law is fitted to: the paper's law is about policies without entropy control
 
 _DEMO_RUNS = ("vanilla", "clip_cov", "kl_cov")
@@ -44,8 +43,8 @@ _TEXT: Any = {
 
 
 def score_key(run: Run) -> str | None:
-    """The key of the run's validation score: the first that starts with `val-core/`, or None before any validation."""
-    return run.first_key(SCORE_PREFIX)
+    """The key of the run's validation score, or None before any validation: see :func:`~verl_cov.law.readers.pick_score`."""
+    return pick_score(run.keys())
 
 
 def law_points(run: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+SCORE_PREFIX = "val-core/"  # verl: val-core/{data source}/{variable}/mean@N
+
 
 @dataclass(frozen=True)
 class Run:
@@ -45,6 +47,15 @@ class Run:
     def first_key(self, prefix: str) -> str | None:
         """The first key, in sorted order, that starts with `prefix`; None if there is none."""
         return next((key for key in self.keys() if key.startswith(prefix)), None)
+
+
+def pick_score(keys: Iterable[str]) -> str | None:
+    """The first key, in sorted order, that starts with `val-core/`, a mean over samples if there is one.
+
+    With several samples a prompt verl logs `best@N` beside `mean@N`, and the best of N is not the policy's score.
+    """
+    found = sorted(key for key in keys if key.startswith(SCORE_PREFIX))
+    return next((key for key in found if "/mean@" in key), found[0] if found else None)
 
 
 def read_metrics(paths: str | PathLike[str] | Iterable[str | PathLike[str]]) -> Run:
