@@ -16,9 +16,10 @@ from rich.text import Text
 if TYPE_CHECKING:
     from verl_cov.demo.log import LogTail
 
+from verl_cov.law.readers import pick_score
+
 SCORE_KEY = "critic/score/mean"  # mean score of the step's rollouts, from the policy before the update
 ENTROPY_KEY = "actor/entropy"  # nats per token
-VALIDATION_PREFIX = "val-core/"
 STEP_TIME_KEY = "timing_s/step"  # seconds, without validation
 
 _SPEAK_EVERY_S = 15.0  # on a log, while there are no steps to report
@@ -50,7 +51,7 @@ class State:
             self.step = step
             self.score = _value(data, SCORE_KEY, self.score)
             self.entropy = _value(data, ENTROPY_KEY, self.entropy)
-            key = next((key for key in sorted(data) if key.startswith(VALIDATION_PREFIX)), None)
+            key = pick_score(data)
             self.validation = _value(data, key, self.validation) if key else self.validation
             if ENTROPY_KEY in data or SCORE_KEY in data:
                 self.phase = "training"
