@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from verl_cov.law import join, read_metrics
+from verl_cov.law import join, read_metrics, readers
 
 
 def line(step, **data):
@@ -94,3 +94,10 @@ def test_join_keeps_only_the_steps_with_both(tmp_path):
     steps, x, y = join(read_metrics(path), "h", "val")
     assert (steps.tolist(), x.tolist(), y.tolist()) == ([2], [0.9], [0.2])
     assert join(read_metrics(path), "h", "absent")[0].size == 0
+
+
+def test_the_score_is_the_mean_over_samples_and_not_the_best_of_them():
+    keys = ["val-core/x/acc/best@2/mean", "val-core/x/acc/mean@2", "actor/entropy"]
+    assert readers.pick_score(keys) == "val-core/x/acc/mean@2"
+    assert readers.pick_score(["val-core/x/acc"]) == "val-core/x/acc"
+    assert readers.pick_score(["actor/entropy"]) is None

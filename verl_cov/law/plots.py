@@ -43,7 +43,7 @@ _TEXT: Any = {
 
 
 def score_key(run: Run) -> str | None:
-    """The key of the run's validation score, or None before any validation: see :func:`~verl_cov.law.readers.pick_score`."""
+    """The key of the run's validation score, or None before any validation (`pick_score`)."""
     return pick_score(run.keys())
 
 
