@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,17 +47,18 @@ def main() -> int:
 
     torch = next(line for line in LOCK.read_text().splitlines() if line.startswith("torch=="))
     say(f"2/4 {torch}")
-    if pip(python, "install", "--no-deps", torch) != 0:
+    if pip(python, ["install", "--no-deps", torch]) != 0:
         return fail(
             f"pip does not find {torch}, PyTorch's build for CPUs; PyPI has only the CUDA build for Linux. Let pip see "
             "PyTorch's CPU wheels (pytorch.org, Get Started, CPU) by PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS; try again"
         )
-    total = sum(bool(re.match(r"[A-Za-z]", line)) for line in LOCK.read_text().splitlines())
-    say(f"3/4 {total} packages from {LOCK.relative_to(ROOT)} (about 1 GB, one to two minutes)")
-    if pip(python, "install", "--no-deps", "-r", str(LOCK), total=total) != 0:
+    pins = [line for line in LOCK.read_text().splitlines() if re.match(r"[A-Za-z]", line) and line != torch]
+    say(f"3/4 {len(pins)} packages from {LOCK.relative_to(ROOT)} (about 1 GB, one to two minutes)")
+    # Two at a time: pip spends its time on unpacking, with one core. Nothing is resolved, so the halves do not meet.
+    if pip(python, *(["install", "--no-deps", *pins[half::2]] for half in range(2)), total=len(pins)) != 0:
         return fail("pip failed, its last lines stand above; run the same command again to go on")
     say("4/4 verl-cov itself, from this folder")
-    if pip(python, "install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)) != 0:
+    if pip(python, ["install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)]) != 0:
         return fail("pip failed, its last lines stand above")
     stamp.write_text(wanted)
     say(f"done in {time.monotonic() - started:.0f} s")
@@ -81,25 +83,31 @@ def version_of(python: str) -> str:
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def pip(python: Path, *arguments: str, total: int = 0) -> int:
-    """Run pip; show a count of packages, and its last lines if it fails."""
+def pip(python: Path, *commands: list[str], total: int = 0) -> int:
+    """Run pip once for each of ``commands``, side by side. Shows a count of packages; on failure pip's last lines."""
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
-    command = [str(python), "-m", "pip", *arguments, "--progress-bar", "off", "--no-warn-script-location"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    assert process.stdout is not None
-    lines, seen, shown = [], 0, time.monotonic()
-    for line in process.stdout:
-        lines.append(line.rstrip())
-        seen += line.startswith(("Collecting ", "Processing ", "Requirement already satisfied"))
-        if line.startswith("Installing collected packages"):
-            say(f"    fetched {seen} of {total}, installing") if total else None
-        elif total and time.monotonic() - shown > 5:
-            shown = time.monotonic()
-            say(f"    {seen} of {total}")
-    code = process.wait()
-    if code != 0:
-        print("\n".join(lines[-15:]), file=sys.stderr)
-    return code
+    fixed = ["--progress-bar", "off", "--no-warn-script-location"]
+    lines: list[list[str]] = [[] for _ in commands]
+
+    def run(index: int) -> int:
+        command = [str(python), "-m", "pip", *commands[index], *fixed]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+        assert process.stdout is not None
+        lines[index].extend(line.rstrip() for line in process.stdout)
+        return process.wait()
+
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(run, index) for index in range(len(commands))]
+        while wait(runs, timeout=10).not_done:
+            if total:
+                fetched = sum(line.startswith(("Collecting ", "Processing ")) for part in lines for line in part)
+                say(f"    {fetched} of {total}" + (", installing" if fetched == total else ""))
+    for run_, part in zip(runs, lines, strict=True):
+        if run_.result() != 0:
+            print("\n".join(part[-15:]), file=sys.stderr)
+    return max(run_.result() for run_ in runs)
 
 
 def say(text: str) -> None:

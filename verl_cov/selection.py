@@ -45,12 +45,13 @@ class Control:
 
 @dataclass(frozen=True)
 class Selected:
-    """The result of :func:`select_tokens` on one rank, with the mini-batch's totals (equal on every rank).
+    """The result of :func:`select_tokens` on one rank.
 
-    ``mask`` is [tokens] bool and ``covariance`` [tokens] float32 (NaN where the token is not finite), both local.
-    Counts and sums are over the whole mini-batch: ``tokens`` finite valid tokens (N of the paper), ``non_finite``
-    tokens left out, ``candidates`` tokens the control could choose from, ``count`` chosen; ``covariance_sum``,
-    ``covariance_square_sum`` and ``selected_covariance_sum`` in float64.
+    ``mask`` ([tokens] bool) and ``covariance`` ([tokens] float32, NaN where the token is not finite) are this rank's.
+    The rest is of the whole mini-batch, equal on every rank: ``tokens`` finite valid tokens (N of the paper),
+    ``non_finite`` tokens left out, ``candidates`` tokens the control could choose from, ``count`` chosen,
+    ``selected_negative`` chosen with a negative advantage; sums of the covariance, of its square, and over the chosen,
+    in nats times advantage.
     """
 
     mask: Tensor

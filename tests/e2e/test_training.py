@@ -100,17 +100,18 @@ def test_v1_trainer_trains_saves_and_resumes_with_kl_cov(untrained_model, tmp_pa
     assert any(key.startswith("val-core/") for key in {**first[1], **second[0]})
 
 
-def test_legacy_trainer_with_clip_cov_on_two_ranks(untrained_model, tmp_path):
+@pytest.mark.parametrize("v1", [True, False], ids=["V1 trainer", "legacy trainer"])
+def test_two_data_parallel_ranks_with_clip_cov(untrained_model, tmp_path, v1):
     steps = train(
         tmp_path,
         untrained_model,
         "+verl_cov_demo=clip_cov",
         "actor_rollout_ref.actor.policy_loss.clip_cov_lb=0.01",
-        "trainer.use_v1=false",
+        f"trainer.use_v1={v1}",
         "trainer.n_gpus_per_node=2",
         "trainer.total_training_steps=2",
         "trainer.save_freq=-1",
-        segment="legacy",
+        segment="ranks",
     )
     assert [step["step"] for step in steps] == [1, 2]
     for step in steps:

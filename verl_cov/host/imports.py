@@ -26,10 +26,15 @@ def when_imported(name: str, callback: Callable[[Any], None]) -> None:
 
     Because the callback runs before the import statement returns, ``from name import function`` in later modules
     sees a function the callback replaced. What the callback raises, the import raises.
+
+    Raises:
+        RuntimeError: the module is half-way through its import.
     """
     module = sys.modules.get(name)
-    # A module that is being imported right now is in sys.modules half-built: wait for its body to end.
-    if module is not None and not getattr(module.__spec__, "_initializing", False):
+    if module is not None:
+        if getattr(module.__spec__, "_initializing", False):
+            # Half-built, and its loader is past the point where it could be wrapped.
+            raise RuntimeError(f"{name} is being imported right now: register the hook before that")
         callback(module)
         return
     _after.setdefault(name, []).append(callback)
