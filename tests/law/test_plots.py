@@ -13,12 +13,13 @@ VAL = "val-core/verl_cov/countdown/acc/mean@4"
 
 
 def run(first=0, last=20, every=5, a=0.25, b=1.1, low=0.1, validate=True):
+    """As verl logs it: at step n the entropy before the update, and the validation of the policy after it."""
+    entropy = [low + (1.2 - low) * np.exp(-step / 6) for step in range(last + 2)]
     records = []
     for step in range(first, last + 1):
-        entropy = low + (1.2 - low) * np.exp(-step / 6)
-        record = {plots.ENTROPY_KEY: entropy} if step else {}
+        record = {plots.ENTROPY_KEY: entropy[step]} if step else {}
         if validate and step % every == 0:
-            record[VAL] = b - a * np.exp(entropy)
+            record[VAL] = b - a * np.exp(entropy[step + 1])
         records.append(record)
     return Run(np.arange(first, last + 1), tuple(records))
 
@@ -28,7 +29,7 @@ CASES = {
     "three runs": {"vanilla": run(), "clip_cov": run(low=0.4), "kl_cov": run(low=0.6)},
     "narrow entropies": {"vanilla": run(low=0.9)},
     "one run, not vanilla": {"kl_cov": run()},
-    "one point": {"vanilla": run(1, 1, every=1)},
+    "one point": {"vanilla": run(1, 2, every=1)},
     "no training step": {"vanilla": run(0, 0)},
     "no validation": {"vanilla": run(validate=False), "clip_cov": run(last=2, validate=False)},
     "a run without records": {"vanilla": EMPTY, "clip_cov": run()},
