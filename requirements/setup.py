@@ -37,7 +37,7 @@ def main() -> int:
     stamp.unlink(missing_ok=True)
 
     python = venv / "bin" / "python"
-    if not works(python):
+    if not (works(python, "pip") and version_of(str(python)).startswith(PYTHONS)):
         base = find_python()
         say(f"1/4 new virtual environment {venv.name} with Python {version_of(base)}")
         shutil.rmtree(venv, ignore_errors=True)
@@ -71,11 +71,15 @@ def find_python() -> str:
         path = shutil.which(candidate)
         if path and works(Path(path)) and ".".join(version_of(path).split(".")[:2]) in PYTHONS:
             return path
-    sys.exit(f"setup: no Python {' or '.join(PYTHONS)} found on the PATH, which the CPU stack needs: install one")
+    sys.exit(
+        f"setup: no Python {' or '.join(PYTHONS)} with venv found on the PATH, which the CPU stack needs: install one"
+    )
 
 
-def works(python: Path) -> bool:
-    return python.exists() and subprocess.run([str(python), "-c", "import venv"], capture_output=True).returncode == 0
+def works(python: Path, module: str = "ensurepip") -> bool:
+    """True if this interpreter runs and has ``module`` (Debian's python3 lacks ensurepip without python3-venv)."""
+    command = [str(python), "-c", f"import {module}"]
+    return python.exists() and subprocess.run(command, capture_output=True).returncode == 0
 
 
 def version_of(python: str) -> str:
@@ -104,7 +108,7 @@ def pip(python: Path, *commands: list[str], total: int = 0) -> int:
             if total:
                 fetched = sum(line.startswith(("Collecting ", "Processing ")) for part in lines for line in part)
                 say(f"    {fetched} of {total}" + (", installing" if fetched == total else ""))
-    for run_, part in zip(runs, lines, strict=True):
+    for run_, part in zip(runs, lines):  # noqa: B905 (strict= is newer than some python3)
         if run_.result() != 0:
             print("\n".join(part[-15:]), file=sys.stderr)
     return max(run_.result() for run_ in runs)

@@ -7,6 +7,7 @@ Field names that verl has keep verl's meaning.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -53,8 +54,14 @@ class CovPolicyLossConfig(PolicyLossConfig):
 
     def __post_init__(self) -> None:
         _require_plugin()
-        _check_ratio("clip_cov_ratio", self.clip_cov_ratio)
-        _check_ratio("kl_cov_ratio", self.kl_cov_ratio)
+        for name in ("clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef"):
+            _check_number(name, getattr(self, name))
+        if isinstance(self.cov_seed, bool) or not isinstance(self.cov_seed, int) or abs(self.cov_seed) >= 2**63:
+            raise ValueError(f"{_PATH}.cov_seed={self.cov_seed!r} must be a whole number of 64 bits")
+        if self.loss_mode != KL_COV:
+            _check_ratio("clip_cov_ratio", self.clip_cov_ratio)
+        if self.loss_mode != CLIP_COV:
+            _check_ratio("kl_cov_ratio", self.kl_cov_ratio)
         if not self.clip_cov_lb < self.clip_cov_ub:
             raise ValueError(
                 f"{_PATH}.clip_cov_lb={self.clip_cov_lb} must be below clip_cov_ub={self.clip_cov_ub}: "
@@ -119,6 +126,11 @@ def _require_plugin() -> None:
         )
 
 
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{_PATH}.{name}={value!r} must be a finite number")
+
+
 def _check_ratio(name: str, value: float) -> None:
     if not 0 < value <= 1:
         raise ValueError(f"{_PATH}.{name}={value} must be a fraction of the tokens in (0, 1], such as 0.002")
@@ -132,6 +144,7 @@ def _check_ratio(name: str, value: float) -> None:
 def _check_base_loss(name: str) -> None:
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
-    known = ["ratio", *(loss for loss in POLICY_LOSS_REGISTRY if loss not in LOSS_MODES)]
+    # Not verl's own clip_cov and kl_cov either: two covariance controls on top of each other.
+    known = ["ratio", *(loss for loss in POLICY_LOSS_REGISTRY if not loss.endswith(("clip_cov", "kl_cov")))]
     if name not in known:
         raise ValueError(f"{_PATH}.cov_base_loss={name!r} is unknown: use one of {', '.join(known)}")

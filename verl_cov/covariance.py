@@ -13,6 +13,8 @@ from torch import Tensor
 
 # 2^-24 is finer than the spacing of float32 near 1, and int64 still holds 1e8 tokens of magnitude 5,000.
 FIXED_POINT_BITS = 24
+# Beyond this a value is no log-probability or advantage, and the sums would wrap round: treat it as not finite.
+LARGEST = 2.0**30
 
 
 def fixed_point_sums(log_prob: Tensor, advantage: Tensor) -> Tensor:

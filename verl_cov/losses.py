@@ -64,7 +64,7 @@ def kl_cov(
     loss, metrics = base_loss(
         log_prob=log_prob, old_log_prob=old_log_prob, rollout_is_weights=rollout_is_weights, **inputs
     )
-    penalty = kl_penalty(log_ratio(log_prob, old_log_prob), estimator) * selected
+    penalty = torch.where(selected, kl_penalty(log_ratio(log_prob, old_log_prob), estimator), 0.0)
     if rollout_is_weights is not None:
         penalty = penalty * rollout_is_weights
     return loss + coefficient * aggregate(penalty), metrics

@@ -89,7 +89,7 @@ def select_tokens(
     Tokens whose log-probability or advantage is not finite take no part: they are not counted in N, not in the means.
     """
     log_prob, advantage = log_prob.detach().float(), advantage.detach().float()
-    finite = torch.isfinite(log_prob) & torch.isfinite(advantage)
+    finite = (log_prob.abs() < covariance.LARGEST) & (advantage.abs() < covariance.LARGEST)  # false for NaN, infinity
     sums = covariance.fixed_point_sums(log_prob[finite], advantage[finite])
     sums = _all_reduce(torch.cat([sums, (~finite).sum().reshape(1)]), group)
     cov = covariance.token_covariance(log_prob, advantage, *covariance.means(sums))
@@ -147,8 +147,24 @@ def select_largest(keys: Tensor, count: int, group: ProcessGroup | None = None) 
     return (keys > threshold) | (ties & (ties.cumsum(0) <= left))
 
 
+def row_values(rows: Tensor, positions: Tensor, log_prob: Tensor, advantage: Tensor, count: int) -> Tensor:
+    """A hash of each row's log-probs and advantages, [count] int64, from its valid tokens (four [tokens] tensors).
+
+    Rows with the same tokens can have different rewards (a noisy judge, a prompt twice in a batch): only rows that are
+    alike in this too are interchangeable.
+    """
+    bits = (_mix(x.float().view(torch.int32).long()) for x in (log_prob.contiguous(), advantage.contiguous()))
+    token = _mix(sum(bits, start=_mix(positions.long())))
+    return torch.zeros(count, dtype=torch.int64, device=token.device).index_add_(0, rows, token)
+
+
 def row_identity(
-    values: Tensor, lengths: Tensor, response_lengths: Tensor, used: Tensor, group: ProcessGroup | None = None
+    values: Tensor,
+    lengths: Tensor,
+    response_lengths: Tensor,
+    used: Tensor,
+    row_values: Tensor,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """A number for each sequence that depends on its content, not on where it lies.
 
@@ -156,10 +172,11 @@ def row_identity(
         values: [sum of lengths] token ids of the packed sequences (prompt and response).
         lengths: [rows] tokens a sequence; response_lengths: [rows], how many of them are the response.
         used: [rows] bool, False for padding rows, which often repeat a real one.
+        row_values: [rows] int64, see :func:`row_values`.
 
     Returns:
         [rows] int64. Identical sequences differ by an occurrence number, so that each of their tokens can be drawn
-        separately; which copy gets which number does not matter, since the copies are alike.
+        separately; which copy gets which number does not matter, since the copies are alike in everything.
     """
     rows = torch.repeat_interleave(torch.arange(lengths.numel(), device=values.device), lengths)
     starts = lengths.cumsum(0) - lengths
@@ -167,7 +184,7 @@ def row_identity(
     # A sum of hashes of (position, token): one pass over packed tokens, in any order.
     content = torch.zeros(lengths.numel(), dtype=torch.int64, device=values.device)
     content.index_add_(0, rows, _mix(_mix(values.long()) + position))
-    content = _mix(content ^ _mix(response_lengths.long()))
+    content = _mix(content ^ _mix(response_lengths.long())) + row_values
     return _mix(content + _occurrence(content, used, group))
 
 

@@ -31,6 +31,8 @@ def test_a_dead_worker_is_reported_after_a_grace_and_not_before():
 def test_workers_taken_down_on_purpose_and_other_jobs_are_left_alone():
     table = {
         "killed": actor("reason: RAY_KILL", "DEAD"),
+        # As Ray 2.60 words it after ray.actor.exit_actor().
+        "left by itself": actor("Worker exit type: INTENDED_USER_EXIT ... reason: WORKER_DIED", "DEAD"),
         "released": actor("reason: OUT_OF_SCOPE", "DEAD"),
         "of another job": actor(DIED, "DEAD", job="02"),
         "alive": actor(),
@@ -68,7 +70,7 @@ def test_the_driver_ends_when_a_worker_dies_that_it_does_not_wait_for():
             def wait(self): time.sleep(600)
         waited_for, forgotten = Worker.remote(), Worker.remote()
         victim = ray.get(forgotten.pid.remote())
-        fail_fast.watch()
+        fail_fast.watch(own_cluster=True)
         os.kill(victim, signal.SIGKILL)
         ray.get(waited_for.wait.remote())
         """

@@ -34,7 +34,7 @@ def validate(*overrides: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_watch(monkeypatch):
-    monkeypatch.setattr(fail_fast, "watch", lambda: None)
+    monkeypatch.setattr(fail_fast, "watch", lambda own_cluster: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -67,6 +67,12 @@ def test_a_sound_configuration_says_that_we_are_active(capsys):
         (f"{LOSS}cov_kl=k1", ("cov_kl='k1'", "abs, k2, k3")),
         (f"{LOSS}cov_base_loss=vanila", ("cov_base_loss='vanila'", "vanilla")),
         (f"+{LOSS}kl_cov_ration=0.1", ("kl_cov_ration", "did you mean kl_cov_ratio?")),
+        (f"{LOSS}kl_cov_ratio=abc", ("kl_cov_ratio='abc'", "finite number")),
+        (f"{LOSS}ppo_kl_coef=.inf", ("ppo_kl_coef=inf", "finite number")),
+        (f"{LOSS}cov_seed=1.5", ("cov_seed=1.5", "whole number")),
+        (f"{LOSS}cov_base_loss=kl_cov", ("cov_base_loss='kl_cov'",)),
+        (f"{LOSS}loss_mode=VERL-COV.KL_COV", ("did you mean verl_cov.kl_cov?",)),
+        (f"{LOSS}loss_mode=vanila", ("loss_mode=vanila", "did you mean vanilla?")),
         (f"{LOSS}loss_mode=verl_cov.klcov", ("verl_cov.klcov", "did you mean verl_cov.kl_cov?")),
         ("ray_kwargs.ray_init.num_cpus=4", ("Ray has 4 CPUs", "num_cpus=6")),
         ("actor_rollout_ref.actor.strategy=fsdp", ("actor.strategy=fsdp", "fsdp2")),
@@ -115,7 +121,7 @@ def test_a_plugin_that_did_not_register_stops_the_run(monkeypatch):
 
 
 def test_default_ray_cpus_of_a_laptop_are_found_too_few(monkeypatch):
-    monkeypatch.setattr(preflight.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(preflight, "_detected_cpus", lambda: 2)
     message = refused(*RUN, "ray_kwargs.ray_init.num_cpus=null")
     assert "Ray has 2 CPUs and this run needs 6" in message
 
@@ -137,3 +143,20 @@ def test_the_real_command_composes_anywhere_and_fails_in_one_line(tmp_path, extr
     else:
         assert done.returncode == 0
         assert "loss_mode: verl_cov.kl_cov" in done.stdout
+
+
+def test_configurations_that_verl_accepts_are_left_alone(capsys):
+    vanilla = ("+verl_cov=cpu", *RUN[1:])
+    validate(*vanilla, "~actor_rollout_ref.actor.policy_loss._target_")
+    assert "loss_mode=vanilla is verl's own" in capsys.readouterr().out
+
+
+def test_an_unknown_verl_is_said_and_vanilla_runs_all_the_same(monkeypatch, capsys):
+    monkeypatch.setattr(plugin.status, "error", "UnsupportedVersion: on purpose")
+    validate("+verl_cov=cpu", *RUN[1:], "ray_kwargs.ray_init.num_cpus=1")
+    assert "is NOT active: UnsupportedVersion: on purpose" in capsys.readouterr().out
+
+
+def test_joining_a_cluster_with_logical_cpus_is_refused(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    assert "RAY_ADDRESS=local" in refused(*RUN)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 
 from rich.console import Console
+from rich.markup import escape
 
 from verl_cov import __version__
 from verl_cov.host import versions
@@ -60,7 +61,7 @@ def run(with_ray: bool = True, console: Console | None = None) -> bool:
             outcome, mark = check(), "[green]ok  [/green]"
         except Problem as problem:
             outcome, mark, failed = str(problem), "[red]FAIL[/red]", failed + 1
-        console.print(f"{mark}  {title:<22} ", outcome, highlight=False, markup=True, soft_wrap=True)
+        console.print(f"{mark}  {title:<22} ", escape(outcome), highlight=False, markup=True, soft_wrap=True)
     console.print("[green]all is well[/green]" if not failed else f"[red]{failed} failed[/red]")
     return not failed
 

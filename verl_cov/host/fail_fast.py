@@ -54,9 +54,10 @@ async def _end_with(engine: Any) -> None:
 
 
 @functools.cache
-def watch() -> None:
-    """Start watching this process's Ray job, once."""
-    threading.Thread(target=_loop, name="verl-cov-fail-fast", daemon=True).start()
+def watch(own_cluster: bool) -> None:
+    """Start watching this process's Ray job, once. Placement is judged only in a cluster that this program starts:
+    in a shared one, groups of other jobs wait too, and a busy cluster is not a lost run."""
+    threading.Thread(target=_loop, args=(own_cluster,), name="verl-cov-fail-fast", daemon=True).start()
 
 
 @dataclass
@@ -93,7 +94,10 @@ class Watch:
 
 
 def _died_by_itself(cause: str) -> bool:
-    # Ray's other reasons (RAY_KILL, OUT_OF_SCOPE, REF_DELETED ...) are how verl takes workers down.
+    # Ray's other reasons (RAY_KILL, OUT_OF_SCOPE, REF_DELETED ...) are how verl takes workers down, and an actor that
+    # calls exit_actor() is reported as WORKER_DIED with the exit type INTENDED_USER_EXIT.
+    if "INTENDED" in cause:
+        return False
     return "WORKER_DIED" in cause or "NODE_DIED" in cause or "creation_task_failure" in cause
 
 
@@ -104,12 +108,12 @@ def _reason(cause: str) -> str:
     return "no reason given by Ray"
 
 
-def _loop() -> None:
+def _loop(own_cluster: bool) -> None:
     watch_state = Watch()
     while True:
         time.sleep(POLL_SECONDS)
         try:
-            verdict = _look(watch_state)
+            verdict = _look(watch_state, own_cluster)
         except Exception:
             # Ray is going down, or has not come up: neither is ours to report.
             continue
@@ -117,7 +121,7 @@ def _loop() -> None:
             _end(verdict)
 
 
-def _look(watch_state: Watch) -> str | None:
+def _look(watch_state: Watch, own_cluster: bool) -> str | None:
     import ray
 
     if not ray.is_initialized():
@@ -126,13 +130,13 @@ def _look(watch_state: Watch) -> str | None:
 
     job = ray.get_runtime_context().get_job_id()
     actors: dict[str, Any] = state.actor_table(None, None, None)
-    return watch_state.verdict(
-        actors, ray.util.placement_group_table(), job, ray.cluster_resources().get("CPU", 0), time.monotonic()
-    )
+    groups = ray.util.placement_group_table() if own_cluster else {}
+    return watch_state.verdict(actors, groups, job, ray.cluster_resources().get("CPU", 0), time.monotonic())
 
 
 def _end(message: str) -> None:
     print(f"verl-cov: {message}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
     # The main thread sits in ray.get, where no exception reaches it, and ray.shutdown() from here may end the process
     # with exit code 0. When the driver is gone, Ray ends the workers, and with them the cluster if the driver started
     # it.

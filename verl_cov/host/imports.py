@@ -70,9 +70,10 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             with ExitStack() as stack:
-                for context in _around.pop(fullname, []):
+                for context in _around.get(fullname, []):
                     stack.enter_context(context())
                 execute(module)
+            _around.pop(fullname, None)  # only now: a failed import is tried again
             for callback in _after.pop(fullname, []):
                 callback(module)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cov import __version__
+from verl_cov import __version__, plugin
 from verl_cov.host import cpu, fail_fast
 from verl_cov.host.imports import when_imported
 
@@ -35,24 +35,32 @@ def _check_first(module: Any) -> None:
 
     @functools.wraps(original)
     def validate_config(config: DictConfig, *args: Any, **kwargs: Any) -> None:
+        if _in_ray_worker():  # some trainers check once more inside their task runner: the driver has done all this
+            return original(config, *args, **kwargs)
         try:
             check_policy_loss(config)
-            check_machine(config)
+            if not plugin.status.error:  # with a verl we do not know, nothing of ours may stand in the way
+                check_machine(config)
+            line = start_up_line(config)
         except Finding as finding:
             # SystemExit, because Hydra would bury any other exception under its own message.
             raise SystemExit(f"verl-cov: {finding}") from None
         original(config, *args, **kwargs)
-        print(start_up_line(config), flush=True)
-        fail_fast.watch()
+        print(line, flush=True)
+        if not plugin.status.error:
+            fail_fast.watch(starts_own_ray(config))
+        return None
 
     module.validate_config = validate_config
 
 
 def start_up_line(config: DictConfig) -> str:
     """Says that verl-cov is active and what it does in this run."""
-    control = _control(config)
+    if plugin.status.error:
+        return f"verl-cov {__version__} is NOT active: {plugin.status.error}"
+    mode = OmegaConf.select(config, f"{POLICY_LOSS}.loss_mode", default="vanilla")
+    control = _control(config) if mode.startswith(OURS) else None
     if control is None:
-        mode = config.actor_rollout_ref.actor.policy_loss.loss_mode
         return f"verl-cov {__version__} is loaded; loss_mode={mode} is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
     return f"verl-cov {__version__} is active: {control.describe()}"
 
@@ -63,22 +71,27 @@ def start_up_line(config: DictConfig) -> str:
 
 def check_policy_loss(config: DictConfig) -> None:
     """Raise :class:`Finding` for a covariance control that is misspelt, out of range or without effect."""
-    policy_loss = config.actor_rollout_ref.actor.policy_loss
-    ours = str(policy_loss.get("_target_", "")).startswith(OURS) or str(policy_loss.get("loss_mode")).startswith(OURS)
-    if not ours:
+    policy_loss = OmegaConf.select(config, POLICY_LOSS, default=None) or {}
+    mode = str(policy_loss.get("loss_mode"))
+    our_class = str(policy_loss.get("_target_")).startswith(OURS)
+    # "verl-cov.kl_cov", "VERL_COV.KL_COV": meant for us, whatever else is wrong with them.
+    our_mode = mode.lower().replace("-", "_").startswith(OURS)
+    if not (our_class or our_mode):
         return
-    from verl_cov import plugin
-
     if plugin.status.error:
         raise Finding(f"the plugin is not working ({plugin.status.error}); run `verl-cov doctor`")
+    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+
     from verl_cov.config import LOSS_MODES, known_fields
 
     for name in policy_loss:
         if not name.startswith("_") and name not in known_fields():
             raise Finding(f"{POLICY_LOSS}.{name} is unknown{_did_you_mean(name, known_fields())}")
-    if policy_loss.loss_mode.startswith(OURS) and policy_loss.loss_mode not in LOSS_MODES:
-        hint = _did_you_mean(policy_loss.loss_mode, LOSS_MODES)
-        raise Finding(f"{POLICY_LOSS}.loss_mode={policy_loss.loss_mode} is unknown{hint}")
+        if name.startswith("cov_") and not our_class:
+            raise Finding(f"{POLICY_LOSS}.{name} is verl-cov's: add +verl_cov={mode.removeprefix(OURS)} to use it")
+    if mode not in LOSS_MODES and (our_mode or mode not in POLICY_LOSS_REGISTRY):
+        known = LOSS_MODES if our_mode else (*LOSS_MODES, *POLICY_LOSS_REGISTRY)
+        raise Finding(f"{POLICY_LOSS}.loss_mode={mode} is unknown{_did_you_mean(mode.lower(), known)}")
     control = _control(config)
     if control is not None and control.loss_mode == "verl_cov.kl_cov" and updates_per_rollout(config) == 1:
         print(
@@ -93,7 +106,7 @@ def check_policy_loss(config: DictConfig) -> None:
 def updates_per_rollout(config: DictConfig) -> float:
     """Optimizer steps on each batch of rollouts."""
     actor = config.actor_rollout_ref.actor
-    return config.data.train_batch_size / actor.ppo_mini_batch_size * actor.ppo_epochs
+    return config.data.train_batch_size / max(actor.ppo_mini_batch_size, 1) * actor.ppo_epochs
 
 
 def _control(config: DictConfig) -> Any:
@@ -155,6 +168,11 @@ def check_cpu_host(config: DictConfig, local: bool) -> None:
         if found != value:
             raise Finding(f"{field}={found} does not work with VERL_PLATFORM=cpu: it must be {value} ({fix})")
     ranks = config.trainer.n_gpus_per_node
+    if not local and OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus", default=None):
+        raise Finding(
+            "ray_kwargs.ray_init.num_cpus cannot be given to a Ray cluster that is running already: set RAY_ADDRESS=local "
+            "to start one for this run"
+        )
     if local and (OmegaConf.select(config, "ray_kwargs.ray_init.num_gpus", default=0) or 0) < ranks:
         raise Finding(
             f"ray_kwargs.ray_init.num_gpus must be at least trainer.n_gpus_per_node={ranks}: on a CPU these are "
@@ -164,7 +182,7 @@ def check_cpu_host(config: DictConfig, local: bool) -> None:
 
 def check_ray_cpus(config: DictConfig) -> None:
     """Ray waits for ever, silently, for actors that ask for more CPUs than it was told of."""
-    have = OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus", default=None) or os.cpu_count() or 1
+    have = OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus", default=None) or _detected_cpus()
     need = ray_cpus_needed(config)
     if have < need:
         raise Finding(
@@ -183,18 +201,39 @@ def ray_cpus_needed(config: DictConfig) -> int:
     """
     need = 3 * config.trainer.n_gpus_per_node + 1
     if config.trainer.get("use_v1", False):
+        if (
+            OmegaConf.select(config, "transfer_queue.backend.storage_backend", default="SimpleStorage")
+            != "SimpleStorage"
+        ):
+            return need + 1
         units = OmegaConf.select(config, "transfer_queue.backend.SimpleStorage.num_data_storage_units", default=8)
         return need + 1 + units
     return need + 1
 
 
+def _detected_cpus() -> int:
+    """What Ray will find by itself: the container's share, where os.cpu_count() is the host's."""
+    from ray._private.utils import get_num_cpus
+
+    return int(get_num_cpus())
+
+
+def _in_ray_worker() -> bool:
+    from ray._private.worker import WORKER_MODE, global_worker
+
+    return global_worker.mode == WORKER_MODE
+
+
 def starts_own_ray(config: DictConfig) -> bool:
     """True if verl will start Ray on this machine, False if it will join a running cluster."""
+    import ray
+
+    if ray.is_initialized():
+        return False
     address = OmegaConf.select(config, "ray_kwargs.ray_init.address", default=None) or os.environ.get("RAY_ADDRESS")
     if address:
         return address == "local"
-    import ray
     from ray._private.utils import read_ray_address
 
     # ray.init() without an address joins the cluster that `ray start` left its address of.
-    return not ray.is_initialized() and not read_ray_address()
+    return not read_ray_address()

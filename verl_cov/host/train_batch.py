@@ -71,8 +71,10 @@ def select_in_mini_batch(data: Any, control: Control, group: ProcessGroup | None
     # values() of a jagged tensor and a flattened dense one list the same slots as the mask does.
     log_prob = slots.flat(data["old_log_probs"], "old_log_probs")[valid].to(device)
     advantage = slots.flat(data["advantages"], "advantages")[valid].to(device)
-    row_ids = _row_identities(data, slots, group, device)
-    identity = selection.token_identity(row_ids[slots.rows[valid].to(device)], slots.positions[valid].to(device))
+    rows, positions = slots.rows[valid].to(device), slots.positions[valid].to(device)
+    values = selection.row_values(rows, positions, log_prob, advantage, slots.lengths.numel())
+    row_ids = _row_identities(data, slots, values, group, device)
+    identity = selection.token_identity(row_ids[rows], positions)
     chosen = selection.select_tokens(log_prob, advantage, identity, control, group)
     mask = torch.zeros(valid.numel(), dtype=torch.float32)
     mask[valid] = chosen.mask.float().cpu()
@@ -119,8 +121,10 @@ class _Slots:
         return torch.nested.as_nested_tensor(list(flat.split(self.lengths.tolist())), layout=torch.jagged)
 
 
-def _row_identities(data: Any, slots: _Slots, group: ProcessGroup | None, device: torch.device) -> Tensor:
-    """[rows] int64 from each row's own tokens, see :func:`verl_cov.selection.row_identity`."""
+def _row_identities(
+    data: Any, slots: _Slots, row_values: Tensor, group: ProcessGroup | None, device: torch.device
+) -> Tensor:
+    """[rows] int64 from each row's own content, see :func:`verl_cov.selection.row_identity`."""
     tokens = data["input_ids"] if "input_ids" in data else data["responses"]
     if tokens.is_nested:
         values, lengths = tokens.values(), tokens.offsets().diff()
@@ -128,7 +132,12 @@ def _row_identities(data: Any, slots: _Slots, group: ProcessGroup | None, device
         values, lengths = tokens.flatten(), torch.full((tokens.shape[0],), tokens.shape[1], dtype=torch.int64)
     response_lengths = torch.zeros_like(slots.lengths).index_add_(0, slots.rows, slots.valid.long())
     return selection.row_identity(
-        values.to(device), lengths.to(device), response_lengths.to(device), (response_lengths > 0).to(device), group
+        values.to(device),
+        lengths.to(device),
+        response_lengths.to(device),
+        (response_lengths > 0).to(device),
+        row_values,
+        group,
     )
 
 
@@ -140,7 +149,10 @@ def _optimizer_step(worker: Any, data: Any, group: ProcessGroup | None) -> int:
     """
     steps = data.get("global_steps", None)
     steps = getattr(steps, "data", steps) if not hasattr(steps, "tolist") else steps.tolist()
-    steps = [0] if steps is None else steps if isinstance(steps, list) else [steps]
+    if steps is None:
+        # The legacy trainer sends no step: its learning-rate scheduler makes one a rollout, and is in the checkpoint.
+        steps = getattr(getattr(worker.engine, "lr_scheduler", None), "last_epoch", 0)
+    steps = steps if isinstance(steps, list) else [steps]
     latest = torch.tensor(max(int(step) for step in steps), device=_device())
     if group is not None:
         dist.all_reduce(latest, op=dist.ReduceOp.MAX, group=group)
