@@ -60,7 +60,7 @@ def test_a_sound_configuration_says_that_we_are_active(capsys):
     ("override", "parts"),
     [
         (f"{LOSS}kl_cov_ratio=0.2", ("kl_cov_ratio=0.2", "not a percentage", "0.002")),
-        (f"{LOSS}clip_cov_ratio=0", ("clip_cov_ratio=0", "(0, 1]")),
+        (f"{LOSS}kl_cov_ratio=0", ("kl_cov_ratio=0", "(0, 1]")),
         (f"{LOSS}kl_cov_ratio=2", ("kl_cov_ratio=2", "(0, 1]")),
         (f"{LOSS}clip_cov_lb=5", ("clip_cov_lb=5", "clip_cov_ub=5")),
         (f"{LOSS}ppo_kl_coef=-1", ("ppo_kl_coef=-1", "negative")),
@@ -68,7 +68,7 @@ def test_a_sound_configuration_says_that_we_are_active(capsys):
         (f"{LOSS}cov_base_loss=vanila", ("cov_base_loss='vanila'", "vanilla")),
         (f"+{LOSS}kl_cov_ration=0.1", ("kl_cov_ration", "did you mean kl_cov_ratio?")),
         (f"{LOSS}kl_cov_ratio=abc", ("kl_cov_ratio='abc'", "finite number")),
-        (f"{LOSS}ppo_kl_coef=.inf", ("ppo_kl_coef=inf", "finite number")),
+        (f"{LOSS}ppo_kl_coef=inf", ("ppo_kl_coef=inf", "finite number")),
         (f"{LOSS}cov_seed=1.5", ("cov_seed=1.5", "whole number")),
         (f"{LOSS}cov_base_loss=kl_cov", ("cov_base_loss='kl_cov'",)),
         (f"{LOSS}loss_mode=VERL-COV.KL_COV", ("did you mean verl_cov.kl_cov?",)),

@@ -170,8 +170,8 @@ def check_cpu_host(config: DictConfig, local: bool) -> None:
     ranks = config.trainer.n_gpus_per_node
     if not local and OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus", default=None):
         raise Finding(
-            "ray_kwargs.ray_init.num_cpus cannot be given to a Ray cluster that is running already: set RAY_ADDRESS=local "
-            "to start one for this run"
+            "ray_kwargs.ray_init.num_cpus cannot be given to a Ray cluster that is running already: set "
+            "RAY_ADDRESS=local to start one for this run"
         )
     if local and (OmegaConf.select(config, "ray_kwargs.ray_init.num_gpus", default=0) or 0) < ranks:
         raise Finding(
@@ -201,13 +201,9 @@ def ray_cpus_needed(config: DictConfig) -> int:
     """
     need = 3 * config.trainer.n_gpus_per_node + 1
     if config.trainer.get("use_v1", False):
-        if (
-            OmegaConf.select(config, "transfer_queue.backend.storage_backend", default="SimpleStorage")
-            != "SimpleStorage"
-        ):
-            return need + 1
-        units = OmegaConf.select(config, "transfer_queue.backend.SimpleStorage.num_data_storage_units", default=8)
-        return need + 1 + units
+        backend = config.transfer_queue.backend
+        if backend.storage_backend == "SimpleStorage":
+            need += backend.SimpleStorage.num_data_storage_units
     return need + 1
 
 
