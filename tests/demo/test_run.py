@@ -386,8 +386,8 @@ def test_the_command_and_the_environment(tmp_path):
 @pytest.mark.parametrize("name", ["plain", "a b", "it's", "x,y=[1]", "back\\slash", "a\\'b", "end\\"])
 def test_paths_survive_hydras_grammar(name):
     parser = pytest.importorskip("hydra.core.override_parser.overrides_parser").OverridesParser.create()
-    override = parser.parse_override(f"data.train_files={launch.quote(Path('/tmp') / name)}")
-    assert override.value() == f"/tmp/{name}"
+    override = parser.parse_override(f"data.train_files={launch.quote(Path('/data') / name)}")
+    assert override.value() == f"/data/{name}"
 
 
 def test_preparation_fails_in_one_line(tmp_path, monkeypatch):

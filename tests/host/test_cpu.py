@@ -59,7 +59,7 @@ def test_process_group_has_one_backend(tmp_path):
         WORLD_SIZE="1",
         DIST_INIT_METHOD=f"file://{tmp_path}/rendezvous",
     )
-    assert out.splitlines()[-1] == "gloo 1.0"
+    assert out.splitlines()[-1] == "cpu:gloo 1.0"
 
 
 def test_fsdp2_engines_are_registered_for_the_cpu_and_fsdp1_is_not():
