@@ -58,15 +58,14 @@ def start_up_line(config: DictConfig) -> str:
     """Says that verl-cov is active and what it does in this run."""
     if plugin.status.error:
         return f"verl-cov {__version__} is NOT active: {plugin.status.error}"
-    mode = OmegaConf.select(config, f"{POLICY_LOSS}.loss_mode", default="vanilla")
+    mode = str(OmegaConf.select(config, f"{POLICY_LOSS}.loss_mode", default="vanilla"))
     control = _control(config) if mode.startswith(OURS) else None
     if control is None:
         return f"verl-cov {__version__} is loaded; loss_mode={mode} is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
     return f"verl-cov {__version__} is active: {control.describe()}"
 
 
-# --- the configuration
-# --------------------------------------------------------------------------------------------------
+# --- the configuration ------------------------------------------------------------------------------------------------
 
 
 def check_policy_loss(config: DictConfig) -> None:
@@ -130,8 +129,7 @@ def _did_you_mean(name: str, known: Any) -> str:
     return f": did you mean {close[0]}?" if close else f": use one of {', '.join(known)}"
 
 
-# --- the machine
-# --------------------------------------------------------------------------------------------------------
+# --- the machine ------------------------------------------------------------------------------------------------------
 
 
 def check_machine(config: DictConfig) -> None:

@@ -84,8 +84,7 @@ def select_in_mini_batch(data: Any, control: Control, group: ProcessGroup | None
 
 @dataclass(frozen=True)
 class _Slots:
-    """The response slots of a batch, flattened row by row: jagged (V1 trainer) or dense with padding (legacy
-    trainer)."""
+    """The response slots of a batch, row by row: jagged (V1 trainer) or dense with padding (legacy trainer)."""
 
     lengths: Tensor  # [rows] slots a row
     valid: Tensor  # [slots] bool
