@@ -50,9 +50,11 @@ def covariance_of(inputs):
     """Eq. 10 with the current log-probs, as verl's own losses rank; [rows, width], -inf where masked."""
     valid = inputs["response_mask"]
     log_prob, advantage = inputs["log_prob"].detach()[valid], inputs["advantages"][valid]
-    means = covariance.means(covariance.fixed_point_sums(log_prob, advantage))
+    means = covariance.means(
+        covariance.fixed_point_sums(log_prob, advantage, torch.ones_like(log_prob, dtype=torch.bool))
+    )
     cov = torch.full(valid.shape, -torch.inf)
-    cov[valid] = covariance.token_covariance(log_prob, advantage, *means)
+    cov[valid] = covariance.token_covariance(log_prob, advantage, *means).float()
     return cov
 
 
@@ -142,7 +144,7 @@ def test_an_outlier_ratio_stays_finite():
 def test_without_the_hook_it_selects_in_the_micro_batch_and_says_so_once(caplog):
     from verl_cov.host import policy_losses
 
-    policy_losses._warn_once.cache_clear()
+    policy_losses._without_hook.cache_clear()
     inputs = batch()
     config = actor(loss_mode="verl_cov.kl_cov", kl_cov_ratio=0.05)
     for _ in range(3):

@@ -18,6 +18,8 @@ KL_COV = "verl_cov.kl_cov"
 LOSS_MODES = (CLIP_COV, KL_COV)
 DEFAULT_BASE_LOSS = {CLIP_COV: "vanilla", KL_COV: "ratio"}
 KL_ESTIMATORS = ("abs", "k2", "k3")
+SCOPES = ("mini_batch", "micro_batch")
+LOG_PROBS = ("old", "current")
 
 # The paper takes 2e-4 and 2e-3. The authors' scripts write 0.2 *percent*; read as a fraction that is a hundred times
 # more.
@@ -41,6 +43,13 @@ class CovPolicyLossConfig(PolicyLossConfig):
             ``k3`` = exp(-log-ratio) - 1 + log-ratio.
         cov_base_loss: policy loss the control wraps: ``ratio`` (the unclipped surrogate -ratio * A) or any name in
             verl's registry. None: ``vanilla`` for Clip-Cov, ``ratio`` for KL-Cov, as in the paper's code.
+        cov_scope: ``mini_batch`` selects over the whole optimizer mini-batch of all ranks; ``micro_batch`` within each
+            micro-batch, as verl's own ``clip_cov`` and ``kl_cov`` do (for comparison: the update then depends on the
+            micro-batch size).
+        cov_log_prob: log-probs that the covariance is taken with: ``old`` the rollout policy's, which the batch
+            carries; ``current`` the present policy's, at one more forward an optimizer step (in scope
+            ``micro_batch`` the loss has them already). None: ``old`` for ``mini_batch``, ``current`` for
+            ``micro_batch``, as in the released code.
         cov_seed: seed of Clip-Cov's draw and of the cut between equal covariances.
 
     Raises:
@@ -50,6 +59,8 @@ class CovPolicyLossConfig(PolicyLossConfig):
 
     cov_kl: str = "abs"
     cov_base_loss: str | None = None
+    cov_scope: str = "mini_batch"
+    cov_log_prob: str | None = None
     cov_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -71,8 +82,10 @@ class CovPolicyLossConfig(PolicyLossConfig):
             raise ValueError(
                 f"{_PATH}.ppo_kl_coef={self.ppo_kl_coef} must not be negative: it would reward moving away"
             )
-        if self.cov_kl not in KL_ESTIMATORS:
-            raise ValueError(f"{_PATH}.cov_kl={self.cov_kl!r} is unknown: use one of {', '.join(KL_ESTIMATORS)}")
+        for name, known in (("cov_kl", KL_ESTIMATORS), ("cov_scope", SCOPES), ("cov_log_prob", (None, *LOG_PROBS))):
+            if getattr(self, name) not in known:
+                names = ", ".join(value or "null" for value in known)
+                raise ValueError(f"{_PATH}.{name}={getattr(self, name)!r} is unknown: use one of {names}")
         if self.loss_mode in LOSS_MODES:
             _check_base_loss(self.base_loss)
 
@@ -80,6 +93,11 @@ class CovPolicyLossConfig(PolicyLossConfig):
     def base_loss(self) -> str:
         """Name of the policy loss that is wrapped."""
         return self.cov_base_loss or DEFAULT_BASE_LOSS.get(self.loss_mode, "vanilla")
+
+    @property
+    def log_prob(self) -> str:
+        """``old`` or ``current``: log-probs that the covariance is taken with."""
+        return self.cov_log_prob or ("old" if self.cov_scope == "mini_batch" else "current")
 
     @property
     def ratio(self) -> float:
@@ -94,7 +112,11 @@ class CovPolicyLossConfig(PolicyLossConfig):
             numbers = f"kl_cov_ratio={self.kl_cov_ratio:g}, ppo_kl_coef={self.ppo_kl_coef:g}, cov_kl={self.cov_kl}"
         return (
             f"loss_mode={self.loss_mode} on {self.base_loss} ({numbers}, seed {self.cov_seed}), "
-            "selection over the whole mini-batch of all ranks"
+            + {
+                "mini_batch": "selection over the whole mini-batch of all ranks",
+                "micro_batch": "selection within each MICRO-BATCH, as verl's own: it changes with the micro-batch size",
+            }[self.cov_scope]
+            + f", by {self.log_prob} log-probs"
         )
 
 

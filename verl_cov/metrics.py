@@ -12,6 +12,10 @@ key                          unit                meaning (over one optimizer min
 ``selected_negative_frac``   1                   share of the selected tokens with a negative advantage (0 if none)
 ``candidate_tokens``         tokens              tokens the control could choose from (Clip-Cov: those in the band)
 ``non_finite_tokens``        tokens              tokens left out because log-prob or advantage is not finite
+``tied_tokens``              tokens              tokens with the smallest chosen covariance, if some were left out
+``overlap_old``              1                   with ``cov_log_prob=current``: share of the selected tokens that
+                                                 ``old`` would have selected too
+``forward_seconds``          s                   with ``cov_log_prob=current``: time of the additional forward
 ===========================  ==================  =====================================================================
 
 Each is exact (sums and counts over all ranks) and computed once an optimizer step; verl logs the mean over the
@@ -20,25 +24,26 @@ optimizer steps of a rollout. No key contains "min" or "max": verl would reduce 
 
 from __future__ import annotations
 
-from verl_cov.selection import Selected
+from verl_cov.selection import Totals
 
 PREFIX = "actor/cov/"
 
 
-def of_selection(chosen: Selected) -> dict[str, float]:
-    """The table above as a flat dictionary of floats, the same on every rank."""
-    tokens, count = max(chosen.tokens, 1), max(chosen.count, 1)
-    mean = chosen.covariance_sum / tokens
-    variance = max(chosen.covariance_square_sum / tokens - mean * mean, 0.0)
+def of_totals(totals: Totals) -> dict[str, float]:
+    """The table above (without the keys of ``current``) as a flat dictionary of floats, the same on every rank."""
+    tokens, count = max(totals.tokens, 1), max(totals.selected, 1)
+    mean = totals.covariance_sum / tokens
+    variance = max(totals.covariance_square_sum / tokens - mean * mean, 0.0)
     values = {
-        "tokens": chosen.tokens,
+        "tokens": totals.tokens,
         "mean": mean,
         "std": variance**0.5,
-        "selected_tokens": chosen.count,
-        "selected_frac": chosen.count / tokens,
-        "selected_mean": chosen.selected_covariance_sum / count,
-        "selected_negative_frac": chosen.selected_negative / count,
-        "candidate_tokens": chosen.candidates,
-        "non_finite_tokens": chosen.non_finite,
+        "selected_tokens": totals.selected,
+        "selected_frac": totals.selected / tokens,
+        "selected_mean": totals.selected_covariance_sum / count,
+        "selected_negative_frac": totals.negative / count,
+        "candidate_tokens": totals.candidates,
+        "non_finite_tokens": totals.non_finite,
+        "tied_tokens": totals.tied,
     }
     return {PREFIX + key: float(value) for key, value in values.items()}

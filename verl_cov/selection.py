@@ -1,18 +1,27 @@
 """Which tokens of an optimizer mini-batch a control acts on: exactly, and the same ones for every layout of the batch.
 
-The mini-batch is spread over data-parallel ranks and cut into micro-batches; the functions here see one rank's valid
-response tokens as flat tensors and talk to the other ranks through ``group``. What they choose depends on the set of
-tokens only: equal covariances are cut, and Clip-Cov's draw is made, by a hash of (seed, step, token identity), never by
-a random number generator or by the order in which rows arrive.
+The mini-batch is spread over data-parallel ranks and cut into micro-batches. The functions here see one rank's response
+slots as flat tensors and talk to the other ranks through ``group``: every rank must call them, also one without tokens.
 
-Knows nothing about verl. Every rank of ``group`` must call :func:`select_tokens` and :func:`row_identity`, also one
-without any token.
+The n-th largest of numbers that lie on many ranks is found digit by digit (radix-select): each pass counts how many
+candidates have each value of the next 11 bits of an order-preserving integer key, adds the counts of all ranks up, and
+keeps the candidates of one bin. Covariances take three passes. Equal covariances are cut, and Clip-Cov's draw is made,
+by five passes over a hash of (seed, step, token identity). So 131 kB a rank at most go into collectives, whatever the
+number of tokens, of selected ones or of ranks.
+
+On an accelerator nothing here waits for the device (no ``.item()``, ``nonzero`` or boolean indexing); on a CPU, where
+looking costs nothing, candidates are compacted after each pass and passes without work are skipped.
+
+Knows nothing about verl.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -20,9 +29,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verl_cov import covariance
-
-# Keys are compared as int64. Everything selectable is above this.
-EXCLUDED = torch.iinfo(torch.int64).min
+from verl_cov.identity import mix
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Control:
         ratio: share of the mini-batch's valid tokens (r or k of the paper), a fraction in (0, 1].
         band: None to take the largest covariances (KL-Cov); (low, high) to draw uniformly, without replacement, from
             the tokens with low < covariance < high (Clip-Cov).
-        seed: any integer.
+        seed: any integer of 64 bits.
         step: counter of optimizer steps, the same on every rank; another step is another draw.
     """
 
@@ -43,237 +50,296 @@ class Control:
     step: int = 0
 
 
+class Totals(NamedTuple):
+    """Numbers of the whole mini-batch, equal on every rank."""
+
+    tokens: int  # finite valid tokens, N of the paper
+    non_finite: int  # valid tokens left out because log-prob or advantage is not finite
+    candidates: int  # tokens that the control could choose from
+    selected: int  # tokens chosen
+    negative: int  # tokens chosen that have a negative advantage
+    tied: int  # tokens with the smallest chosen covariance, if some of them had to be left out; else 0
+    covariance_sum: float  # nats times advantage, over N
+    covariance_square_sum: float
+    selected_covariance_sum: float
+
+
 @dataclass(frozen=True)
 class Selected:
     """The result of :func:`select_tokens` on one rank.
 
-    ``mask`` ([tokens] bool) and ``covariance`` ([tokens] float32, NaN where the token is not finite) are this rank's.
-    The rest is of the whole mini-batch, equal on every rank: ``tokens`` finite valid tokens (N of the paper),
-    ``non_finite`` tokens left out, ``candidates`` tokens the control could choose from, ``count`` chosen,
-    ``selected_negative`` chosen with a negative advantage; sums of the covariance, of its square, and over the chosen,
-    in nats times advantage.
+    ``mask`` ([slots] bool) and ``covariance`` ([slots] float32, NaN where the slot holds no finite token) are this
+    rank's; ``numbers`` ([9] float64) are :class:`Totals` that are still on the device.
     """
 
     mask: Tensor
     covariance: Tensor
-    tokens: int
-    non_finite: int
-    candidates: int
-    count: int
-    covariance_sum: float
-    covariance_square_sum: float
-    selected_covariance_sum: float
-    selected_negative: int
+    numbers: Tensor
+
+    @functools.cached_property
+    def totals(self) -> Totals:
+        """The numbers on the host. On an accelerator the first access waits for it."""
+        values = self.numbers.tolist()
+        return totals_of(values)
 
 
-def quota(ratio: float, tokens: int) -> int:
-    """floor(ratio * tokens), at least 1 (paper Eq. 11 and 13; the floor of 1 is the released code's).
-
-    Computed on the decimal the user wrote: in binary, 0.29 * 100 is 28.999999999999996.
-    """
-    return max(1, int(Fraction(repr(float(ratio))) * tokens)) if tokens else 0
+def totals_of(values: list[float]) -> Totals:
+    """Name the numbers of :class:`Selected` (several added up, too)."""
+    return Totals(*map(int, values[:6]), *values[6:])
 
 
 def select_tokens(
-    log_prob: Tensor, advantage: Tensor, identity: Tensor, control: Control, group: ProcessGroup | None = None
+    log_prob: Tensor,
+    advantage: Tensor,
+    valid: Tensor,
+    identity: Callable[[Tensor], Tensor],
+    control: Control,
+    group: ProcessGroup | None = None,
+    barred: Tensor | None = None,
 ) -> Selected:
     """Choose the tokens of the mini-batch that ``control`` asks for.
 
     Args:
-        log_prob: [tokens] log-probabilities in nats, any float dtype (computed with in float32).
-        advantage: [tokens].
-        identity: [tokens] int64, see :func:`token_identity`.
+        log_prob: [slots] log-probabilities in nats, any float dtype (computed with in float32).
+        advantage: [slots].
+        valid: [slots] bool, the slots that hold a response token.
+        identity: gives the [n] int64 identities (:mod:`verl_cov.identity`) of the [n] slots it is asked for. Called
+            on every rank or on none, so that it may talk to the other ranks.
         control: what to choose.
         group: data-parallel process group; None for a single rank.
+        barred: [slots] bool, tokens that count in N and in the means but may not be chosen.
 
     Tokens whose log-probability or advantage is not finite take no part: they are not counted in N, not in the means.
     """
     log_prob, advantage = log_prob.detach().float(), advantage.detach().float()
-    finite = (log_prob.abs() < covariance.LARGEST) & (advantage.abs() < covariance.LARGEST)  # false for NaN, infinity
-    sums = covariance.fixed_point_sums(log_prob[finite], advantage[finite])
-    sums = _all_reduce(torch.cat([sums, (~finite).sum().reshape(1)]), group)
-    cov = covariance.token_covariance(log_prob, advantage, *covariance.means(sums))
-    lottery = _mix(identity ^ _seed_key(control, identity.device))
+    counted = torch.empty_like(valid)
+    sums = torch.zeros(4, dtype=torch.int64, device=valid.device)
+    for part in _parts(valid):
+        finite = log_prob[part].abs().lt(covariance.LARGEST)  # false for NaN and infinity
+        finite &= advantage[part].abs().lt(covariance.LARGEST)
+        torch.logical_and(finite, valid[part], out=counted[part])
+        sums[:3] += covariance.fixed_point_sums(log_prob[part], advantage[part], counted[part])
+        sums[3] += (valid[part] & ~finite).sum()
+    sums = _all_reduce(sums, group)
+    wanted = quota(control.ratio, sums[0])
+    centre = covariance.means(sums)
+
+    cov = torch.empty_like(log_prob)
+    moments = torch.zeros(2, dtype=torch.float64, device=valid.device)
+    for part in _parts(valid):
+        product = covariance.token_covariance(log_prob[part], advantage[part], *centre)
+        cov[part] = torch.where(counted[part], product, torch.nan)
+        product = torch.where(counted[part], product, 0.0)
+        moments += torch.stack([product.sum(), torch.dot(product, product)])
+
+    choosable = cov if barred is None else torch.where(barred, torch.nan, cov)
     if control.band is None:
-        eligible, keys = finite, (_ordered(cov) << 31) | (lottery & _MASK_31)
+        mask, candidates, tied = _take_largest(choosable, wanted, identity, control, group)
     else:
-        low, high = control.band
-        eligible, keys = finite & (cov > low) & (cov < high), lottery & _MASK_62
-    keys = torch.where(eligible, keys, EXCLUDED)
-    tokens = int(sums[0])
-    mask = select_largest(keys, quota(control.ratio, tokens), group)
-    cov = torch.where(finite, cov, torch.nan)
-    totals = _all_reduce(_totals(cov, advantage, finite, eligible, mask), group).tolist()
-    return Selected(
-        mask=mask,
-        covariance=cov,
-        tokens=tokens,
-        non_finite=int(sums[3]),
-        candidates=int(totals[0]),
-        count=int(totals[1]),
-        covariance_sum=totals[2],
-        covariance_square_sum=totals[3],
-        selected_covariance_sum=totals[4],
-        selected_negative=int(totals[5]),
-    )
+        inside = (choosable > control.band[0]) & (choosable < control.band[1])
+        mask = _draw(inside, wanted, identity, control, group)
+        candidates = _all_reduce(inside.sum(), group)
+        tied = torch.zeros_like(candidates)
+
+    # What depends on the selection, from the few selected slots where looking for them is free.
+    at = _slots_of(mask)
+    chosen = mask[at]
+    selected_cov = torch.where(chosen, cov[at], 0.0).double().sum()
+    negative = (chosen & (advantage[at] < 0)).sum().double()
+    local = _all_reduce(torch.stack([chosen.sum().double(), negative, *moments, selected_cov]), group)
+    everyone = torch.stack([sums[0], sums[3], candidates]).double()
+    return Selected(mask, cov, torch.cat([everyone, local[:2], tied.double().reshape(1), local[2:]]))
 
 
-def select_largest(keys: Tensor, count: int, group: ProcessGroup | None = None) -> Tensor:
-    """Mark the ``count`` largest of all ranks' ``keys``, exactly ``count`` of them (all, if there are fewer).
+def quota(ratio: float, tokens: Tensor) -> Tensor:
+    """floor(ratio * tokens), at least 1 (paper Eq. 11 and 13; the floor of 1 is the released code's). Int64 scalar.
+
+    Computed on the decimal the user wrote, to nine digits: in binary, 0.29 * 100 is 28.999999999999996.
+    """
+    exact = Fraction(repr(float(ratio))).limit_denominator(10**9)
+    top, bottom = exact.numerator, exact.denominator
+    # tokens * top may not fit into int64.
+    whole = tokens // bottom * top + tokens % bottom * top // bottom
+    return torch.minimum(whole.clamp(min=1), tokens)
+
+
+def largest_values(cov: Tensor, shares: tuple[float, ...], group: ProcessGroup | None = None) -> Tensor:
+    """Where the largest tokens begin: for each share s the n-th largest covariance, n = :func:`quota` of s.
 
     Args:
-        keys: [tokens] int64; entries equal to :data:`EXCLUDED` are never marked.
-        count: the same on every rank.
+        cov: [slots] float32, NaN where the slot holds no token.
+        shares: fractions in (0, 1].
 
     Returns:
-        [tokens] bool, this rank's share.
-
-    Keys that are equal are taken from the lowest rank first. They belong to tokens with the same content (or are a
-    31-bit hash collision), so which of them is taken does not change the gradient.
+        [shares] float32, equal on every rank; NaN if there is no token.
     """
-    mask = torch.zeros_like(keys, dtype=torch.bool)
-    if count <= 0:
-        return mask
-    best = torch.full((count,), EXCLUDED, dtype=torch.int64, device=keys.device)
-    local = torch.topk(keys, min(count, keys.numel())).values
-    best[: local.numel()] = local
-    everyone = _all_gather(best, group)
-    threshold = torch.topk(everyone.flatten(), count).values[-1]
-    if threshold == EXCLUDED:
-        return keys != EXCLUDED
-    rank = dist.get_rank(group) if group is not None else 0
-    left = count - (everyone > threshold).sum() - (everyone[:rank] == threshold).sum()
-    ties = keys == threshold
-    return (keys > threshold) | (ties & (ties.cumsum(0) <= left))
+    first = _first_histogram(cov, group)
+    tokens = first.sum()
+    return torch.stack([_nth_largest(cov, first, quota(share, tokens), group)[0] for share in shares])
 
 
-def row_values(rows: Tensor, positions: Tensor, log_prob: Tensor, advantage: Tensor, count: int) -> Tensor:
-    """A hash of each row's log-probs and advantages, [count] int64, from its valid tokens (four [tokens] tensors).
-
-    Rows with the same tokens can have different rewards (a noisy judge, a prompt twice in a batch): only rows that are
-    alike in this too are interchangeable.
-    """
-    bits = (_mix(x.float().view(torch.int32).long()) for x in (log_prob.contiguous(), advantage.contiguous()))
-    token = _mix(sum(bits, start=_mix(positions.long())))
-    return torch.zeros(count, dtype=torch.int64, device=token.device).index_add_(0, rows, token)
+# --- choosing ---------------------------------------------------------------------------------------------------------
 
 
-def row_identity(
-    values: Tensor,
-    lengths: Tensor,
-    response_lengths: Tensor,
-    used: Tensor,
-    row_values: Tensor,
-    group: ProcessGroup | None = None,
+def _take_largest(
+    cov: Tensor,
+    wanted: Tensor,
+    identity: Callable[[Tensor], Tensor],
+    control: Control,
+    group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mask of the ``wanted`` largest of ``cov`` ([slots], NaN: never), how many there were to choose from, how many
+    tied."""
+    first = _first_histogram(cov, group)
+    candidates = first.sum()
+    threshold, left, equal = _nth_largest(cov, first, torch.minimum(wanted, candidates), group)
+    if _on_host(cov) and left == equal:  # usual: no two tokens share the threshold, so nothing is to be drawn
+        return cov >= threshold, candidates, torch.zeros_like(candidates)
+    tied = torch.where(left == equal, 0, equal)
+    return (cov > threshold) | _draw(cov == threshold, left, identity, control, group), candidates, tied
+
+
+def _draw(
+    candidates: Tensor,
+    wanted: Tensor,
+    identity: Callable[[Tensor], Tensor],
+    control: Control,
+    group: ProcessGroup | None,
 ) -> Tensor:
-    """A number for each sequence that depends on its content, not on where it lies.
+    """Mask of ``wanted`` of the ``candidates`` ([slots] bool), drawn uniformly without replacement (all, if fewer)."""
+    at = _slots_of(candidates)
+    tickets = mix(identity(at) ^ _seed_key(control, at.device)) & ((1 << TICKET_BITS) - 1)
+    mask = torch.zeros_like(candidates)
+    mask[at] = select_largest(torch.where(candidates[at], tickets, EXCLUDED), wanted, TICKET_BITS, group)
+    return mask
+
+
+def select_largest(keys: Tensor, wanted: Tensor, bits: int, group: ProcessGroup | None = None) -> Tensor:
+    """Mark the ``wanted`` largest of all ranks' ``keys``, exactly that many (all, if there are fewer).
 
     Args:
-        values: [sum of lengths] token ids of the packed sequences (prompt and response).
-        lengths: [rows] tokens a sequence; response_lengths: [rows], how many of them are the response.
-        used: [rows] bool, False for padding rows, which often repeat a real one.
-        row_values: [rows] int64, see :func:`row_values`.
+        keys: [slots] int64 in [0, 2^bits); entries equal to :data:`EXCLUDED` are never marked.
+        wanted: int64 scalar, the same on every rank.
 
     Returns:
-        [rows] int64. Identical sequences differ by an occurrence number, so that each of their tokens can be drawn
-        separately; which copy gets which number does not matter, since the copies are alike in everything.
+        [slots] bool, this rank's share. Equal keys (a collision of 55-bit hashes) are taken from the lowest rank first.
     """
-    rows = torch.repeat_interleave(torch.arange(lengths.numel(), device=values.device), lengths)
-    starts = lengths.cumsum(0) - lengths
-    position = torch.arange(values.numel(), device=values.device) - starts[rows]
-    # A sum of hashes of (position, token): one pass over packed tokens, in any order.
-    content = torch.zeros(lengths.numel(), dtype=torch.int64, device=values.device)
-    content.index_add_(0, rows, _mix(_mix(values.long()) + position))
-    content = _mix(content ^ _mix(response_lengths.long())) + row_values
-    return _mix(content + _occurrence(content, used, group))
+    threshold, left, _ = _descend(keys, wanted, bits, group)
+    ties = keys == threshold
+    before = ties.cumsum(0)
+    if group is not None:
+        counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=keys.device)
+        rank = dist.get_rank(group)
+        counts[rank] = ties.sum()
+        before += _all_reduce(counts, group)[:rank].sum()
+    return (keys > threshold) | (ties & (before <= left))
 
 
-def token_identity(row_ids: Tensor, positions: Tensor) -> Tensor:
-    """[tokens] int64 from the token's row identity and its position in the response (both [tokens] int64)."""
-    return _mix(row_ids + _mix(positions.long()))
+# --- radix-select -----------------------------------------------------------------------------------------------------
+
+DIGIT_BITS = 11
+BINS = 1 << DIGIT_BITS
+VALUE_BITS = 33  # float32 keys have 32 bits; three digits
+TICKET_BITS = 55  # five digits; two of 1e7 candidates meet at the cut once in 1e9 draws
+EXCLUDED = -1
 
 
-def _occurrence(content: Tensor, used: Tensor, group: ProcessGroup | None) -> Tensor:
-    """How many used rows with the same content come before each row, counting rank by rank. [rows] int64."""
-    sizes = _all_gather(torch.tensor([content.numel()], device=content.device), group).flatten().tolist()
-    rank = dist.get_rank(group) if group is not None else 0
-    padded = torch.zeros(2, max(sizes), dtype=torch.int64, device=content.device)
-    padded[0, : content.numel()] = content
-    padded[1, : content.numel()] = used
-    gathered = _all_gather(padded, group)  # [ranks, 2, rows]
-    present = gathered[:, 1].flatten()
-    key = gathered[:, 0].flatten()
-    order = torch.sort(key, stable=True).indices
-    before = present[order].cumsum(0) - present[order]
-    first = torch.ones_like(order, dtype=torch.bool)
-    first[1:] = key[order][1:] != key[order][:-1]
-    base = torch.where(first, before, 0).cummax(0).values
-    occurrence = torch.empty_like(before)
-    occurrence[order] = before - base
-    return occurrence.view(len(sizes), -1)[rank, : content.numel()]
+def _descend(
+    keys: Tensor, wanted: Tensor, bits: int, group: ProcessGroup | None, prefix: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The wanted-th largest key of all ranks, how many keys equal to it are wanted, and how many there are.
+
+    ``bits`` of the keys are still unknown; ``prefix`` is what is known above them.
+    """
+    prefix = torch.zeros_like(wanted) if prefix is None else prefix
+    equal = wanted
+    for shift in range(bits - DIGIT_BITS, -1, -DIGIT_BITS):
+        inside = (keys >> (shift + DIGIT_BITS)) == prefix  # EXCLUDED has no prefix
+        if _on_host(keys):
+            keys = keys[inside]
+            inside = torch.ones_like(keys)
+        digits = (keys >> shift) & (BINS - 1)
+        histogram = torch.zeros(BINS, dtype=torch.int64, device=keys.device)
+        histogram = _all_reduce(histogram.scatter_add_(0, digits, inside.to(torch.int64)), group)
+        digit, wanted, equal = _find(histogram, wanted)
+        prefix = (prefix << DIGIT_BITS) | digit
+    return prefix, wanted, equal
 
 
-def _totals(cov: Tensor, advantage: Tensor, finite: Tensor, eligible: Tensor, mask: Tensor) -> Tensor:
-    finite_cov = torch.where(finite, cov, 0).double()
-    return torch.stack(
-        [
-            eligible.sum().double(),
-            mask.sum().double(),
-            finite_cov.sum(),
-            finite_cov.square().sum(),
-            torch.where(mask, finite_cov, 0).sum(),
-            (mask & (advantage < 0)).sum().double(),
-        ]
-    )
+def _find(histogram: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The bin of the wanted-th largest, how many of that bin are wanted, and how many it holds (all, if too few)."""
+    or_higher = histogram.flip(0).cumsum(0).flip(0)
+    wanted = torch.minimum(wanted, or_higher[0])
+    digit = (or_higher >= wanted).sum() - 1
+    # Not histogram[digit]: torch reads a scalar index back from the device.
+    here, reached = (table.gather(0, digit.reshape(1))[0] for table in (histogram, or_higher))
+    return digit, wanted - (reached - here), here
 
 
-# --- integer keys -----------------------------------------------------------------------------------------------------
+def _first_histogram(cov: Tensor, group: ProcessGroup | None) -> Tensor:
+    """[BINS] int64: how many tokens of all ranks have each first digit of :func:`_keys`."""
+    histogram = torch.zeros(BINS, dtype=torch.int64, device=cov.device)
+    for part in _parts(cov):
+        digits = _keys(cov[part]) >> (VALUE_BITS - DIGIT_BITS)
+        histogram.scatter_add_(0, digits, torch.ones_like(digits))
+    histogram[_NAN_BIN] = 0
+    return _all_reduce(histogram, group)
+
+
+def _nth_largest(
+    cov: Tensor, first: Tensor, wanted: Tensor, group: ProcessGroup | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The wanted-th largest of ``cov`` ([slots] float32), how many equal to it are wanted, and how many there are."""
+    digit, wanted, _ = _find(first, wanted)
+    shift = VALUE_BITS - DIGIT_BITS
+    inside = (cov >= _value(digit << shift)) & (cov <= _value(((digit + 1) << shift) - 1))
+    keys = _keys(cov[inside]) if _on_host(cov) else torch.where(inside, _keys(cov), EXCLUDED)
+    key, wanted, equal = _descend(keys, wanted, shift, group, prefix=digit)
+    return _value(key), wanted, equal
+
 
 _MASK_31 = (1 << 31) - 1
-_MASK_62 = (1 << 62) - 1
+_NAN_BIN = (BINS >> 1) - 1  # first digit of the key of torch.nan; infinity is one below
 
 
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
+def _keys(x: Tensor) -> Tensor:
+    """Map float32 to int64 in [0, 2^32) so that integer order is numeric order. -0.0 counts as 0.0."""
+    bits = (x + 0.0).view(torch.int32)
+    return (bits ^ ((bits >> 31) & _MASK_31)).long() + (1 << 31)
 
 
-_MULTIPLY_1, _MULTIPLY_2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
-_INCREMENT = _signed(0x9E3779B97F4A7C15)
+def _value(key: Tensor) -> Tensor:
+    """The inverse of :func:`_keys`."""
+    bits = (key - (1 << 31)).to(torch.int32)
+    return (bits ^ ((bits >> 31) & _MASK_31)).view(torch.float32)
 
 
-def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's output function (Steele, Lea and Flood 2014) on int64, with its wrap-around arithmetic."""
-    x = x + _INCREMENT
-    # torch's >> on int64 copies the sign bit in; the generator is defined with zeros.
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _MULTIPLY_1
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _MULTIPLY_2
-    return x ^ ((x >> 31) & ((1 << 33) - 1))
+# --- host or device ---------------------------------------------------------------------------------------------------
+
+
+def _on_host(tensor: Tensor) -> bool:
+    """True where Python may look at values without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
+def _slots_of(marked: Tensor) -> Tensor:
+    """[n] int64 slots that include all marked ones: just those on a CPU, every slot where finding them would wait."""
+    return marked.nonzero().squeeze(1) if _on_host(marked) else torch.arange(marked.numel(), device=marked.device)
+
+
+def _parts(slots: Tensor) -> Iterator[slice]:
+    """Slices to work through ``slots`` in: on a CPU small enough for its cache, which is four times as fast."""
+    size = 1 << 16 if _on_host(slots) else 1 << 22
+    for start in range(0, slots.numel(), size):
+        yield slice(start, start + size)
 
 
 def _seed_key(control: Control, device: torch.device) -> Tensor:
-    seed, step = (torch.tensor([number], dtype=torch.int64, device=device) for number in (control.seed, control.step))
-    return _mix(_mix(seed) + step)
-
-
-def _ordered(x: Tensor) -> Tensor:
-    """Map float32 to int64 in [-2^31, 2^31) so that integer order is numeric order. -0.0 counts as 0.0."""
-    bits = (x + 0.0).view(torch.int32).long()
-    return torch.where(bits < 0, -(bits & _MASK_31) - 1, bits)
-
-
-# --- collectives ------------------------------------------------------------------------------------------------------
+    seed, step = (torch.full((1,), number, dtype=torch.int64, device=device) for number in (control.seed, control.step))
+    return mix(mix(seed) + step)
 
 
 def _all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
     if group is not None:
         dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group)
     return tensor
-
-
-def _all_gather(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """[ranks, *tensor.shape]; ``tensor`` has the same shape on every rank."""
-    if group is None:
-        return tensor.unsqueeze(0)
-    out = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(out, tensor, group=group)
-    return torch.stack(out)

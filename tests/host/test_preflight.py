@@ -87,9 +87,46 @@ def test_bad_input_names_the_field_and_the_fix(override, parts):
 
 
 def test_loss_mode_alone_is_enough_and_is_checked_too():
-    plain = ("+verl_cov=cpu", *RUN[1:], f"{LOSS}loss_mode=verl_cov.clip_cov")
+    plain = ("+verl_cov=cpu", *RUN[1:], f"{LOSS}loss_mode=verl_cov.clip_cov", f"{LOSS}clip_cov_ratio=0.001")
     validate(*plain)
     assert "clip_cov_ratio=0.2" in refused(*plain, f"{LOSS}clip_cov_ratio=0.2")
+
+
+def test_a_ratio_that_rounds_to_no_token_is_refused():
+    message = refused(*RUN, f"{LOSS}kl_cov_ratio=0.0002")
+    assert "kl_cov_ratio=0.0002 selects no token" in message
+    assert "2048 tokens at most" in message
+    assert "Raise kl_cov_ratio to 0.0005" in message
+
+
+def test_scope_and_log_probs_are_said_at_start_and_checked(capsys):
+    validate(*RUN)
+    assert "over the whole mini-batch of all ranks, by old log-probs" in capsys.readouterr().out
+    validate(*RUN, f"{LOSS}cov_scope=micro_batch")
+    assert "within each MICRO-BATCH" in (out := capsys.readouterr().out)
+    assert "by current log-probs" in out
+    assert "cov_scope='batch' is unknown: use one of mini_batch, micro_batch" in refused(*RUN, f"{LOSS}cov_scope=batch")
+    assert "use one of null, old, current" in refused(*RUN, f"{LOSS}cov_log_prob=new")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (dict(dynamic_context_parallel=True), "deals the rows out to other ranks"),
+        (dict(pipeline_model_parallel_size=2), "only the last stage has them"),
+    ],
+)
+def test_engines_under_which_the_selection_is_impossible_are_refused_with_the_reason(settings, reason):
+    from types import SimpleNamespace
+
+    from verl_cov.config import CovPolicyLossConfig
+    from verl_cov.host.train_batch import refuse_engine
+
+    current = CovPolicyLossConfig(loss_mode="verl_cov.kl_cov", cov_log_prob="current")
+    with pytest.raises(ValueError, match=reason):
+        refuse_engine(SimpleNamespace(**settings), current)
+    refuse_engine(SimpleNamespace(**settings), CovPolicyLossConfig("verl_cov.kl_cov", cov_scope="micro_batch"))
+    refuse_engine(SimpleNamespace(), current)
 
 
 def test_kl_cov_with_one_update_per_rollout_is_said_loudly(capsys):

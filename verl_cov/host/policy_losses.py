@@ -20,18 +20,54 @@ from torch import Tensor
 
 from verl_cov import losses
 from verl_cov.host.imports import when_imported
-from verl_cov.selection import Control, select_tokens, token_identity
+from verl_cov.identity import token_identity
+from verl_cov.selection import Control, select_tokens
 
 logger = logging.getLogger(__name__)
 
-# [sequences, response length] bool of the micro-batch whose loss is being computed.
-_selected: ContextVar[Tensor | None] = ContextVar("verl_cov_selected", default=None)
+
+class MicroBatches:
+    """Selects within each micro-batch, as verl's own ``clip_cov`` and ``kl_cov`` do, and adds up what it chose.
+
+    ``numbers`` are the sums of :attr:`verl_cov.selection.Selected.numbers` over the micro-batches so far (0 before the
+    first one). No collectives: engines call the loss on some ranks only, and not equally often.
+    """
+
+    def __init__(self, step: int = 0) -> None:
+        self.step = step
+        self.calls = 0
+        self.numbers: Tensor | None = None
+
+    def select(self, config: Any, cov: Any, micro_batch: dict[str, Tensor]) -> Tensor:
+        """[sequences, response length] bool of a micro-batch in verl's policy-loss arguments."""
+        advantages, valid = micro_batch["advantages"], micro_batch["response_mask"].bool()
+        log_prob = micro_batch["log_prob" if cov.log_prob == "current" else "old_log_prob"].detach()
+        barred = _clipped_by_ppo(config, micro_batch).flatten() if cov.loss_mode == "verl_cov.clip_cov" else None
+        self.calls += 1
+
+        def identity(at: Tensor) -> Tensor:
+            return token_identity(torch.full_like(at, self.calls), at)
+
+        chosen = select_tokens(
+            log_prob.flatten(),
+            advantages.flatten(),
+            valid.flatten(),
+            identity,
+            control_of(cov, self.step),
+            barred=barred,
+        )
+        self.numbers = chosen.numbers if self.numbers is None else self.numbers + chosen.numbers
+        return chosen.mask.view_as(valid)
+
+
+# The selection that holds for the micro-batch whose loss is being computed: [sequences, response length] bool.
+_selected: ContextVar[Tensor | MicroBatches | None] = ContextVar("verl_cov_selected", default=None)
 
 
 @contextmanager
-def selected_tokens(mask: Tensor) -> Iterator[None]:
-    """Within this block, our policy losses act on the tokens of ``mask`` ([sequences, response length] bool)."""
-    token = _selected.set(mask)
+def selected_tokens(selection: Tensor | MicroBatches) -> Iterator[None]:
+    """Within this block, our policy losses act on the tokens of ``selection``."""
+    token = _selected.set(selection)
     try:
         yield
     finally:
@@ -50,9 +86,7 @@ def _register(core_algos: Any) -> None:
 
 def control_of(config: Any, step: int) -> Control:
     """The selection a :class:`~verl_cov.config.CovPolicyLossConfig` asks for at optimizer step ``step``."""
-    from verl_cov.config import CLIP_COV
-
-    band = (config.clip_cov_lb, config.clip_cov_ub) if config.loss_mode == CLIP_COV else None
+    band = (config.clip_cov_lb, config.clip_cov_ub) if config.loss_mode == "verl_cov.clip_cov" else None
     return Control(ratio=config.ratio, band=band, seed=config.cov_seed, step=step)
 
 
@@ -81,22 +115,24 @@ def _policy_loss(
             **(getattr(config, "global_batch_info", None) or {}),
         )
 
-    selected = _selected.get()
-    if selected is None:
-        selected = _select_in_micro_batch(cov, old_log_prob, advantages, response_mask)
-    elif selected.shape != response_mask.shape:
-        raise RuntimeError(
-            f"verl-cov: the selection has shape {tuple(selected.shape)}, the micro-batch {tuple(response_mask.shape)}: "
-            "this engine re-shards the mini-batch after train_batch saw it, which verl-cov does not support"
-        )
-
-    inputs = dict(
+    inputs: dict[str, Any] = dict(
         old_log_prob=old_log_prob,
         log_prob=log_prob,
         advantages=advantages,
         response_mask=response_mask,
         rollout_is_weights=rollout_is_weights,
     )
+    selected = _selected.get()
+    if selected is None:
+        selected = _without_hook()
+    if isinstance(selected, MicroBatches):
+        selected = selected.select(config, cov, inputs)
+    elif selected.shape != response_mask.shape:
+        raise RuntimeError(
+            f"verl-cov: the selection has shape {tuple(selected.shape)}, the micro-batch {tuple(response_mask.shape)}: "
+            "this engine re-shards the mini-batch after train_batch saw it, which verl-cov does not support"
+        )
+
     if cov.base_loss == "ratio":
         base_loss: losses.PolicyLoss = functools.partial(losses.ratio_loss, aggregate=aggregate)
     else:
@@ -107,22 +143,20 @@ def _policy_loss(
     return losses.kl_cov(base_loss, selected, aggregate, coefficient=cov.ppo_kl_coef, estimator=cov.cov_kl, **inputs)
 
 
-def _select_in_micro_batch(cov: Any, old_log_prob: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
-    """The fallback when nobody selected over the mini-batch: an engine that does not go through ``train_batch``."""
-    _warn_once(
+@functools.cache
+def _without_hook() -> MicroBatches:
+    """What selects when nobody did over the mini-batch: an engine that does not go through ``train_batch``."""
+    logger.warning(
         "verl-cov: this engine calls the policy loss without TrainingWorker.train_batch, so tokens are selected within "
         "each micro-batch: the update depends on the micro-batch size"
     )
-    valid = response_mask.bool()
-    rows, positions = torch.nonzero(valid, as_tuple=True)
-    chosen = select_tokens(
-        old_log_prob[valid], advantages[valid], token_identity(rows, positions), control_of(cov, step=0)
-    )
-    mask = torch.zeros_like(valid)
-    mask[valid] = chosen.mask
-    return mask
+    return MicroBatches()
 
 
-@functools.cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
+def _clipped_by_ppo(config: Any, micro_batch: dict[str, Tensor]) -> Tensor:
+    """Tokens whose gradient PPO's clip removes already; verl's ``clip_cov`` does not draw them."""
+    low = config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low
+    high = config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
+    ratio = losses.log_ratio(micro_batch["log_prob"].detach(), micro_batch["old_log_prob"]).exp()
+    advantages = micro_batch["advantages"]
+    return -advantages * ratio.clamp(1 - low, 1 + high) > -advantages * ratio

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+import math
 import os
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cov import __version__, plugin
-from verl_cov.host import cpu, fail_fast
+from verl_cov.host import cpu, fail_fast, train_batch
 from verl_cov.host.imports import when_imported
 
 POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
@@ -100,6 +101,26 @@ def check_policy_loss(config: DictConfig) -> None:
             "clip_cov",
             flush=True,
         )
+    if control is not None:
+        check_selection(config, control)
+
+
+def check_selection(config: DictConfig, control: Any) -> None:
+    """Raise :class:`Finding` for a selection that this run's sizes or engine make impossible."""
+    sizes = ("data.max_response_length", "actor_rollout_ref.rollout.n", "actor_rollout_ref.actor.ppo_mini_batch_size")
+    most = math.prod(OmegaConf.select(config, size, default=None) or math.inf for size in sizes)
+    if control.ratio * most < 1:
+        field = "clip_cov_ratio" if control.loss_mode.endswith("clip_cov") else "kl_cov_ratio"
+        raise Finding(
+            f"{POLICY_LOSS}.{field}={control.ratio:g} selects no token: a mini-batch has {most} tokens at most "
+            f"({' x '.join(sizes)}). Raise {field} to {1 / most:.1g} or more, or the mini-batch"
+        )
+    engine = OmegaConf.select(config, "actor_rollout_ref.actor.megatron", default=None)
+    if engine is not None and config.actor_rollout_ref.actor.strategy == "megatron":
+        try:
+            train_batch.refuse_engine(engine, control)
+        except ValueError as error:
+            raise Finding(str(error).removeprefix("verl-cov: ")) from None
 
 
 def updates_per_rollout(config: DictConfig) -> float:
