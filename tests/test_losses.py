@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 import verl.trainer.ppo.core_algos as core_algos
+from scipy import stats
 from verl.workers.config import FSDPActorConfig
 
 from verl_cov import covariance, losses
 from verl_cov.config import CovPolicyLossConfig
-from verl_cov.host.policy_losses import selected_tokens
+from verl_cov.host.policy_losses import MicroBatches, selected_tokens
 
 
 def batch(seed=0, rows=6, width=11):
@@ -88,7 +89,11 @@ def test_clip_cov_has_verls_gradient_where_verl_takes_the_whole_band():
     assert (ours[cov > low] == 0).all()
 
 
-@pytest.mark.parametrize("base", ["vanilla", "ratio", "gspo", "gpg", "geo_mean", "cispo", "dppo_kl"])
+BASES = ["vanilla", "ratio", "gspo", "gpg", "geo_mean", "cispo", "dppo_kl", "dppo_tv", "sapo"]
+AGGREGATIONS = ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+
+
+@pytest.mark.parametrize("base", BASES)
 def test_removed_tokens_have_no_gradient_and_leave_the_loss_alone(base):
     inputs = batch()
     selected = torch.zeros_like(inputs["response_mask"])
@@ -104,7 +109,7 @@ def test_removed_tokens_have_no_gradient_and_leave_the_loss_alone(base):
     assert (cut[1][selected] == 0).all()
 
 
-@pytest.mark.parametrize("base", ["vanilla", "ratio", "gspo", "gpg", "geo_mean", "cispo", "dppo_kl"])
+@pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("estimator", ["abs", "k2", "k3"])
 def test_kl_cov_adds_one_aggregated_term(base, estimator):
     inputs = batch()
@@ -155,3 +160,60 @@ def test_without_the_hook_it_selects_in_the_micro_batch_and_says_so_once(caplog)
 def test_a_selection_of_another_shape_is_refused():
     with selected_tokens(torch.zeros(1, 2, dtype=torch.bool)), pytest.raises(RuntimeError, match="re-shards"):
         run("verl_cov.kl_cov", actor(loss_mode="verl_cov.kl_cov"), batch())
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("agg", AGGREGATIONS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_an_empty_selection_is_the_base_loss_in_every_composition(base, agg, weighted):
+    """Every aggregation mode, rollout-correction weights, an asymmetric clip: the wrapper itself changes nothing."""
+    inputs = batch()
+    weights = torch.rand(inputs["log_prob"].shape) + 0.5 if weighted else None
+    nothing = torch.zeros_like(inputs["response_mask"])
+    for mode in ("verl_cov.clip_cov", "verl_cov.kl_cov"):
+        config = actor(loss_mode=mode, cov_base_loss=base)
+        config.__dict__.update(clip_ratio_low=0.1, clip_ratio_high=0.3)
+        with selected_tokens(nothing):
+            ours = run(mode, config, inputs, agg, weights)
+        if base != "ratio":
+            torch.testing.assert_close(ours, run(base, config, inputs, agg, weights))
+        with selected_tokens(inputs["response_mask"]):
+            loss, gradient = run(mode, config, inputs, agg, weights)
+        if mode == "verl_cov.clip_cov":
+            assert loss == ours[0]  # no normaliser moved
+            assert (gradient == 0).all()
+
+
+def test_micro_batch_scope_draws_as_verls_clip_cov_does():
+    """The same count, from the same candidates, each equally often; another draw in each micro-batch."""
+    inputs = batch(rows=8, width=20)
+    with torch.no_grad():  # two tokens that PPO's own clip cuts: verl does not draw them
+        inputs["log_prob"][0, 0] = inputs["old_log_prob"][0, 0] + 1.5
+        inputs["log_prob"][1, 0] = inputs["old_log_prob"][1, 0] + 1.5
+    cov = covariance_of(inputs)
+    clipped = torch.zeros_like(inputs["response_mask"])
+    clipped[:2, 0] = inputs["advantages"][:2, 0] > 0
+    band = (float(cov.flatten().topk(25).values[-1]) - 1e-4, float(cov.max()) + 1)
+    candidates = (cov > band[0]) & ~clipped
+    settings = dict(clip_cov_ratio=0.05, clip_cov_lb=band[0], clip_cov_ub=band[1])
+    ours = actor(loss_mode="verl_cov.clip_cov", cov_scope="micro_batch", **settings)
+    draws, scope = 1500, MicroBatches()
+    frequency = {"ours": torch.zeros(cov.shape), "verl": torch.zeros(cov.shape)}
+    counts = set()
+    for _ in range(draws):
+        with selected_tokens(scope):
+            _, gradient = run("verl_cov.clip_cov", ours, inputs)
+        removed = (gradient == 0) & candidates
+        frequency["ours"] += removed
+        _, gradient = run("clip_cov", ours, inputs)
+        frequency["verl"] += (gradient == 0) & candidates
+        counts.add(int(removed.sum()))
+    assert counts == {int(0.05 * inputs["response_mask"].sum())}
+    assert frequency["ours"].sum() == frequency["verl"].sum()
+    assert (frequency["ours"][~candidates] == 0).all()
+    expected = frequency["ours"].sum() / candidates.sum()
+    for found in frequency.values():
+        assert float(((found[candidates] - expected) ** 2 / expected).sum()) < stats.chi2.isf(
+            1e-4, int(candidates.sum())
+        )
+    assert scope.numbers[0] == draws * inputs["response_mask"].sum()

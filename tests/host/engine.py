@@ -6,11 +6,13 @@ that the tests read. The learning rate is 0, so that every layout starts from th
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,18 +33,23 @@ class Layout:
     order: tuple[int, ...] = tuple(range(ROWS))
     dense: bool = False
     padding_row: bool = False
+    remove_padding: bool = False
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A run: config overrides, ranks, the layouts to try one after the other, model folder, rollout step."""
+    """A run: model folder, config overrides, the layouts to try one after the other for each variant of the policy loss
+    ({name: its fields}; None: as the overrides say) and each seed of the batch, ranks, rollout step."""
 
     model: str
     overrides: tuple[str, ...]
     layouts: tuple[Layout, ...]
     ranks: int = 1
     step: int = 3
+    variants: dict[str, dict[str, Any]] | None = None
+    seeds: tuple[int, ...] = (0,)
     extra: dict[str, Any] = field(default_factory=dict)
+    edit: Callable[[list[dict[str, Any]]], None] | None = None
 
 
 @dataclass
@@ -78,8 +85,11 @@ def mini_batch(seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def run(spec: Spec, timeout: float = 240) -> dict[str, Report]:
-    """Run every layout of ``spec`` on ``spec.ranks`` processes; {layout name: Report}."""
+def run(spec: Spec, timeout: float = 400) -> dict[Any, Report]:
+    """Run every layout of ``spec`` on ``spec.ranks`` processes.
+
+    Returns {layout name: Report}, or with variants {(variant name, seed, layout name): Report}.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "spec.pickle"
         path.write_bytes(pickle.dumps(spec))
@@ -149,23 +159,43 @@ def _rank_main(path: Path, rank: int) -> None:
     torch.manual_seed(0)
     worker = ActorRolloutRefWorker(config=config.actor_rollout_ref, role="actor")
     worker.init_model()
-    reports = {}
-    for layout in spec.layouts:
-        report = _update(worker, spec, layout, rank)
-        if rank == 0:
-            reports[layout.name] = report
+    reports: dict[Any, Report] = {}
+    for layout in spec.layouts if spec.variants is None else ():
+        reports[layout.name] = _update(worker, spec, layout, rank)
+    for name, policy_loss in (spec.variants or {}).items():
+        _set_policy_loss(worker, policy_loss)
+        for seed in spec.seeds:
+            for layout in spec.layouts:
+                reports[name, seed, layout.name] = _update(worker, spec, layout, rank, seed)
     if rank == 0:
         (path.parent / "report.pickle").write_bytes(pickle.dumps(reports))
 
 
-def _update(worker: Any, spec: Spec, layout: Layout, rank: int) -> Report:
+def _set_policy_loss(worker: Any, policy_loss: dict[str, Any]) -> None:
+    """Another policy loss for the same actor, as verl's own ``set_loss_fn`` allows."""
+    from functools import partial
+
+    from verl.workers.config import PolicyLossConfig
+    from verl.workers.utils.losses import ppo_loss
+
+    from verl_cov.config import LOSS_MODES, CovPolicyLossConfig
+
+    ours = policy_loss["loss_mode"] in LOSS_MODES
+    config = copy.deepcopy(worker.actor.loss_fn.keywords["config"])
+    object.__setattr__(config, "policy_loss", (CovPolicyLossConfig if ours else PolicyLossConfig)(**policy_loss))
+    worker.set_loss_fn(partial(ppo_loss, config=config))
+
+
+def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -> Report:
     import torch
     import torch.distributed as dist
     from verl.utils import tensordict_utils as tu
 
     from verl_cov.host.train_batch import FIELD
 
-    rows = mini_batch()
+    rows = mini_batch(seed)
+    if spec.edit:
+        spec.edit(rows)
     ordered = [rows[index] for index in layout.order]
     share = ordered[rank * ROWS // spec.ranks : (rank + 1) * ROWS // spec.ranks]
     if layout.padding_row:  # as the V1 trainer fills up: a copy of a real row whose mask is empty
@@ -181,6 +211,7 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int) -> Report:
         calculate_entropy=False,
         global_steps=spec.step,
         use_dynamic_bsz=layout.tokens is not None,
+        use_remove_padding=layout.remove_padding,
         max_token_len_per_gpu=layout.tokens,
         micro_batch_size_per_gpu=min(layout.micro, len(share)),
         **spec.extra,

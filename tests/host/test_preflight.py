@@ -125,7 +125,9 @@ def test_engines_under_which_the_selection_is_impossible_are_refused_with_the_re
     current = CovPolicyLossConfig(loss_mode="verl_cov.kl_cov", cov_log_prob="current")
     with pytest.raises(ValueError, match=reason):
         refuse_engine(SimpleNamespace(**settings), current)
-    refuse_engine(SimpleNamespace(**settings), CovPolicyLossConfig("verl_cov.kl_cov", cov_scope="micro_batch"))
+    refuse_engine(
+        SimpleNamespace(**settings), CovPolicyLossConfig(loss_mode="verl_cov.kl_cov", cov_scope="micro_batch")
+    )
     refuse_engine(SimpleNamespace(), current)
 
 
