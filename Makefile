@@ -1,11 +1,12 @@
 # make setup   .venv with the pinned CPU stack (idempotent)
 # make demo    trains vanilla GRPO, Clip-Cov and KL-Cov on this CPU, then a table and plots in runs/demo
 # make test    unit, engine-level and end-to-end tests
+# make bench   timings against verl's own losses, written to docs/benchmarks.md
 # make check   ruff and mypy
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: help setup demo test test-fast check format
+.PHONY: help setup demo test test-fast bench check format
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -20,6 +21,9 @@ test: setup
 
 test-fast: setup
 	$(VENV)/bin/python -m pytest -m "not e2e" --ignore tests/host $(ARGS)
+
+bench: setup
+	$(VENV)/bin/python -m benchmarks.run $(ARGS)
 
 check: setup
 	$(VENV)/bin/ruff check .

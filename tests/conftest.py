@@ -28,12 +28,15 @@ def _seeded() -> None:
 @pytest.fixture(scope="session")
 def untrained_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen2 of 0.1 M parameters with random weights and the byte tokenizer."""
+    return save_untrained_model(tmp_path_factory.mktemp("untrained"))
+
+
+def save_untrained_model(folder: Path) -> Path:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from verl_cov.tasks import tiny_model
 
-    folder = tmp_path_factory.mktemp("untrained")
     tokenizer = tiny_model.tokenizer()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)

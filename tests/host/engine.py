@@ -34,6 +34,7 @@ class Layout:
     dense: bool = False
     padding_row: bool = False
     remove_padding: bool = False
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -
         epochs=1,
         temperature=1.0,
         calculate_entropy=False,
-        global_steps=spec.step,
+        global_steps=layout.step or spec.step,
         use_dynamic_bsz=layout.tokens is not None,
         use_remove_padding=layout.remove_padding,
         max_token_len_per_gpu=layout.tokens,

@@ -1,10 +1,11 @@
 """The contract: which tokens are chosen, the loss and the gradient depend on the mini-batch only, not on its layout.
 
-Runs verl's own actor worker (FSDP2 engine, gloo) on fixed mini-batches: micro-batches of 1, 2, 4, 8 and all sequences,
-static and dynamic, packed (remove_padding) or not, jagged (V1 trainer) and dense (legacy trainer), with padding rows, on
-1, 2 and 4 ranks with the rows dealt in different orders, ranked by old and by current log-probs, for both losses and
+Runs verl's own actor worker (FSDP2 engine, gloo) on fixed mini-batches: micro-batches of 1, 2, 4, 8 and all rows,
+static and dynamic, packed (remove_padding) or not, jagged (V1 trainer) and dense (legacy trainer), with padding rows,
+on 1, 2 and 4 ranks with the rows dealt in different orders, ranked by old and by current log-probs, for both losses and
 three seeds. Tokens, loss and gradient are compared with an oracle that shares no code with the package: the hash, the
-covariance and the losses are written down a second time in numpy, the log-probs and the gradient come from the plain transformers model.
+covariance and the losses are written down a second time in numpy, the log-probs and the gradient come from
+the plain transformers model.
 """
 
 from __future__ import annotations
@@ -204,13 +205,15 @@ def test_current_reports_its_cost_and_how_many_tokens_old_would_have_chosen(untr
             assert "actor/cov/forward_seconds" not in old.metrics
 
 
-def test_another_step_draws_other_tokens(untrained_model):
-    folder = str(untrained_model)
-    spec = engine.Spec(folder, WIDE, LAYOUTS[:1], step=STEP + 1, variants={"clip_cov, old": CLIP})
-    other = engine.run(spec)["clip_cov, old", 0, "whole"].selected
-    first = reports(folder, 1)["clip_cov, old", 0, "whole"].selected
-    assert len(other) == len(first)
-    assert other != first
+def test_a_resumed_process_draws_what_the_uninterrupted_one_would_have(untrained_model):
+    folder, variants = str(untrained_model), {"clip_cov": CLIP}
+    steps = tuple(Layout(f"step {step}", step=step) for step in (STEP, STEP + 1))
+    uninterrupted = engine.run(engine.Spec(folder, WIDE, steps, variants=variants))
+    resumed = engine.run(engine.Spec(folder, WIDE, steps[1:], ranks=2, variants=variants))
+    first, second = (uninterrupted["clip_cov", 0, layout.name].selected for layout in steps)
+    assert alike(resumed["clip_cov", 0, steps[1].name].selected) == alike(second)
+    assert len(first) == len(second)
+    assert first != second
 
 
 # --- micro-batch scope, for comparison --------------------------------------------------------------------------------
