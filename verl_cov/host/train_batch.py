@@ -200,7 +200,7 @@ def _loss_with_selection(loss_fn: Any, selection: MicroBatches | MiniBatch, *arg
     """Call verl's loss on one micro-batch with that micro-batch's slice of the selection."""
     data = kwargs.get("data")
     # Distillation calls the loss once more for the student's logits, without a micro-batch.
-    if data is None or "response_mask" not in data:
+    if data is None or ("response_mask" if isinstance(selection, MicroBatches) else FIELD) not in data:
         return loss_fn(*args, **kwargs)
     if data.get("batch_num_tokens", None) is not None and data["batch_num_tokens"] == 0:
         # Every token of the mini-batch is masked: verl would divide zero by zero and poison the optimizer.
