@@ -217,3 +217,43 @@ def test_micro_batch_scope_draws_as_verls_clip_cov_does():
             1e-4, int(candidates.sum())
         )
     assert scope.numbers[0] == draws * inputs["response_mask"].sum()
+
+
+def test_entropy_and_kl_terms_of_verls_ppo_loss_are_left_alone():
+    """Through verl's ppo_loss: a removed token keeps its entropy bonus and its KL to the reference, nothing else."""
+    from verl.utils import tensordict_utils as tu
+    from verl.workers.utils.losses import ppo_loss
+
+    from tests.host.engine import mini_batch, to_tensordict
+
+    rows = mini_batch(seed=4)[:6]
+    selected = torch.zeros(6, max(len(row["response"]) for row in rows), dtype=torch.bool)
+    selected[1, 1] = selected[3, 0] = True
+
+    def gradients(**settings):
+        data = to_tensordict(rows, dense=False)
+        data["ref_log_prob"] = data["old_log_probs"] - 0.3
+        tokens = sum(int(row["mask"].sum()) for row in rows)
+        tu.assign_non_tensor(data, dp_size=1, batch_num_tokens=tokens, global_batch_size=6)
+        lengths = data["input_ids"].offsets()
+        torch.manual_seed(0)
+        log_prob, entropy = ((-torch.rand(int(lengths[-1])) * 4).requires_grad_() for _ in range(2))
+        output = {"log_probs": log_prob, "entropy": entropy}
+        output = {name: torch.nested.nested_tensor_from_jagged(value, lengths) for name, value in output.items()}
+        config = actor(loss_mode="verl_cov.clip_cov")
+        config.__dict__.update(
+            {"entropy_coeff": 0.0, "use_kl_loss": False, "kl_loss_coef": 0.1, "kl_loss_type": "k2", **settings}
+        )
+        with selected_tokens(selected):
+            loss, _ = ppo_loss(config, output, data)
+        loss.backward()
+        assert torch.isfinite(loss)
+        return log_prob.grad, entropy.grad, lengths
+
+    plain, _, lengths = gradients()
+    both, entropy, _ = gradients(entropy_coeff=0.05, use_kl_loss=True)
+    # The model's output at t belongs to token t + 1.
+    at = [int(lengths[row]) + len(rows[row]["prompt"]) + position - 1 for row, position in ((1, 1), (3, 0))]
+    assert (plain[at] == 0).all()
+    assert (both[at] != 0).all()
+    assert (entropy[at] != 0).all()
