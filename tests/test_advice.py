@@ -91,7 +91,9 @@ def test_ties_of_bfloat16(said):
     assert len(said()) == 1
 
 
-@pytest.mark.parametrize(("field", "value"), [("old_log_probs", -math.inf), ("advantages", math.nan)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("old_log_probs", -math.inf), ("advantages", math.nan), ("advantages", 2.0**40)]
+)
 def test_values_that_are_not_finite_are_located(said, field, value):
     log_prob, advantage = tokens()
     (log_prob if field == "old_log_probs" else advantage)[237] = value

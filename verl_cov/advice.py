@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from verl_cov.covariance import LARGEST
 from verl_cov.identity import slots
 from verl_cov.selection import Selected, largest_values
 
@@ -92,18 +93,19 @@ class Advice:
 
     def _non_finite(self, count: int, log_prob: Tensor, tokens: _Slots) -> None:
         rows, positions = slots(tokens.lengths, tokens.valid.numel())
+        source = "old_log_probs" if log_prob is tokens.old_log_prob else "log_probs of the current policy"
         for name, values in (
-            ("old_log_probs", tokens.old_log_prob),
-            ("log_probs of the current policy", log_prob),
+            (source, log_prob),
             ("advantages", tokens.advantage),
         ):
-            found = (tokens.valid & ~torch.isfinite(values)).nonzero()
+            found = (tokens.valid & ~values.abs().lt(LARGEST)).nonzero()
             if found.numel():
                 at = int(found[0])
                 self._say(
                     "finite",
-                    f"{count} tokens of the mini-batch have a log-prob or advantage that is not finite; they take no "
-                    f"part in the selection (verl's loss still sees them). The first here: {name} is "
+                    f"{count} tokens of the mini-batch have a log-prob or advantage that is not finite (or "
+                    f"beyond 2^30); they take no part in the selection (verl's loss still sees them). "
+                    f"The first here: {name} is "
                     f"{float(values[at])} in row {int(rows[at])}, response position {int(positions[at])} of rank "
                     f"{self._rank}",
                     everyone=True,

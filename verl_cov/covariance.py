@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# 2^-24 is finer than the spacing of float32 near 1, and int64 still holds 1e8 tokens of magnitude 5,000.
+# 2^-24 is finer than the spacing of float32 near 1.
 FIXED_POINT_BITS = 24
-# Beyond this a value is no log-probability or advantage, and the sums would wrap round: treat it as not finite.
+# Beyond this a value is no log-probability or advantage, and covariances would overflow: treat it as not finite.
 LARGEST = 2.0**30
 
 # Adding and taking away this float64 leaves the nearest multiple of 2^-24.
@@ -29,21 +29,25 @@ def fixed_point_sums(log_prob: Tensor, advantage: Tensor, counted: Tensor) -> Te
         counted: [tokens] bool, the tokens to take; the others may hold anything, NaN included.
 
     Returns:
-        [3] int64: number of tokens, sum of log_prob * 2^24, sum of advantage * 2^24.
+        [5] int64: number of tokens, the sums of log_prob and of advantage rounded down, and what that left of them
+        times 2^24. In two parts, so that no sum of finite tokens can wrap round.
 
     Multiples of 2^-24 add without rounding in float64 while their sum stays below 2^29: a mean magnitude of 8,192 in
-    calls of 65,536 tokens, 128 in calls of 4 million. Above, the sums are good to 16 digits.
+    calls of 65,536 tokens, 128 in calls of 4 million. Above, sums are good to 16 digits.
     """
     scale = float(1 << FIXED_POINT_BITS)
     on_grid = [torch.where(counted, x, 0.0).double().add_(_TO_GRID).sub_(_TO_GRID).sum() for x in (log_prob, advantage)]
-    return torch.cat([counted.sum().reshape(1), (torch.stack(on_grid) * scale).to(torch.int64)])
+    whole = torch.stack(on_grid)
+    down = whole.floor()
+    return torch.cat([counted.sum().reshape(1), down.to(torch.int64), ((whole - down) * scale).to(torch.int64)])
 
 
 def means(sums: Tensor) -> tuple[Tensor, Tensor]:
     """Mean log-probability and mean advantage, float64 scalars, from summed :func:`fixed_point_sums`."""
     count = sums[0].clamp(min=1).double()
     scale = float(1 << FIXED_POINT_BITS)
-    return sums[1].double() / scale / count, sums[2].double() / scale / count
+    log_prob, advantage = (sums[1:3].double() + sums[3:5].double() / scale) / count
+    return log_prob, advantage
 
 
 def token_covariance(log_prob: Tensor, advantage: Tensor, mean_log_prob: Tensor, mean_advantage: Tensor) -> Tensor:

@@ -93,8 +93,8 @@ _INCREMENT = _signed(0x9E3779B97F4A7C15)
 def _occurrence(content: Tensor, used: Tensor, group: ProcessGroup | None) -> Tensor:
     """How many used rows with the same content come before each row, counting rank by rank. [rows] int64.
 
-    16 bytes a row of the mini-batch travel, and the largest row count of a rank is read by the host: once an optimizer
-    step, before anything is computed.
+    16 bytes a row of the mini-batch travel, and the host reads one number, the largest row count of a rank, which on an
+    accelerator waits for what is queued: once an optimizer step.
     """
     rank, world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
     most = torch.tensor([content.numel()], device=content.device)

@@ -19,7 +19,9 @@ key                          unit                meaning (over one optimizer min
 ===========================  ==================  =====================================================================
 
 Each is exact (sums and counts over all ranks) and computed once an optimizer step; verl logs the mean over the
-optimizer steps of a rollout. No key contains "min" or "max": verl would reduce it by that.
+optimizer steps of a rollout. With ``cov_scope=micro_batch`` the counts are sums over the micro-batches, and the
+covariance is that within each micro-batch, by which that scope selects: it depends on the micro-batch size.
+No key contains "min" or "max": verl would reduce it by that.
 """
 
 from __future__ import annotations

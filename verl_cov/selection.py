@@ -113,13 +113,13 @@ def select_tokens(
     """
     log_prob, advantage = log_prob.detach().float(), advantage.detach().float()
     counted = torch.empty_like(valid)
-    sums = torch.zeros(4, dtype=torch.int64, device=valid.device)
+    sums = torch.zeros(6, dtype=torch.int64, device=valid.device)
     for part in _parts(valid):
         finite = log_prob[part].abs().lt(covariance.LARGEST)  # false for NaN and infinity
         finite &= advantage[part].abs().lt(covariance.LARGEST)
         torch.logical_and(finite, valid[part], out=counted[part])
-        sums[:3] += covariance.fixed_point_sums(log_prob[part], advantage[part], counted[part])
-        sums[3] += (valid[part] & ~finite).sum()
+        sums[:5] += covariance.fixed_point_sums(log_prob[part], advantage[part], counted[part])
+        sums[5] += (valid[part] & ~finite).sum()
     sums = _all_reduce(sums, group)
     wanted = quota(control.ratio, sums[0])
     centre = covariance.means(sums)
@@ -147,7 +147,7 @@ def select_tokens(
     selected_cov = torch.where(chosen, cov[at], 0.0).double().sum()
     negative = (chosen & (advantage[at] < 0)).sum().double()
     local = _all_reduce(torch.stack([chosen.sum().double(), negative, *moments, selected_cov]), group)
-    everyone = torch.stack([sums[0], sums[3], candidates]).double()
+    everyone = torch.stack([sums[0], sums[5], candidates]).double()
     return Selected(mask, cov, torch.cat([everyone, local[:2], tied.double().reshape(1), local[2:]]))
 
 
@@ -220,10 +220,13 @@ def select_largest(keys: Tensor, wanted: Tensor, bits: int, group: ProcessGroup 
     Args:
         keys: [slots] int64 in [0, 2^bits); entries equal to :data:`EXCLUDED` are never marked.
         wanted: int64 scalar, the same on every rank.
+        bits: a multiple of 11.
 
     Returns:
         [slots] bool, this rank's share. Equal keys (a collision of 55-bit hashes) are taken from the lowest rank first.
     """
+    if bits % DIGIT_BITS:
+        raise ValueError(f"bits={bits} must be a multiple of {DIGIT_BITS}")
     threshold, left, _ = _descend(keys, wanted, bits, group)
     ties = keys == threshold
     before = ties.cumsum(0)

@@ -94,9 +94,13 @@ def test_loss_mode_alone_is_enough_and_is_checked_too():
 
 def test_a_ratio_that_rounds_to_no_token_is_refused():
     message = refused(*RUN, f"{LOSS}kl_cov_ratio=0.0002")
-    assert "kl_cov_ratio=0.0002 selects no token" in message
+    assert "kl_cov_ratio=0.0002 is less than one token" in message
     assert "2048 tokens at most" in message
     assert "Raise kl_cov_ratio to 0.0005" in message
+    # The advice must hold: one over 81,920 is 1.22e-5, which rounds to a ratio that would be refused again.
+    larger = ("data.max_response_length=1024", "actor_rollout_ref.rollout.n=20")
+    assert "Raise kl_cov_ratio to 2e-05" in refused(*RUN, *larger, f"{LOSS}kl_cov_ratio=1e-6")
+    validate(*RUN, *larger, f"{LOSS}kl_cov_ratio=2e-5")
 
 
 def test_scope_and_log_probs_are_said_at_start_and_checked(capsys):

@@ -41,7 +41,7 @@ class Tokens:
 
     @classmethod
     def of(cls, data: Any) -> Tokens:
-        """Read ``data``. Raises RuntimeError if its fields are not laid out alike."""
+        """Read ``data``. Raises RuntimeError if its fields have different numbers of slots."""
         mask = data["response_mask"]
         if mask.is_nested:
             lengths = mask.offsets().diff()

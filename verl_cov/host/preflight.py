@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import math
 import os
+from fractions import Fraction
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -109,11 +110,11 @@ def check_selection(config: DictConfig, control: Any) -> None:
     """Raise :class:`Finding` for a selection that this run's sizes or engine make impossible."""
     sizes = ("data.max_response_length", "actor_rollout_ref.rollout.n", "actor_rollout_ref.actor.ppo_mini_batch_size")
     most = math.prod(OmegaConf.select(config, size, default=None) or math.inf for size in sizes)
-    if control.ratio * most < 1:
+    if most < math.inf and Fraction(repr(control.ratio)) * most < 1:
         field = "clip_cov_ratio" if control.loss_mode.endswith("clip_cov") else "kl_cov_ratio"
         raise Finding(
-            f"{POLICY_LOSS}.{field}={control.ratio:g} selects no token: a mini-batch has {most} tokens at most "
-            f"({' x '.join(sizes)}). Raise {field} to {1 / most:.1g} or more, or the mini-batch"
+            f"{POLICY_LOSS}.{field}={control.ratio:g} is less than one token: a mini-batch has {most} tokens at most "
+            f"({' x '.join(sizes)}). Raise {field} to {_round_up(1 / most):g} or more, or the mini-batch"
         )
     engine = OmegaConf.select(config, "actor_rollout_ref.actor.megatron", default=None)
     if engine is not None and config.actor_rollout_ref.actor.strategy == "megatron":
@@ -121,6 +122,12 @@ def check_selection(config: DictConfig, control: Any) -> None:
             train_batch.refuse_engine(engine, control)
         except ValueError as error:
             raise Finding(str(error).removeprefix("verl-cov: ")) from None
+
+
+def _round_up(value: float) -> float:
+    """To one significant digit, never down."""
+    unit = 10.0 ** math.floor(math.log10(value))
+    return math.ceil(value / unit) * unit
 
 
 def updates_per_rollout(config: DictConfig) -> float:

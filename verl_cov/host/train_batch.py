@@ -59,7 +59,7 @@ def _wrap(engine_workers: Any) -> None:
             output = original(self, data)
         finally:
             self.loss_fn = loss_fn
-        # Only now is anything read back from an accelerator: verl has waited for it, for the gradient's norm.
+        # Only now are the numbers read back: verl has waited for the device already, for the gradient's norm.
         found = _report(self, cov, selection, group)
         if output is not None:  # None on the ranks of a model-parallel group that return nothing
             tu.get(output, "metrics").update(found)
@@ -175,7 +175,7 @@ def _optimizer_step(worker: Any, data: Any, group: ProcessGroup | None) -> int:
         # The legacy trainer sends no step: its learning-rate scheduler makes one a rollout, and is in the checkpoint.
         steps = getattr(getattr(worker.engine, "lr_scheduler", None), "last_epoch", 0)
     steps = steps if isinstance(steps, list) else [steps]
-    latest = torch.tensor(max(int(step) for step in steps), device=batch.device())
+    latest = torch.tensor(max((int(step) for step in steps), default=0), device=batch.device())
     if group is not None:
         dist.all_reduce(latest, op=dist.ReduceOp.MAX, group=group)
     rollout_step = int(latest)
