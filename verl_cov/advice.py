@@ -59,7 +59,7 @@ class Advice:
         totals = chosen.totals
         self._band(config, chosen, group)
         if totals.tokens and config.ratio * totals.tokens < FLOOR_DOMINATES:
-            field = "clip_cov_ratio" if config.loss_mode.endswith("clip_cov") else "kl_cov_ratio"
+            field = config.ratio_field
             self._say(
                 "floor",
                 f"{field}={config.ratio:g} of {totals.tokens} tokens is {config.ratio * totals.tokens:.2g} of a token. "

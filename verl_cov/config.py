@@ -102,7 +102,12 @@ class CovPolicyLossConfig(PolicyLossConfig):
     @property
     def ratio(self) -> float:
         """Share of the tokens that the active control selects."""
-        return self.clip_cov_ratio if self.loss_mode == CLIP_COV else self.kl_cov_ratio
+        return getattr(self, self.ratio_field)
+
+    @property
+    def ratio_field(self) -> str:
+        """Name of the field that :attr:`ratio` comes from."""
+        return "clip_cov_ratio" if self.loss_mode == CLIP_COV else "kl_cov_ratio"
 
     def describe(self) -> str:
         """The active control and its numbers, in one line."""

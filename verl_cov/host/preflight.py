@@ -111,7 +111,7 @@ def check_selection(config: DictConfig, control: Any) -> None:
     sizes = ("data.max_response_length", "actor_rollout_ref.rollout.n", "actor_rollout_ref.actor.ppo_mini_batch_size")
     most = math.prod(OmegaConf.select(config, size, default=None) or math.inf for size in sizes)
     if most < math.inf and Fraction(repr(control.ratio)) * most < 1:
-        field = "clip_cov_ratio" if control.loss_mode.endswith("clip_cov") else "kl_cov_ratio"
+        field = control.ratio_field
         raise Finding(
             f"{POLICY_LOSS}.{field}={control.ratio:g} is less than one token: a mini-batch has {most} tokens at most "
             f"({' x '.join(sizes)}). Raise {field} to {_round_up(1 / most):g} or more, or the mini-batch"
