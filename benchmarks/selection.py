@@ -67,19 +67,19 @@ def _traffic_row(tokens: int, ranks: int, share: float, band, ties: bool) -> lis
     if ties:
         log_prob, advantage = log_prob.round(), advantage.round()
     sent = 0
-    original = selection._all_reduce
+    original = selection.all_reduce
 
     def counting(tensor, group):
         nonlocal sent
         sent += tensor.nbytes
         return original(tensor, group)
 
-    selection._all_reduce = counting
+    selection.all_reduce = counting
     try:
         valid = torch.ones(tokens, dtype=torch.bool)
         select_tokens(log_prob, advantage, valid, mix, Control(share, band), dist.group.WORLD)
     finally:
-        selection._all_reduce = original
+        selection.all_reduce = original
     # The k of the whole mini-batch, of 8 bytes each, from every rank.
     gathered = ranks * max(1, int(share * tokens * ranks)) * 8
     name = "KL-Cov 0.2 %" if band is None else "Clip-Cov 0.02 %"

@@ -16,8 +16,10 @@ from scipy import stats
 
 from tests.ranks import run_ranks
 from verl_cov import selection
+from verl_cov.covariance import KINDS, Covariances
 from verl_cov.identity import row_identity, row_values, token_identity
-from verl_cov.selection import EXCLUDED, Control, select_largest, select_tokens
+from verl_cov.metrics import LADDER
+from verl_cov.selection import EXCLUDED, Control, count, largest_means, select, select_largest, select_tokens, totals_of
 
 finite = st.floats(-30, 30, width=32)
 tokens = st.lists(st.tuples(finite, finite), min_size=1, max_size=150)
@@ -37,6 +39,11 @@ def identities(rows, positions=None):
 
 def quota(ratio, tokens):
     return int(selection.quota(ratio, torch.tensor(tokens)))
+
+
+def flat(totals):
+    """All numbers of Totals in one list."""
+    return [number for entry in totals for number in (entry if isinstance(entry, tuple) else (entry,))]
 
 
 @contextmanager
@@ -79,8 +86,9 @@ def test_quota_where_binary_floats_fall_short():
 def test_kl_cov_takes_the_largest(pairs, ratio):
     chosen = select_tokens(*arrays(pairs), Control(ratio))
     assert chosen.totals.selected == chosen.mask.sum() == quota(ratio, len(pairs))
+    assert chosen.totals.threshold == chosen.covariance[chosen.mask].min()
     if chosen.totals.selected < len(pairs):
-        assert chosen.covariance[chosen.mask].min() >= chosen.covariance[~chosen.mask].max()
+        assert chosen.totals.threshold >= chosen.covariance[~chosen.mask].max()
 
 
 @given(tokens, finite, st.floats(0, 20), st.sampled_from([0.01, 0.3, 1.0]))
@@ -209,6 +217,42 @@ def test_the_draw_is_uniform():
     assert together.std() == pytest.approx(math.sqrt(together.mean() * (1 - together.mean() / draws)), rel=0.1)
 
 
+# --- how the covariances are distributed ------------------------------------------------------------------------------
+
+
+@given(tokens, st.lists(st.sampled_from([*LADDER, 0.13, 1.0]), min_size=1, max_size=3))
+def test_the_ladder_is_numpys_mean_of_the_largest(pairs, shares):
+    log_prob, advantage, valid, _ = arrays(pairs)
+    cov = Covariances.of(log_prob, advantage, valid).values
+    largest_first = np.sort(cov.double().numpy())[::-1]
+    expected = [largest_first[: quota(share, len(pairs))].mean() for share in shares]
+    assert largest_means(cov, tuple(shares)).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_the_ladder_counts_ties_at_the_cut_as_often_as_they_fit():
+    cov = torch.tensor([3.0, 1.0, 1.0, 1.0, 1.0, -2.0, torch.nan, 0.0, 0.0, 0.0, 0.0])
+    assert largest_means(cov, (0.3, 0.5, 1.0)).tolist() == pytest.approx([5 / 3, 7 / 5, 5 / 10])
+    assert largest_means(cov[:0], (0.5,)).isnan().all()
+
+
+@given(tokens)
+def test_each_token_is_of_one_kind_and_the_kinds_add_up(pairs):
+    log_prob, advantage, valid, _ = arrays(pairs)
+    totals = totals_of(count(Covariances.of(log_prob, advantage, valid, kinds=True)).tolist())
+    x, a = log_prob.double().numpy(), advantage.double().numpy()
+    likely, good = x > x.mean(), a > a.mean()
+    cov = (x - x.mean()) * (a - a.mean())
+    masks = dict(exploitation=likely & good, confirmation=~likely & ~good, exploration=~likely & good)
+    masks["correction"] = likely & ~good
+    assert sum(totals.kind_tokens) == totals.tokens == len(pairs)
+    assert sum(totals.kind_covariance_sums) == pytest.approx(totals.covariance_sum, abs=1e-6)
+    near = np.isclose(x, x.mean(), atol=1e-6) | np.isclose(a, a.mean(), atol=1e-6)  # means are rounded to 2^-24
+    for kind, tokens_, sum_ in zip(KINDS, totals.kind_tokens, totals.kind_covariance_sums, strict=True):
+        assert abs(tokens_ - masks[kind].sum()) <= near.sum()
+        assert sum_ == pytest.approx(cov[masks[kind]].sum(), rel=1e-4, abs=1e-3)
+        assert sum_ >= 0 if kind in KINDS[:2] else sum_ <= 0
+
+
 # --- identity ---------------------------------------------------------------------------------------------------------
 
 
@@ -237,21 +281,25 @@ def _select_share(rank: int, world: int, group, pairs, sequences, splits, band):
     mine = range(splits[rank], splits[rank + 1])
     values = torch.tensor([token for row in mine for token in sequences[row]], dtype=torch.int64)
     sizes = torch.tensor([len(sequences[row]) for row in mine], dtype=torch.int64)
-    flat = [(row, at) for row in mine for at in range(len(sequences[row]))]
-    log_prob = torch.tensor([pairs[row][at][0] for row, at in flat], dtype=torch.float32)
-    advantage = torch.tensor([pairs[row][at][1] for row, at in flat], dtype=torch.float32)
-    valid = torch.ones(len(flat), dtype=torch.bool)
-    local = torch.tensor([row - splits[rank] for row, _ in flat], dtype=torch.int64)
-    positions = torch.tensor([at for _, at in flat], dtype=torch.int64)
+    tokens = [(row, at) for row in mine for at in range(len(sequences[row]))]
+    log_prob = torch.tensor([pairs[row][at][0] for row, at in tokens], dtype=torch.float32)
+    advantage = torch.tensor([pairs[row][at][1] for row, at in tokens], dtype=torch.float32)
+    valid = torch.ones(len(tokens), dtype=torch.bool)
+    local = torch.tensor([row - splits[rank] for row, _ in tokens], dtype=torch.int64)
+    positions = torch.tensor([at for _, at in tokens], dtype=torch.int64)
 
     def identity(at):
         content = row_values(sizes, valid, log_prob, advantage)
         ids = row_identity(values, sizes, sizes, sizes > 0, content, group)
         return token_identity(ids[local[at]], positions[at])
 
+    covariances = Covariances.of(log_prob, advantage, valid, group, kinds=True)
     with counted_bytes() as traffic:
-        chosen = select_tokens(log_prob, advantage, valid, identity, Control(0.1, band, seed=7, step=11), group)
-    return [flat[index] for index in chosen.mask.nonzero().flatten().tolist()], chosen.totals, traffic[0]
+        chosen = select(covariances, advantage, identity, Control(0.1, band, seed=7, step=11), group)
+    ladder = largest_means(covariances.values, LADDER, group)
+    assert count(covariances, group).tolist() == pytest.approx(chosen.numbers[:12].tolist())
+    numbers = [*chosen.numbers.tolist(), *ladder.tolist()]
+    return [tokens[index] for index in chosen.mask.nonzero().flatten().tolist()], numbers, traffic[0]
 
 
 @pytest.mark.parametrize("band", [None, (-1.0, 1.5)])
@@ -266,7 +314,7 @@ def test_any_split_over_ranks_chooses_the_same(band):
         shares = run_ranks(_select_share, len(splits) - 1, pairs, sequences, splits, band)
         assert sorted(pair for share in shares for pair in share[0]) == sorted(alone[0]), splits
         for share in shares:
-            assert share[1] == pytest.approx(alone[1])
+            assert share[1] == pytest.approx(alone[1], rel=1e-9, abs=1e-9)  # counts, kinds, threshold, ladder
             assert share[2] < 140_000
 
 
@@ -331,10 +379,12 @@ def test_the_path_of_an_accelerator_chooses_the_same(pairs, ratio, band):
     tokens = arrays(pairs)
     on_host = select_tokens(*tokens, Control(ratio, band))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "_on_host", lambda tensor: False)
+        patch.setattr(selection, "on_host", lambda tensor: False)
         on_device = select_tokens(*tokens, Control(ratio, band))
+        ladder = largest_means(on_device.covariance, LADDER)
     assert torch.equal(on_host.mask, on_device.mask)
-    assert on_host.totals == pytest.approx(on_device.totals)
+    assert flat(on_host.totals) == pytest.approx(flat(on_device.totals))
+    assert ladder.tolist() == pytest.approx(largest_means(on_host.covariance, LADDER).tolist())
 
 
 @pytest.mark.parametrize("band", [None, (-1.0, 3.0)])
@@ -342,7 +392,9 @@ def test_the_path_of_an_accelerator_never_looks_at_values(band):
     """On the meta device there are no values: anything that needs one on the host fails."""
     many = 1000
     meta = torch.empty(many, device="meta")
-    chosen = select_tokens(meta, meta, meta.bool(), lambda at: at, Control(0.01, band))
+    covariances = Covariances.of(meta, meta, meta.bool(), kinds=True)
+    chosen = select(covariances, meta, lambda at: at, Control(0.01, band))
     assert chosen.mask.shape == (many,)
+    assert largest_means(covariances.values, LADDER).shape == (len(LADDER),)
     with pytest.raises(Exception, match="meta"):
         chosen.totals  # noqa: B018  (the one place that reads)

@@ -10,9 +10,10 @@ Knows nothing about verl.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+from verl_cov.collectives import gather_rows
 
 
 def token_identity(row_ids: Tensor, positions: Tensor) -> Tensor:
@@ -93,23 +94,11 @@ _INCREMENT = _signed(0x9E3779B97F4A7C15)
 def _occurrence(content: Tensor, used: Tensor, group: ProcessGroup | None) -> Tensor:
     """How many used rows with the same content come before each row, counting rank by rank. [rows] int64.
 
-    16 bytes a row of the mini-batch travel, and the host reads one number, the largest row count of a rank, which on an
+    24 bytes a row of the mini-batch travel, and the host reads one number, the largest row count of a rank, which on an
     accelerator waits for what is queued: once an optimizer step.
     """
-    rank, world = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
-    most = torch.tensor([content.numel()], device=content.device)
-    if group is not None:
-        dist.all_reduce(most, op=dist.ReduceOp.MAX, group=group)
-    padded = torch.zeros(2, int(most), dtype=torch.int64, device=content.device)
-    padded[0, : content.numel()] = content
-    padded[1, : content.numel()] = used
-    gathered = [torch.empty_like(padded) for _ in range(world)]
-    if group is not None:
-        dist.all_gather(gathered, padded, group=group)
-    else:
-        gathered = [padded]
-    key, present = torch.stack(gathered).unbind(1)  # [ranks, rows] each
-    key, present = key.flatten(), present.flatten()
+    gathered, _, mine = gather_rows(torch.stack([content, used.long()], 1), group)
+    key, present = gathered.unbind(1)
     order = torch.sort(key, stable=True).indices
     before = present[order].cumsum(0) - present[order]
     first = torch.ones_like(order, dtype=torch.bool)
@@ -117,4 +106,4 @@ def _occurrence(content: Tensor, used: Tensor, group: ProcessGroup | None) -> Te
     base = torch.where(first, before, 0).cummax(0).values
     occurrence = torch.empty_like(before)
     occurrence[order] = before - base
-    return occurrence.view(world, -1)[rank, : content.numel()]
+    return occurrence[mine]

@@ -18,7 +18,7 @@ Knows nothing about verl.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
@@ -28,7 +28,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from verl_cov import covariance
+from verl_cov.collectives import all_reduce
+from verl_cov.covariance import Covariances, on_host, parts
 from verl_cov.identity import mix
 
 
@@ -51,17 +52,23 @@ class Control:
 
 
 class Totals(NamedTuple):
-    """Numbers of the whole mini-batch, equal on every rank."""
+    """Numbers of the whole mini-batch, equal on every rank. The kinds are :data:`verl_cov.covariance.KINDS`."""
 
     tokens: int  # finite valid tokens, N of the paper
     non_finite: int  # valid tokens left out because log-prob or advantage is not finite
-    candidates: int  # tokens that the control could choose from
-    selected: int  # tokens chosen
-    negative: int  # tokens chosen that have a negative advantage
-    tied: int  # tokens with the smallest chosen covariance, if some of them had to be left out; else 0
     covariance_sum: float  # nats times advantage, over N
     covariance_square_sum: float
-    selected_covariance_sum: float
+    kind_tokens: tuple[int, ...]  # 0, like the next, unless the covariances were made with kinds=True
+    kind_covariance_sums: tuple[float, ...]
+    candidates: int = 0  # tokens that the control could choose from
+    selected: int = 0  # tokens chosen
+    negative: int = 0  # tokens chosen that have a negative advantage
+    tied: int = 0  # tokens with the smallest chosen covariance, if some of them had to be left out; else 0
+    selected_covariance_sum: float = 0.0
+    threshold: float = 0.0  # the smallest chosen covariance, where the largest are chosen (0 if there is none)
+
+
+NUMBERS = 18  # of Totals, one by one
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Selected:
     """The result of :func:`select_tokens` on one rank.
 
     ``mask`` ([slots] bool) and ``covariance`` ([slots] float32, NaN where the slot holds no finite token) are this
-    rank's; ``numbers`` ([9] float64) are :class:`Totals` that are still on the device.
+    rank's; ``numbers`` ([18] float64) are :class:`Totals` that are still on the device.
     """
 
     mask: Tensor
@@ -79,13 +86,25 @@ class Selected:
     @functools.cached_property
     def totals(self) -> Totals:
         """The numbers on the host. On an accelerator the first access waits for it."""
-        values = self.numbers.tolist()
-        return totals_of(values)
+        return totals_of(self.numbers.tolist())
 
 
 def totals_of(values: list[float]) -> Totals:
-    """Name the numbers of :class:`Selected` (several added up, too)."""
-    return Totals(*map(int, values[:6]), *values[6:])
+    """Name the numbers of :func:`count` (the first 12) or of :class:`Selected` (18, several added up, too: then without
+    a meaning for the threshold)."""
+    *counts, covariance_sum, covariance_square_sum = values[:4]
+    tokens, non_finite = map(int, counts)
+    kinds, sums, chosen, rest = tuple(map(int, values[4:8])), tuple(values[8:12]), map(int, values[12:16]), values[16:]
+    return Totals(tokens, non_finite, covariance_sum, covariance_square_sum, kinds, sums, *chosen, *rest)
+
+
+def count(covariances: Covariances, group: ProcessGroup | None = None) -> Tensor:
+    """[12] float64, the numbers of :class:`Totals` without those of a selection."""
+    return torch.cat([_everyone(covariances), all_reduce(covariances.moments.clone(), group)])
+
+
+def _everyone(covariances: Covariances) -> Tensor:
+    return torch.stack([covariances.tokens, covariances.non_finite]).double()
 
 
 def select_tokens(
@@ -111,44 +130,44 @@ def select_tokens(
 
     Tokens whose log-probability or advantage is not finite take no part: they are not counted in N, not in the means.
     """
-    log_prob, advantage = log_prob.detach().float(), advantage.detach().float()
-    counted = torch.empty_like(valid)
-    sums = torch.zeros(6, dtype=torch.int64, device=valid.device)
-    for part in _parts(valid):
-        finite = log_prob[part].abs().lt(covariance.LARGEST)  # false for NaN and infinity
-        finite &= advantage[part].abs().lt(covariance.LARGEST)
-        torch.logical_and(finite, valid[part], out=counted[part])
-        sums[:5] += covariance.fixed_point_sums(log_prob[part], advantage[part], counted[part])
-        sums[5] += (valid[part] & ~finite).sum()
-    sums = _all_reduce(sums, group)
-    wanted = quota(control.ratio, sums[0])
-    centre = covariance.means(sums)
+    return select(Covariances.of(log_prob, advantage, valid, group), advantage, identity, control, group, barred)
 
-    cov = torch.empty_like(log_prob)
-    moments = torch.zeros(2, dtype=torch.float64, device=valid.device)
-    for part in _parts(valid):
-        product = covariance.token_covariance(log_prob[part], advantage[part], *centre)
-        cov[part] = torch.where(counted[part], product, torch.nan)
-        product = torch.where(counted[part], product, 0.0)
-        moments += torch.stack([product.sum(), torch.dot(product, product)])
 
+def select(
+    covariances: Covariances,
+    advantage: Tensor,
+    identity: Callable[[Tensor], Tensor],
+    control: Control,
+    group: ProcessGroup | None = None,
+    barred: Tensor | None = None,
+) -> Selected:
+    """:func:`select_tokens` by covariances that have been computed."""
+    cov = covariances.values
+    wanted = quota(control.ratio, covariances.tokens)
     choosable = cov if barred is None else torch.where(barred, torch.nan, cov)
     if control.band is None:
-        mask, candidates, tied = _take_largest(choosable, wanted, identity, control, group)
+        mask, candidates, tied, threshold = _take_largest(choosable, wanted, identity, control, group)
     else:
         inside = (choosable > control.band[0]) & (choosable < control.band[1])
         mask = _draw(inside, wanted, identity, control, group)
-        candidates = _all_reduce(inside.sum(), group)
+        candidates = all_reduce(inside.sum(), group)
         tied = torch.zeros_like(candidates)
+        threshold = torch.zeros_like(wanted)
 
     # What depends on the selection, from the few selected slots where looking for them is free.
     at = _slots_of(mask)
     chosen = mask[at]
     selected_cov = torch.where(chosen, cov[at], 0.0).double().sum()
     negative = (chosen & (advantage[at] < 0)).sum().double()
-    local = _all_reduce(torch.stack([chosen.sum().double(), negative, *moments, selected_cov]), group)
-    everyone = torch.stack([sums[0], sums[5], candidates]).double()
-    return Selected(mask, cov, torch.cat([everyone, local[:2], tied.double().reshape(1), local[2:]]))
+    local = torch.stack([chosen.sum().double(), negative, selected_cov])
+    sums = all_reduce(torch.cat([covariances.moments, local]), group)
+    moments, selected = sums[:-3], sums[-3:]
+    everyone = torch.stack([tied.double(), selected[2], threshold.double().nan_to_num()])
+    return Selected(
+        mask,
+        cov,
+        torch.cat([_everyone(covariances), moments, candidates.double().reshape(1), selected[:2], everyone]),
+    )
 
 
 def quota(ratio: float, tokens: Tensor) -> Tensor:
@@ -178,6 +197,26 @@ def largest_values(cov: Tensor, shares: tuple[float, ...], group: ProcessGroup |
     return torch.stack([_nth_largest(cov, first, quota(share, tokens), group)[0] for share in shares])
 
 
+def largest_means(cov: Tensor, shares: tuple[float, ...], group: ProcessGroup | None = None) -> Tensor:
+    """Mean of the n largest covariances for each share, n = :func:`quota` of it (paper Table 1).
+
+    Arguments as in :func:`largest_values`. Returns [shares] float64, equal on every rank; NaN if there is no token.
+    """
+    first = _first_histogram(cov, group)
+    tokens = first.sum()
+    wanted = torch.stack([quota(share, tokens) for share in shares])
+    begin = torch.stack([_nth_largest(cov, first, n, group)[0] for n in wanted]).double()
+    larger = torch.zeros(2, len(shares), dtype=torch.float64, device=cov.device)
+    for part in parts(cov):
+        for at, threshold in enumerate(begin):
+            above = cov[part] > threshold
+            larger[0, at] += above.sum()
+            larger[1, at] += torch.where(above, cov[part], 0.0).double().sum()
+    larger = all_reduce(larger, group)
+    # Tokens that share the covariance at the cut are alike: as many of them count as are wanted.
+    return (larger[1] + (wanted - larger[0]) * begin) / wanted
+
+
 # --- choosing ---------------------------------------------------------------------------------------------------------
 
 
@@ -187,16 +226,17 @@ def _take_largest(
     identity: Callable[[Tensor], Tensor],
     control: Control,
     group: ProcessGroup | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mask of the ``wanted`` largest of ``cov`` ([slots], NaN: never), how many there were to choose from, how many
-    tied."""
+    tied, and the smallest taken."""
     first = _first_histogram(cov, group)
     candidates = first.sum()
     threshold, left, equal = _nth_largest(cov, first, torch.minimum(wanted, candidates), group)
-    if _on_host(cov) and left == equal:  # usual: no two tokens share the threshold, so nothing is to be drawn
-        return cov >= threshold, candidates, torch.zeros_like(candidates)
+    if on_host(cov) and left == equal:  # usual: no two tokens share the threshold, so nothing is to be drawn
+        return cov >= threshold, candidates, torch.zeros_like(candidates), threshold
     tied = torch.where(left == equal, 0, equal)
-    return (cov > threshold) | _draw(cov == threshold, left, identity, control, group), candidates, tied
+    mask = (cov > threshold) | _draw(cov == threshold, left, identity, control, group)
+    return mask, candidates, tied, threshold
 
 
 def _draw(
@@ -234,7 +274,7 @@ def select_largest(keys: Tensor, wanted: Tensor, bits: int, group: ProcessGroup 
         counts = torch.zeros(dist.get_world_size(group), dtype=torch.int64, device=keys.device)
         rank = dist.get_rank(group)
         counts[rank] = ties.sum()
-        before += _all_reduce(counts, group)[:rank].sum()
+        before += all_reduce(counts, group)[:rank].sum()
     return (keys > threshold) | (ties & (before <= left))
 
 
@@ -258,12 +298,12 @@ def _descend(
     equal = wanted
     for shift in range(bits - DIGIT_BITS, -1, -DIGIT_BITS):
         inside = (keys >> (shift + DIGIT_BITS)) == prefix  # EXCLUDED has no prefix
-        if _on_host(keys):
+        if on_host(keys):
             keys = keys[inside]
             inside = torch.ones_like(keys)
         digits = (keys >> shift) & (BINS - 1)
         histogram = torch.zeros(BINS, dtype=torch.int64, device=keys.device)
-        histogram = _all_reduce(histogram.scatter_add_(0, digits, inside.to(torch.int64)), group)
+        histogram = all_reduce(histogram.scatter_add_(0, digits, inside.to(torch.int64)), group)
         digit, wanted, equal = _find(histogram, wanted)
         prefix = (prefix << DIGIT_BITS) | digit
     return prefix, wanted, equal
@@ -282,11 +322,11 @@ def _find(histogram: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _first_histogram(cov: Tensor, group: ProcessGroup | None) -> Tensor:
     """[BINS] int64: how many tokens of all ranks have each first digit of :func:`_keys`."""
     histogram = torch.zeros(BINS, dtype=torch.int64, device=cov.device)
-    for part in _parts(cov):
+    for part in parts(cov):
         digits = _keys(cov[part]) >> (VALUE_BITS - DIGIT_BITS)
         histogram.scatter_add_(0, digits, torch.ones_like(digits))
     histogram[_NAN_BIN] = 0
-    return _all_reduce(histogram, group)
+    return all_reduce(histogram, group)
 
 
 def _nth_largest(
@@ -296,7 +336,7 @@ def _nth_largest(
     digit, wanted, _ = _find(first, wanted)
     shift = VALUE_BITS - DIGIT_BITS
     inside = (cov >= _value(digit << shift)) & (cov <= _value(((digit + 1) << shift) - 1))
-    keys = _keys(cov[inside]) if _on_host(cov) else torch.where(inside, _keys(cov), EXCLUDED)
+    keys = _keys(cov[inside]) if on_host(cov) else torch.where(inside, _keys(cov), EXCLUDED)
     key, wanted, equal = _descend(keys, wanted, shift, group, prefix=digit)
     return _value(key), wanted, equal
 
@@ -320,29 +360,11 @@ def _value(key: Tensor) -> Tensor:
 # --- host or device ---------------------------------------------------------------------------------------------------
 
 
-def _on_host(tensor: Tensor) -> bool:
-    """True where Python may look at values without waiting for a device."""
-    return tensor.device.type == "cpu"
-
-
 def _slots_of(marked: Tensor) -> Tensor:
     """[n] int64 slots that include all marked ones: just those on a CPU, every slot where finding them would wait."""
-    return marked.nonzero().squeeze(1) if _on_host(marked) else torch.arange(marked.numel(), device=marked.device)
-
-
-def _parts(slots: Tensor) -> Iterator[slice]:
-    """Slices to work through ``slots`` in: on a CPU small enough for its cache, which is four times as fast."""
-    size = 1 << 16 if _on_host(slots) else 1 << 22
-    for start in range(0, slots.numel(), size):
-        yield slice(start, start + size)
+    return marked.nonzero().squeeze(1) if on_host(marked) else torch.arange(marked.numel(), device=marked.device)
 
 
 def _seed_key(control: Control, device: torch.device) -> Tensor:
     seed, step = (torch.full((1,), number, dtype=torch.int64, device=device) for number in (control.seed, control.step))
     return mix(mix(seed) + step)
-
-
-def _all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    if group is not None:
-        dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group)
-    return tensor
