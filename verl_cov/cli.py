@@ -1,6 +1,9 @@
-"""The command ``verl-cov``. Today: ``doctor``. Each command imports what it needs, so that ``--help`` is instant."""
+"""The command ``verl-cov``. Each command imports what it needs, so that ``--help`` is instant."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -24,6 +27,37 @@ def doctor(
     from verl_cov.host import doctor as checks
 
     raise typer.Exit(0 if checks.run(with_ray=ray) else 1)
+
+
+@app.command()
+def tokens(
+    file: Annotated[
+        Path, typer.Argument(help="A dump: cov_dump_dir/tokens.jsonl (cov_dump_every), or the folder it is in.")
+    ],
+    step: Annotated[int | None, typer.Option(help="Rollout step; the last one if not given.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many tokens.")] = 20,
+) -> None:
+    """Show the tokens with the highest covariance, in context: what Clip-Cov and KL-Cov act on."""
+    from rich.console import Console
+
+    from verl_cov import token_dump
+
+    path = file / token_dump.FILE if file.is_dir() else file
+    console = Console(highlight=False)
+    try:
+        dump = token_dump.read(path)
+        console.print(token_dump.view(dump, step, top))
+    except FileNotFoundError:
+        _fail(f"there is no {path}: train with policy_loss.cov_dump_every=10, say, to have it written")
+    except ValueError as error:
+        _fail(f"{path}: {error}")
+    if dump.damaged:
+        console.print(f"Damaged lines left out: {dump.damaged}")
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"verl-cov: {message}", err=True)
+    raise typer.Exit(2)
 
 
 def main() -> None:

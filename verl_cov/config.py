@@ -20,6 +20,7 @@ DEFAULT_BASE_LOSS = {CLIP_COV: "vanilla", KL_COV: "ratio"}
 KL_ESTIMATORS = ("abs", "k2", "k3")
 SCOPES = ("mini_batch", "micro_batch")
 LOG_PROBS = ("old", "current")
+METRICS = ("off", "basic", "full")
 
 # The paper takes 2e-4 and 2e-3. The authors' scripts write 0.2 *percent*; read as a fraction that is a hundred times
 # more.
@@ -51,6 +52,13 @@ class CovPolicyLossConfig(PolicyLossConfig):
             ``micro_batch`` the loss has them already). None: ``old`` for ``mini_batch``, ``current`` for
             ``micro_batch``, as in the released code.
         cov_seed: seed of Clip-Cov's draw and of the cut between equal covariances.
+        cov_metrics: what is reported under ``actor/cov/``, for any ``loss_mode``: ``full``, ``basic`` (without the
+            ladder and what is computed once a rollout) or ``off`` (the selection's own counts only).
+        cov_dump_every: at the first optimizer step of every so many rollouts, write the tokens with the highest
+            covariance, decoded and with context, to ``cov_dump_dir``/tokens.jsonl, which ``verl-cov tokens`` reads.
+            0: never.
+        cov_dump_tokens: how many tokens that are.
+        cov_dump_dir: folder of that file.
 
     Raises:
         ValueError: a field is out of range; the message names the field and the fix.
@@ -62,6 +70,10 @@ class CovPolicyLossConfig(PolicyLossConfig):
     cov_scope: str = "mini_batch"
     cov_log_prob: str | None = None
     cov_seed: int = 0
+    cov_metrics: str = "full"
+    cov_dump_every: int = 0
+    cov_dump_tokens: int = 64
+    cov_dump_dir: str | None = None
 
     def __post_init__(self) -> None:
         _require_plugin()
@@ -82,12 +94,23 @@ class CovPolicyLossConfig(PolicyLossConfig):
             raise ValueError(
                 f"{_PATH}.ppo_kl_coef={self.ppo_kl_coef} must not be negative: it would reward moving away"
             )
-        for name, known in (("cov_kl", KL_ESTIMATORS), ("cov_scope", SCOPES), ("cov_log_prob", (None, *LOG_PROBS))):
+        for name, known in (
+            ("cov_kl", KL_ESTIMATORS),
+            ("cov_scope", SCOPES),
+            ("cov_log_prob", (None, *LOG_PROBS)),
+            ("cov_metrics", METRICS),
+        ):
             if getattr(self, name) not in known:
                 names = ", ".join(value or "null" for value in known)
                 raise ValueError(f"{_PATH}.{name}={getattr(self, name)!r} is unknown: use one of {names}")
-        if self.loss_mode in LOSS_MODES:
+        if self.controls:
             _check_base_loss(self.base_loss)
+        _check_dump(self)
+
+    @property
+    def controls(self) -> bool:
+        """True if the loss is one of ours; else the configuration only asks for metrics."""
+        return self.loss_mode in LOSS_MODES
 
     @property
     def base_loss(self) -> str:
@@ -111,6 +134,9 @@ class CovPolicyLossConfig(PolicyLossConfig):
 
     def describe(self) -> str:
         """The active control and its numbers, in one line."""
+        metrics = f"cov_metrics={self.cov_metrics}"
+        if not self.controls:
+            return f"{metrics} on loss_mode={self.loss_mode}, which is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
         if self.loss_mode == CLIP_COV:
             numbers = f"clip_cov_ratio={self.clip_cov_ratio:g}, band=({self.clip_cov_lb:g}, {self.clip_cov_ub:g})"
         else:
@@ -121,20 +147,20 @@ class CovPolicyLossConfig(PolicyLossConfig):
                 "mini_batch": "selection over the whole mini-batch of all ranks",
                 "micro_batch": "selection within each MICRO-BATCH, as verl's own: it changes with the micro-batch size",
             }[self.cov_scope]
-            + f", by {self.log_prob} log-probs"
+            + f", by {self.log_prob} log-probs, {metrics}"
         )
 
 
 def cov_config(policy_loss: Any) -> CovPolicyLossConfig | None:
-    """The covariance control that ``policy_loss`` asks for, or None if it asks for one of verl's own losses.
+    """The covariance control or the metrics that ``policy_loss`` asks for, or None if it is verl's own business.
 
     Accepts verl's plain ``PolicyLossConfig`` too, so that ``policy_loss.loss_mode=verl_cov.kl_cov`` alone works: it has
     the numbers (with verl's defaults), and what is ours takes its default.
     """
+    if isinstance(policy_loss, CovPolicyLossConfig):
+        return policy_loss if policy_loss.controls or policy_loss.cov_metrics != "off" else None
     if getattr(policy_loss, "loss_mode", None) not in LOSS_MODES:
         return None
-    if isinstance(policy_loss, CovPolicyLossConfig):
-        return policy_loss
     return CovPolicyLossConfig(**{field.name: getattr(policy_loss, field.name) for field in fields(PolicyLossConfig)})
 
 
@@ -166,6 +192,17 @@ def _check_ratio(name: str, value: float) -> None:
             f"{_PATH}.{name}={value} would select {value:.3g} of all tokens; it is a fraction, not a percentage: "
             f"for {value} % write {value / 100:g} (the paper takes 0.0002 to 0.002; more than {MAX_RATIO} is refused)"
         )
+
+
+def _check_dump(config: CovPolicyLossConfig) -> None:
+    for name, least in (("cov_dump_every", 0), ("cov_dump_tokens", 1)):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{_PATH}.{name}={value!r} must be a whole number of at least {least}")
+    if config.cov_dump_every and not config.cov_dump_dir:
+        raise ValueError(f"{_PATH}.cov_dump_every={config.cov_dump_every} needs a folder: set {_PATH}.cov_dump_dir")
+    if config.cov_dump_every and config.cov_metrics == "off":
+        raise ValueError(f"{_PATH}.cov_dump_every={config.cov_dump_every} needs cov_metrics=basic or full, not off")
 
 
 def _check_base_loss(name: str) -> None:

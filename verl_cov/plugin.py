@@ -30,10 +30,10 @@ status = Status()
 
 def register() -> None:
     """Register the losses, the mini-batch hook, the start-up checks and, on a CPU, the CPU host."""
-    from verl_cov.host import cpu, fail_fast, policy_losses, preflight, train_batch, versions
+    from verl_cov.host import cpu, fail_fast, policy_losses, preflight, rollout_batch, train_batch, versions
 
     # The start-up check goes first: it is what tells the user about a verl that the rest cannot work with.
-    for piece in (preflight, versions, cpu, policy_losses, train_batch, fail_fast):
+    for piece in (preflight, versions, cpu, policy_losses, train_batch, rollout_batch, fail_fast):
         piece.install()
         status.registered.append(piece.__name__.removeprefix("verl_cov.host."))
 

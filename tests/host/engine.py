@@ -79,6 +79,9 @@ def mini_batch(seed: int = 0) -> list[dict[str, Any]]:
                 mask=mask,
                 old_log_prob=-random.exponential(1.5, response).astype(np.float32) - 4.0,
                 advantage=np.full(response, random.normal(), dtype=np.float32),
+                entropy=random.exponential(1.0, response).astype(np.float32),
+                score=float(random.integers(0, 2)),
+                uid=f"prompt {index // 4}",
             )
         )
     # Two sequences alike in everything: their tokens tie, and the cut between them must not move the gradient.
@@ -181,7 +184,7 @@ def _set_policy_loss(worker: Any, policy_loss: dict[str, Any]) -> None:
 
     from verl_cov.config import LOSS_MODES, CovPolicyLossConfig
 
-    ours = policy_loss["loss_mode"] in LOSS_MODES
+    ours = policy_loss["loss_mode"] in LOSS_MODES or "cov_metrics" in policy_loss
     config = copy.deepcopy(worker.actor.loss_fn.keywords["config"])
     object.__setattr__(config, "policy_loss", (CovPolicyLossConfig if ours else PolicyLossConfig)(**policy_loss))
     worker.set_loss_fn(partial(ppo_loss, config=config))
@@ -266,6 +269,12 @@ def to_tensordict(rows: list[dict[str, Any]], dense: bool) -> Any:
     whole = [np.concatenate([row["prompt"], row["response"]]) for row in rows]
     fields = {"input_ids": jagged(whole), "position_ids": jagged([np.arange(len(ids)) for ids in whole])}
     response = dict(response_mask="mask", old_log_probs="old_log_prob", advantages="advantage", loss_mask="mask")
+    if "entropy" in rows[0]:
+        response["entropy"] = "entropy"
+        for row in rows:
+            row["token_scores"] = np.zeros_like(row["entropy"])
+            row["token_scores"][-1] = row["score"]
+        response["token_level_scores" if dense else "rm_scores"] = "token_scores"
     lay_out = padded if dense else jagged
     fields |= {name: lay_out([row[key] for row in rows]) for name, key in response.items()}
     if dense:
@@ -290,6 +299,8 @@ def to_tensordict(rows: list[dict[str, Any]], dense: bool) -> Any:
         fields["prompts"] = jagged([row["prompt"] for row in rows])
         fields["responses"] = jagged([row["response"] for row in rows])
     extra = {"max_response_len": 16} if dense else {}
+    if "uid" in rows[0]:
+        fields["uid"] = [row["uid"] for row in rows]
     return tu.get_tensordict(fields, non_tensor_dict=extra)
 
 

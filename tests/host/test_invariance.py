@@ -179,21 +179,6 @@ def test_every_layout_gives_the_oracles_tokens_loss_and_gradient(untrained_model
             assert relative(found.gradient, first.gradient) < 1e-6, where
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_metrics_are_exact_in_every_layout(untrained_model, ranks):
-    for seed in SEEDS:
-        rows = engine.mini_batch(seed)
-        tokens = [(row["old_log_prob"][at], row["advantage"][at]) for row in rows for at in np.flatnonzero(row["mask"])]
-        x, a = np.array(tokens, dtype=np.float64).T
-        covariance = (x - x.mean()) * (a - a.mean())
-        for layout in LAYOUTS:
-            found = reports(str(untrained_model), ranks)["kl_cov, old", seed, layout.name].metrics
-            assert found["actor/cov/tokens"] == len(covariance), layout.name
-            assert found["actor/cov/mean"] == pytest.approx(covariance.mean(), abs=1e-6), layout.name
-            assert found["actor/cov/std"] == pytest.approx(covariance.std(), rel=1e-5), layout.name
-            assert found["actor/cov/selected_tokens"] == int(RATIO * len(covariance)), layout.name
-
-
 def test_current_reports_its_cost_and_how_many_tokens_old_would_have_chosen(untrained_model):
     folder = str(untrained_model)
     for seed in SEEDS:

@@ -146,7 +146,8 @@ def _of(state: State | None, name: str) -> State | None:
 def _settings(options: argparse.Namespace, assets: Assets) -> list[str]:
     """What two runs must share to stand in one comparison, in words. Paths do not belong to it."""
     # Each file the three runs are composed of: a recipe edited after a kill makes another run.
-    files = [*CONF.glob("verl_cov_demo/*.yaml"), *(CONF / "verl_cov" / f"{name}.yaml" for name in ("cpu", *NAMES))]
+    ours = [CONF / "verl_cov" / f"{name}.yaml" for name in ("cpu", "metrics", *NAMES)]
+    files = [*CONF.glob("verl_cov_demo/*.yaml"), *ours]
     recipes = [f"{path.relative_to(CONF)}: {path.read_text()}" for path in sorted(files) if path.is_file()]
     return [
         f"steps={options.steps if options.steps is not None else 'the recipe'}",

@@ -1,13 +1,17 @@
-"""Reads one rank's mini-batch as verl holds it, and writes the selection back into it.
+"""Reads one rank's mini-batch or rollout batch as verl holds it, and writes the selection back into it.
 
-Leans on the fields of the TensorDict that ``TrainingWorker.train_batch`` gets: ``response_mask``, ``old_log_probs``,
-``advantages`` (jagged in the V1 trainer, dense and padded in the legacy one), ``input_ids`` or ``responses``, and on
+Leans on the fields of the TensorDict that ``TrainingWorker.train_batch`` and ``train_mini_batch`` get:
+``response_mask``, ``old_log_probs``, ``advantages`` (jagged in the V1 trainer, dense and padded in the legacy one),
+``input_ids`` or ``responses``, for metrics ``entropy``, ``rm_scores`` or ``token_level_scores`` and ``uid``; on
+``self.loss_fn`` being
+``partial(ppo_loss, config=ActorConfig)`` in the worker that trains an actor; and on
 ``verl.workers.utils.padding.no_padding_2_padding`` for a model's output.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +25,18 @@ from verl_cov import identity
 # float32 like its neighbours: verl pads and re-cuts every field of a micro-batch, and bool tensors do not survive all
 # of it.
 FIELD = "verl_cov_selected"
+
+
+def asked_for(loss_fn: Any, data: Any) -> Any:
+    """The :class:`~verl_cov.config.CovPolicyLossConfig` of a worker that trains an actor on ``data`` with a control or
+    metrics of ours, else None."""
+    # The critic and reward models are TrainingWorkers too: their loss has another config, or none.
+    policy_loss = getattr(getattr(loss_fn, "keywords", {}).get("config"), "policy_loss", None)
+    if policy_loss is None or "advantages" not in data:
+        return None
+    from verl_cov.config import cov_config
+
+    return cov_config(policy_loss)
 
 
 @dataclass(frozen=True)
@@ -50,8 +66,7 @@ class Tokens:
         # values() of a jagged tensor and a flattened dense one list the same slots as the mask does.
         flat = {}
         for name in ("response_mask", "old_log_probs", "advantages"):
-            field = data[name]
-            flat[name] = field.values() if field.is_nested else field.flatten()
+            flat[name] = _flat(data[name])
             if flat[name].numel() != flat["response_mask"].numel():
                 raise RuntimeError(
                     f"verl-cov: {name} has {flat[name].numel()} response slots, response_mask "
@@ -66,6 +81,43 @@ class Tokens:
             old_log_prob=flat["old_log_probs"].to(on).float(),
             advantage=flat["advantages"].to(on).float(),
         )
+
+    def entropy(self) -> Tensor | None:
+        """[slots] float32 entropy of the next-token distribution before each response token, if the batch has it."""
+        if "entropy" not in self.data:
+            return None
+        found = _flat(self.data["entropy"])
+        return found.to(self.valid.device).float() if found.numel() == self.valid.numel() else None
+
+    def score(self) -> Tensor | None:
+        """[rows] float32 reward of each response before any baseline, if the batch has it."""
+        name = next((name for name in ("rm_scores", "token_level_scores") if name in self.data), None)
+        if name is None:
+            return None
+        found = _flat(self.data[name])
+        if found.numel() != self.valid.numel():
+            return None
+        rows, _ = identity.slots(self.lengths, self.valid.numel())
+        score = torch.zeros(self.lengths.numel(), device=rows.device)
+        return score.index_add_(0, rows, found.to(rows.device).float())
+
+    def prompt(self) -> Tensor | None:
+        """[rows] int64, equal for the responses of one prompt (a hash of verl's ``uid``), if the batch says."""
+        ids = self.uids()
+        if ids is None:
+            return None
+        hashes = [
+            int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest(), "big", signed=True) for uid in ids
+        ]
+        return torch.tensor(hashes, dtype=torch.int64, device=self.lengths.device)
+
+    def uids(self) -> list[str] | None:
+        """verl's name of each row's prompt, if the batch has it."""
+        from verl.utils import tensordict_utils as tu
+
+        if "uid" not in self.data:
+            return None
+        return [str(uid) for uid in tu.get(self.data, "uid")]
 
     def identity(self, group: ProcessGroup | None) -> Callable[[Tensor], Tensor]:
         """The token identities, worked out (with the other ranks of ``group``) when they are first asked for."""
@@ -116,6 +168,10 @@ class Tokens:
             self.data[FIELD] = torch.nested.as_nested_tensor(list(parts), layout=torch.jagged)
         else:
             self.data[FIELD] = values.view(mask.shape)
+
+
+def _flat(field: Tensor) -> Tensor:
+    return field.values() if field.is_nested else field.flatten()
 
 
 def device() -> torch.device:

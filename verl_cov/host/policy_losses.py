@@ -104,7 +104,7 @@ def _policy_loss(
     from verl_cov.config import CLIP_COV, cov_config
 
     cov = cov_config(config.policy_loss)
-    if cov is None:
+    if cov is None or not cov.controls:
         raise ValueError(f"policy_loss.loss_mode={config.policy_loss.loss_mode!r} is not one of verl-cov's losses")
 
     def aggregate(loss_matrix: Tensor) -> Tensor:

@@ -61,10 +61,11 @@ def start_up_line(config: DictConfig) -> str:
     if plugin.status.error:
         return f"verl-cov {__version__} is NOT active: {plugin.status.error}"
     mode = str(OmegaConf.select(config, f"{POLICY_LOSS}.loss_mode", default="vanilla"))
-    control = _control(config) if mode.startswith(OURS) else None
-    if control is None:
+    policy_loss = OmegaConf.select(config, POLICY_LOSS, default=None) or {}
+    asked = _asked_for(config) if mode.startswith(OURS) or str(policy_loss.get("_target_")).startswith(OURS) else None
+    if asked is None:
         return f"verl-cov {__version__} is loaded; loss_mode={mode} is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
-    return f"verl-cov {__version__} is active: {control.describe()}"
+    return f"verl-cov {__version__} is active: {asked.describe()}"
 
 
 # --- the configuration ------------------------------------------------------------------------------------------------
@@ -93,7 +94,8 @@ def check_policy_loss(config: DictConfig) -> None:
     if mode not in LOSS_MODES and (our_mode or mode not in POLICY_LOSS_REGISTRY):
         known = LOSS_MODES if our_mode else (*LOSS_MODES, *POLICY_LOSS_REGISTRY)
         raise Finding(f"{POLICY_LOSS}.loss_mode={mode} is unknown{_did_you_mean(mode.lower(), known)}")
-    control = _control(config)
+    asked = _asked_for(config)
+    control = asked if asked is not None and asked.controls else None
     if control is not None and control.loss_mode == "verl_cov.kl_cov" and updates_per_rollout(config) == 1:
         print(
             "verl-cov: WARNING: one update per rollout (data.train_batch_size equals "
@@ -136,8 +138,9 @@ def updates_per_rollout(config: DictConfig) -> float:
     return config.data.train_batch_size / max(actor.ppo_mini_batch_size, 1) * actor.ppo_epochs
 
 
-def _control(config: DictConfig) -> Any:
-    """The validated control as :class:`~verl_cov.config.CovPolicyLossConfig`, or None. Raises :class:`Finding`."""
+def _asked_for(config: DictConfig) -> Any:
+    """The validated :class:`~verl_cov.config.CovPolicyLossConfig` (a control, or metrics for a loss of verl's), or
+    None. Raises :class:`Finding`."""
     from hydra.errors import InstantiationException
     from verl.utils.config import omega_conf_to_dataclass
 

@@ -1,11 +1,10 @@
-"""The mini-batch hook: selects over the whole optimizer mini-batch, before it is cut into micro-batches.
+"""The mini-batch hook: selects over the whole optimizer mini-batch, before it is cut into micro-batches, and measures.
 
 Leans on ``verl.workers.engine_workers.TrainingWorker.train_batch(data)``: in verl 0.8 to 0.9.1 the one place, for every
-engine and trainer, that sees a rank's mini-batch. ``self.loss_fn`` is ``partial(ppo_loss, config=ActorConfig)`` there
-and is called with ``model_output=, data=<micro-batch>, dp_group=``; fields added to ``data`` survive the cut. The
-collectives of the selection run here, never inside the loss, which on some engines runs on some ranks only. For
-``cov_log_prob=current`` also on ``engine.eval_mode`` and ``engine.infer_batch``, and on the five settings of a
-micro-batch that ``train_batch`` fills in.
+engine and trainer, that sees a rank's mini-batch. ``self.loss_fn`` is called there with ``model_output=,
+data=<micro-batch>, dp_group=``; fields added to ``data`` survive the cut. The collectives run here, never inside the
+loss, which on some engines runs on some ranks only. For ``cov_log_prob=current`` also on ``engine.eval_mode`` and
+``engine.infer_batch``, and on the five settings of a micro-batch that ``train_batch`` fills in.
 """
 
 from __future__ import annotations
@@ -21,11 +20,13 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verl_cov import advice, metrics
-from verl_cov.host import batch
+from verl_cov.collectives import all_reduce
+from verl_cov.covariance import Covariances
+from verl_cov.host import batch, token_dump
 from verl_cov.host.batch import FIELD, Tokens
 from verl_cov.host.imports import when_imported
 from verl_cov.host.policy_losses import MicroBatches, control_of, selected_tokens
-from verl_cov.selection import Selected, select_tokens, totals_of
+from verl_cov.selection import NUMBERS, Selected, Totals, count, largest_means, select, totals_of
 
 # Mini-batches of one rollout step share its number; a step never has a million of them.
 MINI_BATCHES_PER_STEP = 1 << 20
@@ -43,24 +44,23 @@ def _wrap(engine_workers: Any) -> None:
     def train_batch(self, data):
         from verl.utils import tensordict_utils as tu
 
-        cov = _control_config(self.loss_fn, data)
+        cov = batch.asked_for(self.loss_fn, data)
         if cov is None:
             return original(self, data)
-        refuse_engine(self.engine.engine_config, cov)
+        if cov.controls:
+            refuse_engine(self.engine.engine_config, cov)
         group = self.engine.get_data_parallel_group()
         step = _optimizer_step(self, data, group)
-        if cov.cov_scope == "micro_batch":
-            selection: MicroBatches | MiniBatch = MicroBatches(step)
-        else:
-            selection = select_in_mini_batch(self, data, cov, step, group)
+        mini_batch = look(self, data, cov, step, group)
         loss_fn = self.loss_fn
-        self.loss_fn = functools.partial(_loss_with_selection, loss_fn, selection)
+        if cov.controls:
+            self.loss_fn = functools.partial(_loss_with_selection, loss_fn, mini_batch.micro_batches)
         try:
             output = original(self, data)
         finally:
             self.loss_fn = loss_fn
         # Only now are the numbers read back: verl has waited for the device already, for the gradient's norm.
-        found = _report(self, cov, selection, group)
+        found = _report(self, cov, mini_batch, step, group)
         if output is not None:  # None on the ranks of a model-parallel group that return nothing
             tu.get(output, "metrics").update(found)
         return output
@@ -70,40 +70,57 @@ def _wrap(engine_workers: Any) -> None:
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """A selection over a whole mini-batch, and what it was made from.
+    """What was found in a mini-batch before training on it.
 
-    ``log_prob`` ([slots]) are the log-probs the covariance was taken with. With ``cov_log_prob=current`` only:
-    ``overlap`` is how many of the selected tokens ``old`` would have selected, ``seconds`` the forward's time.
+    Args:
+        log_prob: [slots], what the covariances were taken with.
+        covariances: of the whole mini-batch; None if neither a selection over it nor metrics need them.
+        chosen: the selection over the whole mini-batch; None if there is none.
+        micro_batches: with ``cov_scope=micro_batch`` what selects, within each micro-batch, while training.
+        ladder: [shares] of :data:`verl_cov.metrics.LADDER`, with ``cov_metrics=full``.
+        overlap, seconds: with ``cov_log_prob=current``: how many of the selected tokens ``old`` would have selected,
+            and the forward's time.
     """
 
     tokens: Tokens
     log_prob: Tensor
-    chosen: Selected
+    covariances: Covariances | None = None
+    chosen: Selected | None = None
+    micro_batches: MicroBatches | None = None
+    ladder: Tensor | None = None
     overlap: Tensor | None = None
     seconds: float = 0.0
 
 
-def select_in_mini_batch(worker: Any, data: Any, cov: Any, step: int, group: ProcessGroup | None) -> MiniBatch:
-    """Select among a rank's mini-batch ``data`` (a TensorDict, jagged or dense) and store the mask in it as ``FIELD``.
+def look(worker: Any, data: Any, cov: Any, step: int, group: ProcessGroup | None) -> MiniBatch:
+    """Select among a rank's mini-batch ``data`` (a TensorDict, jagged or dense), store the mask in it as ``FIELD``, and
+    compute what the metrics need.
 
     Every rank of ``group`` (data-parallel) must call it with its own rows and the same ``cov`` and ``step``.
     """
     tokens = Tokens.of(data)
-    identity, control = tokens.identity(group), control_of(cov, step)
-    select = functools.partial(select_tokens, identity=identity, control=control, group=group)
-    chosen = select(tokens.old_log_prob, tokens.advantage, tokens.valid)
-    result = MiniBatch(tokens, tokens.old_log_prob, chosen)
-    if cov.log_prob == "current":
-        started = time.perf_counter()
-        current = tokens.of_model_output(_log_probs(worker, data))
-        seconds = time.perf_counter() - started
-        by_old, chosen = chosen, select(current, tokens.advantage, tokens.valid)
-        overlap = (by_old.mask & chosen.mask).sum()
-        if group is not None:
-            dist.all_reduce(overlap, group=group)
-        result = MiniBatch(tokens, current, chosen, overlap, seconds)
-    tokens.write(chosen.mask)
-    return result
+    log_prob, chosen, overlap, seconds = tokens.old_log_prob, None, None, 0.0
+    micro_batches = MicroBatches(step) if cov.controls and cov.cov_scope == "micro_batch" else None
+    if micro_batches is not None and cov.cov_metrics == "off":
+        return MiniBatch(tokens, log_prob, micro_batches=micro_batches)
+    measure = functools.partial(
+        Covariances.of, advantage=tokens.advantage, valid=tokens.valid, group=group, kinds=cov.cov_metrics != "off"
+    )
+    covariances = measure(log_prob)
+    if cov.controls and micro_batches is None:
+        identity, control = tokens.identity(group), control_of(cov, step)
+        choose = functools.partial(select, advantage=tokens.advantage, identity=identity, control=control, group=group)
+        chosen = choose(covariances)
+        if cov.log_prob == "current":
+            started = time.perf_counter()
+            log_prob = tokens.of_model_output(_log_probs(worker, data))
+            seconds = time.perf_counter() - started
+            covariances = measure(log_prob)
+            by_old, chosen = chosen, choose(covariances)
+            overlap = all_reduce((by_old.mask & chosen.mask).sum(), group)
+        tokens.write(chosen.mask)
+    ladder = largest_means(covariances.values, metrics.LADDER, group) if cov.cov_metrics == "full" else None
+    return MiniBatch(tokens, log_prob, covariances, chosen, micro_batches, ladder, overlap, seconds)
 
 
 def refuse_engine(engine_config: Any, cov: Any) -> None:
@@ -144,23 +161,45 @@ def _log_probs(worker: Any, data: Any) -> Tensor:
     return output["model_output"]["log_probs"]
 
 
-def _report(worker: Any, cov: Any, selection: MicroBatches | MiniBatch, group: ProcessGroup | None) -> dict[str, float]:
+def _report(worker: Any, cov: Any, found: MiniBatch, step: int, group: ProcessGroup | None) -> dict[str, float]:
     """The metrics of this optimizer step, the same on every rank; logs what the user should know."""
-    if isinstance(selection, MicroBatches):
-        numbers = selection.numbers
-        numbers = torch.zeros(9, dtype=torch.float64, device=batch.device()) if numbers is None else numbers
-        if group is not None:
-            dist.all_reduce(numbers, group=group)
-        return metrics.of_totals(totals_of(numbers.tolist()))
-    chosen = selection.chosen
-    if not hasattr(worker, "_verl_cov_advice"):
-        worker._verl_cov_advice = advice.Advice(dist.get_rank() if dist.is_initialized() else 0)
-    worker._verl_cov_advice.after_update(cov, chosen, selection.log_prob, selection.tokens, group)
-    found = metrics.of_totals(chosen.totals)
-    if selection.overlap is not None:
-        found[metrics.PREFIX + "overlap_old"] = int(selection.overlap) / max(chosen.totals.selected, 1)
-        found[metrics.PREFIX + "forward_seconds"] = selection.seconds
-    return found
+    totals = _totals(found, group)
+    if found.chosen is not None:
+        if not hasattr(worker, "_verl_cov_advice"):
+            worker._verl_cov_advice = advice.Advice(dist.get_rank() if dist.is_initialized() else 0)
+        worker._verl_cov_advice.after_update(cov, found.chosen, found.log_prob, found.tokens, group)
+    values = metrics.of_update(
+        totals,
+        cov.cov_metrics,
+        ladder=None if found.ladder is None else found.ladder.tolist(),
+        selected=cov.controls,
+        # Each micro-batch has a threshold of its own.
+        threshold=found.chosen is not None and cov.loss_mode == "verl_cov.kl_cov",
+    )
+    if found.overlap is not None:
+        values["overlap_old"] = int(found.overlap) / max(totals.selected, 1)
+        values["forward_seconds"] = found.seconds
+    rollout_step, mini_batch = divmod(step, MINI_BATCHES_PER_STEP)
+    if cov.cov_dump_every and mini_batch == 0 and rollout_step % cov.cov_dump_every == 0:
+        token_dump.write(worker, cov, found, rollout_step, group)
+    return metrics.prefixed(values)
+
+
+def _totals(found: MiniBatch, group: ProcessGroup | None) -> Totals:
+    if found.chosen is not None:
+        return found.chosen.totals
+    whole = None
+    if found.covariances is not None:
+        whole = totals_of(count(found.covariances, group).tolist())
+    if found.micro_batches is None:
+        assert whole is not None
+        return whole
+    numbers = found.micro_batches.numbers
+    numbers = torch.zeros(NUMBERS, dtype=torch.float64, device=batch.device()) if numbers is None else numbers
+    within = totals_of(all_reduce(numbers.clone(), group).tolist())
+    # How the covariances are distributed is the mini-batch's; what was chosen from them the micro-batches' own.
+    chosen = ("candidates", "selected", "negative", "tied", "selected_covariance_sum")
+    return within if whole is None else whole._replace(**{name: getattr(within, name) for name in chosen})
 
 
 def _optimizer_step(worker: Any, data: Any, group: ProcessGroup | None) -> int:
@@ -185,30 +224,19 @@ def _optimizer_step(worker: Any, data: Any, group: ProcessGroup | None) -> int:
     return rollout_step * MINI_BATCHES_PER_STEP + mini_batch
 
 
-def _control_config(loss_fn: Any, data: Any) -> Any:
-    """Our control's configuration if this worker trains an actor with one of our losses, else None."""
-    # The critic and reward models are TrainingWorkers too: their loss has another config, or none.
-    policy_loss = getattr(getattr(loss_fn, "keywords", {}).get("config"), "policy_loss", None)
-    if policy_loss is None or "advantages" not in data:
-        return None
-    from verl_cov.config import cov_config
-
-    return cov_config(policy_loss)
-
-
-def _loss_with_selection(loss_fn: Any, selection: MicroBatches | MiniBatch, *args: Any, **kwargs: Any) -> Any:
-    """Call verl's loss on one micro-batch with that micro-batch's slice of the selection."""
+def _loss_with_selection(loss_fn: Any, micro_batches: MicroBatches | None, *args: Any, **kwargs: Any) -> Any:
+    """Call verl's loss on one micro-batch, with its slice of the selection or with ``micro_batches`` to select."""
     data = kwargs.get("data")
     # Distillation calls the loss once more for the student's logits, without a micro-batch.
-    if data is None or ("response_mask" if isinstance(selection, MicroBatches) else FIELD) not in data:
+    if data is None or ("response_mask" if micro_batches is not None else FIELD) not in data:
         return loss_fn(*args, **kwargs)
     if data.get("batch_num_tokens", None) is not None and data["batch_num_tokens"] == 0:
         # Every token of the mini-batch is masked: verl would divide zero by zero and poison the optimizer.
         from verl.utils import tensordict_utils as tu
 
         tu.assign_non_tensor(data, batch_num_tokens=1)
-    if isinstance(selection, MicroBatches):
-        with selected_tokens(selection):
+    if micro_batches is not None:
+        with selected_tokens(micro_batches):
             return loss_fn(*args, **kwargs)
     mask = data.select(FIELD).to_padded_tensor()[FIELD]
     with selected_tokens(mask.bool()):

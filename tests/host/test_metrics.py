@@ -1,0 +1,191 @@
+"""The metrics through verl's engine: exact in every layout and on every number of ranks, for any policy loss, and
+without touching the update."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+
+from tests.host import engine, test_invariance
+from tests.host.test_invariance import CLIP, KL, LAYOUTS, RANDOM_ORDER, RATIO, SEEDS, WIDE, relative
+from tests.test_rollout import by_definition
+from verl_cov.covariance import KINDS
+from verl_cov.metrics import LADDER, PREFIX, TABLE
+
+VARIANTS = {
+    "kl_cov": KL,
+    "kl_cov, current": {**KL, "cov_log_prob": "current"},
+    "clip_cov": CLIP,
+    "kl_cov, basic": {**KL, "cov_metrics": "basic"},
+    "kl_cov, off": {**KL, "cov_metrics": "off"},
+    "kl_cov in micro-batches": {**KL, "cov_scope": "micro_batch"},
+    "kl_cov in micro-batches, off": {**KL, "cov_scope": "micro_batch", "cov_metrics": "off"},
+    "vanilla": dict(loss_mode="vanilla"),
+    "vanilla, measured": dict(loss_mode="vanilla", cov_metrics="full"),
+    "vanilla, off": dict(loss_mode="vanilla", cov_metrics="off"),
+}
+FEW = (LAYOUTS[3], LAYOUTS[7])  # a small micro-batch in another order, and the legacy trainer's
+# What depends on the rollouts before.
+HISTORY = {"entropy_change"} | {
+    f"theorem{n}_{what}" for n in (1, 2) for what in ("predicted", "correlation", "agreement")
+}
+SELECTION = {
+    *("tokens", "non_finite_tokens", "selected_tokens", "selected_frac", "selected_mean", "selected_negative_frac"),
+    *("candidate_tokens", "tied_tokens"),
+}
+
+
+@functools.cache
+def reports(model: str) -> dict[tuple[str, int, str], engine.Report]:
+    return engine.run(engine.Spec(model, WIDE, FEW, ranks=2, variants=VARIANTS))
+
+
+def ours(report: engine.Report) -> dict[str, float]:
+    return {key.removeprefix(PREFIX): value for key, value in report.metrics.items() if key.startswith(PREFIX)}
+
+
+@functools.cache
+def expected(seed: int) -> dict[str, float]:
+    """Every number of a mini-batch and of the rollout batch that it is, from numpy."""
+    rows = engine.mini_batch(seed)
+    tokens = [(row["old_log_prob"][at], row["advantage"][at]) for row in rows for at in np.flatnonzero(row["mask"])]
+    x, a = np.array(tokens, dtype=np.float64).T
+    cov = (x - x.mean()) * (a - a.mean())
+    largest = np.sort(cov)[::-1]
+    found = {"tokens": cov.size, "non_finite_tokens": 0, "mean": cov.mean(), "std": cov.std()}
+    for share in LADDER:
+        found[f"top_{share:g}"] = largest[: max(1, int(share * cov.size))].mean()
+    likely, good = x > x.mean(), a > a.mean()
+    kinds = dict(exploitation=likely & good, confirmation=~likely & ~good, exploration=~likely & good)
+    for kind, mask in {**kinds, "correction": likely & ~good}.items():
+        found[f"{kind}_frac"] = mask.mean()
+        found[f"{kind}_cov_frac"] = abs(cov[mask].sum()) / np.abs(cov).sum()
+    for row in rows:
+        row["mask"] = row["mask"].astype(bool)
+        row["prompt"] = row["uid"]
+        row["log_prob"] = row["old_log_prob"].astype(np.float64)
+    figure_8 = {key: value for key, value in by_definition(rows).items() if not key.startswith("prompt")}
+    return found | figure_8 | figure_8_of(rows)
+
+
+def figure_8_of(rows) -> dict[str, float]:
+    """The engine's rows have an advantage of their own each, so every prompt counts."""
+    found: dict[str, list[float]] = {"": [], "_hard": [], "_medium": [], "_easy": []}
+    for name in sorted({row["uid"] for row in rows}):
+        mine = [row for row in rows if row["uid"] == name]
+        log_prob = np.array([row["old_log_prob"][row["mask"]].mean() for row in mine], dtype=np.float64)
+        advantage = np.array([row["advantage"][0] for row in mine], dtype=np.float64)
+        right = np.mean([row["score"] for row in mine])
+        statistic = np.cov(log_prob, np.exp(log_prob) * advantage, bias=True)[0, 1]
+        for key in ("", "_hard" if right < 0.3 else "_easy" if right > 0.7 else "_medium"):
+            found[key].append(statistic)
+    values = {f"prompts{key}": float(len(many)) for key, many in found.items()}
+    return values | {f"prompt_cov{key}": np.mean(many) for key, many in found.items() if many}
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("variant", ["kl_cov, old", "clip_cov, old"])
+def test_every_layout_reports_numpys_numbers(untrained_model, variant, ranks):
+    for seed in SEEDS:
+        for layout in LAYOUTS:
+            found = ours(test_invariance.reports(str(untrained_model), ranks)[variant, seed, layout.name])
+            check(found, expected(seed), layout.name)
+            assert found["selected_tokens"] == int(RATIO * found["tokens"])
+
+
+@pytest.mark.parametrize("variant", ["vanilla, measured", "kl_cov in micro-batches"])
+def test_so_does_verls_own_loss_and_a_selection_within_micro_batches(untrained_model, variant):
+    for layout in FEW:
+        check(ours(reports(str(untrained_model))[variant, 0, layout.name]), expected(0), layout.name)
+
+
+def check(found: dict[str, float], wanted: dict[str, float], where: str) -> None:
+    assert {key: found.get(key) for key in wanted} == pytest.approx(wanted, rel=1e-5, abs=1e-6), where
+    assert sum(found[f"{kind}_frac"] for kind in KINDS) == pytest.approx(1)
+    assert sum(found[f"{kind}_cov_frac"] for kind in KINDS) == pytest.approx(1)
+
+
+def test_each_level_reports_what_the_table_says(untrained_model):
+    levels = {name: {metric.key for metric in TABLE if metric.level == name} for name in ("off", "basic", "full")}
+    keys: dict[str, set[str]] = {}
+    for (variant, _, _), report in reports(str(untrained_model)).items():
+        keys.setdefault(variant, set()).update(set(ours(report)) - HISTORY)
+    full = set().union(*levels.values()) - HISTORY
+    current = {"overlap_old", "forward_seconds"}
+    assert keys["kl_cov, current"] == full
+    assert keys["kl_cov"] == full - current
+    assert keys["clip_cov"] == full - current - {"threshold"}
+    assert keys["kl_cov, basic"] == keys["kl_cov"] - levels["full"]
+    assert keys["kl_cov, off"] == SELECTION | {"threshold"}
+    assert keys["kl_cov in micro-batches"] == keys["clip_cov"]
+    assert keys["kl_cov in micro-batches, off"] == SELECTION
+    assert keys["vanilla, measured"] == keys["clip_cov"] - SELECTION | {"tokens", "non_finite_tokens"}
+    assert keys["vanilla"] == keys["vanilla, off"] == set()
+    assert levels["full"] > HISTORY
+
+
+@pytest.mark.parametrize(("one", "other"), [("vanilla", "vanilla, measured"), ("kl_cov, off", "kl_cov")])
+def test_measuring_leaves_the_update_as_it_is(untrained_model, one, other):
+    for layout in FEW:
+        without, measured = (reports(str(untrained_model))[name, 0, layout.name] for name in (one, other))
+        assert relative(measured.gradient, without.gradient) == 0, layout.name
+        assert measured.metrics["loss"] == without.metrics["loss"]
+        assert measured.selected == without.selected
+
+
+def test_current_measures_the_present_policys_covariance(untrained_model):
+    found = [ours(reports(str(untrained_model))[name, 0, FEW[0].name]) for name in ("kl_cov", "kl_cov, current")]
+    assert found[0]["mean"] != pytest.approx(found[1]["mean"], rel=1e-3)
+    # The theorems are about the policy that sampled, whatever the control looks at.
+    assert found[0]["theorem2"] == found[1]["theorem2"]
+
+
+# --- the dump -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_the_dump_holds_the_highest_tokens_of_all_ranks_and_their_text(untrained_model, tmp_path, ranks):
+    from transformers import AutoTokenizer
+
+    from verl_cov import token_dump
+
+    layouts = (engine.Layout("v1", micro=4, order=RANDOM_ORDER, step=6), engine.Layout("legacy", dense=True, step=9))
+    skipped = engine.Layout("not this step", step=7)
+    dump = {**KL, "cov_dump_every": 3, "cov_dump_tokens": 7, "cov_dump_dir": str(tmp_path)}
+    found = engine.run(
+        engine.Spec(str(untrained_model), WIDE, (*layouts, skipped), ranks=ranks, variants={"dump": dump})
+    )
+    tokenizer = AutoTokenizer.from_pretrained(untrained_model)
+    rows = engine.mini_batch()
+    tokens = [(row["index"], int(at)) for row in rows for at in np.flatnonzero(row["mask"])]
+    x, a = (
+        np.array([rows[row][key][at] for row, at in tokens], dtype=np.float64) for key in ("old_log_prob", "advantage")
+    )
+    cov = (x - x.mean()) * (a - a.mean())
+    highest = np.sort(cov)[::-1][:7]
+    read = token_dump.read(tmp_path / token_dump.FILE)
+    assert read.damaged == 0
+    for layout in layouts:
+        mine = [token for token in read.tokens if token.step == layout.step]
+        assert [token.covariance for token in mine] == pytest.approx(highest.tolist(), rel=1e-5)
+        assert [token.rank for token in mine] == list(range(1, 8))
+        assert sum(token.selected for token in mine) == int(RATIO * len(tokens))
+        for token in mine:
+            row = next(
+                row
+                for row in rows
+                if row["uid"] == token.prompt
+                and token.position < len(row["response"])
+                and row["response"][token.position] == token.token_id
+                and row["old_log_prob"][token.position] == pytest.approx(token.log_prob)
+            )
+            assert token.advantage == pytest.approx(float(row["advantage"][0]))
+            assert token.token == tokenizer.decode([int(token.token_id)])
+            text = [*row["prompt"], *row["response"]]
+            at = len(row["prompt"]) + token.position
+            assert token.before == tokenizer.decode(text[max(0, at - 32) : at])
+            assert tokenizer.decode(text[at + 1 :]).startswith(token.after)
+    assert len(read.tokens) == 14
+    assert found["dump", 0, "not this step"].selected
