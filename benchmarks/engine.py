@@ -23,7 +23,7 @@ def share(model: Path) -> str:
     rows = []
     for hidden, layers in ((64, 2), (256, 6)):
         for variant, fields in test_invariance.VARIANTS.items():
-            found = _in_process(model, hidden, layers, fields)
+            found = _in_process(model, hidden, layers, {**fields, "cov_metrics": "off"})
             hook, update = found["hook"], found["update"]
             parameters = f"{found['parameters'] / 1e6:.1f} M"
             rows.append(
@@ -105,7 +105,7 @@ def _main(path: Path) -> None:
 
         setattr(owner, name, call)
 
-    timed(train_batch, "select_in_mini_batch", "hook")
+    timed(train_batch, "look", "hook")
     timed(train_batch, "_report", "hook")
     timed(TrainingWorker, "train_batch", "update")
     random = np.random.default_rng(0)

@@ -69,7 +69,11 @@ def counted_bytes():
 
 @given(st.decimals(min_value="0.0001", max_value="1", places=4), st.integers(1, 10**9))
 def test_quota_is_the_floor_of_the_decimal_the_user_wrote(ratio, count):
-    assert selection.quota(float(ratio), torch.tensor(count)) == max(1, math.floor(Fraction(ratio) * count))
+    wanted = max(1, math.floor(Fraction(ratio) * count))
+    assert selection.quota(float(ratio), torch.tensor(count)) == wanted
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "on_host", lambda tensor: False)
+        assert selection.quota(float(ratio), torch.tensor(count)) == wanted
 
 
 def test_quota_where_binary_floats_fall_short():

@@ -55,6 +55,24 @@ def tokens(
         console.print(f"Damaged lines left out: {dump.damaged}")
 
 
+@app.command()
+def watch(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Metrics files of verl's `file` logger, folders of runs, or folders of those.")
+    ],
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
+    png: Annotated[Path | None, typer.Option(help="Also draw this picture, again whenever a run has gone on.")] = None,
+) -> None:
+    """Show running or finished trainings: score, entropy and why it falls, and where the law says they end."""
+    from verl_cov.watch import live
+
+    try:
+        live.watch(runs, interval=interval, once=once, png=png)
+    except (FileNotFoundError, ValueError) as error:
+        _fail(str(error))
+
+
 def _fail(message: str) -> None:
     typer.echo(f"verl-cov: {message}", err=True)
     raise typer.Exit(2)

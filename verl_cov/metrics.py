@@ -181,6 +181,15 @@ def _rollouts() -> list[Metric]:
             "Lemma 1",
         ),
     ]
+    found.append(
+        Metric(
+            "clip_scale",
+            "1",
+            "what gradient clipping left of this rollout's steps: mean of min(1, clip_grad / grad_norm)",
+            "full",
+            "rollout",
+        )
+    )
     for number, x in ((1, "pi A"), (2, "A")):
         name = f"theorem{number}"
         found += [
@@ -196,8 +205,8 @@ def _rollouts() -> list[Metric]:
             Metric(
                 f"{name}_predicted",
                 _NATS,
-                f"`{name}` times the step size that fits the last 50 rollouts best: to be compared with the *next* "
-                "rollout's `entropy_change`",
+                f"`{name}` times `clip_scale` times the step size that fits the last 50 rollouts best: to be compared "
+                "with the *next* rollout's `entropy_change`",
                 "full",
                 "rollout",
                 f"Theorem {number}",
@@ -205,8 +214,8 @@ def _rollouts() -> list[Metric]:
             Metric(
                 f"{name}_correlation",
                 "1",
-                f"correlation of `{name}` with the `entropy_change` one rollout later, over the last 50 rollouts (from "
-                "5 on)",
+                f"correlation of `{name}` times `clip_scale` with the `entropy_change` one rollout later, over the "
+                "last 50 rollouts (from 5 on)",
                 "full",
                 "rollout",
                 "Figure 8",
@@ -285,16 +294,14 @@ def _shape(totals: Totals) -> dict[str, float]:
     tokens = max(totals.tokens, 1)
     mean = totals.covariance_sum / tokens
     variance = max(totals.covariance_square_sum / tokens - mean * mean, 0.0)
-    whole = sum(map(abs, totals.kind_covariance_sums)) or 1.0
-    return {
-        "mean": mean,
-        "std": variance**0.5,
-        **{f"{kind}_frac": count / tokens for kind, count in zip(KINDS, totals.kind_tokens, strict=True)},
-        **{
-            f"{kind}_cov_frac": abs(covariance) / whole
-            for kind, covariance in zip(KINDS, totals.kind_covariance_sums, strict=True)
-        },
-    }
+    values = {"mean": mean, "std": variance**0.5}
+    if totals.tokens:
+        values |= {f"{kind}_frac": count / tokens for kind, count in zip(KINDS, totals.kind_tokens, strict=True)}
+    # A mini-batch of prompts that were all right or all wrong has no covariance, and no shares of it.
+    if (whole := sum(map(abs, totals.kind_covariance_sums))) > 0:
+        sums = zip(KINDS, totals.kind_covariance_sums, strict=True)
+        values |= {f"{kind}_cov_frac": abs(covariance) / whole for kind, covariance in sums}
+    return values
 
 
 # --- documentation ----------------------------------------------------------------------------------------------------

@@ -175,11 +175,19 @@ def quota(ratio: float, tokens: Tensor) -> Tensor:
 
     Computed on the decimal the user wrote, to nine digits: in binary, 0.29 * 100 is 28.999999999999996.
     """
-    exact = Fraction(repr(float(ratio))).limit_denominator(10**9)
-    top, bottom = exact.numerator, exact.denominator
+    top, bottom = _fraction(ratio)
+    if on_host(tokens):
+        there = int(tokens)
+        return torch.tensor(min(max(there * top // bottom, 1), there))
     # tokens * top may not fit into int64.
     whole = tokens // bottom * top + tokens % bottom * top // bottom
     return torch.minimum(whole.clamp(min=1), tokens)
+
+
+@functools.cache
+def _fraction(ratio: float) -> tuple[int, int]:
+    exact = Fraction(repr(float(ratio))).limit_denominator(10**9)
+    return exact.numerator, exact.denominator
 
 
 def largest_values(cov: Tensor, shares: tuple[float, ...], group: ProcessGroup | None = None) -> Tensor:
@@ -192,9 +200,7 @@ def largest_values(cov: Tensor, shares: tuple[float, ...], group: ProcessGroup |
     Returns:
         [shares] float32, equal on every rank; NaN if there is no token.
     """
-    first = _first_histogram(cov, group)
-    tokens = first.sum()
-    return torch.stack([_nth_largest(cov, first, quota(share, tokens), group)[0] for share in shares])
+    return _cuts(cov, shares, group)[0]
 
 
 def largest_means(cov: Tensor, shares: tuple[float, ...], group: ProcessGroup | None = None) -> Tensor:
@@ -202,19 +208,38 @@ def largest_means(cov: Tensor, shares: tuple[float, ...], group: ProcessGroup | 
 
     Arguments as in :func:`largest_values`. Returns [shares] float64, equal on every rank; NaN if there is no token.
     """
+    cuts, wanted = _cuts(cov, shares, group)
+    larger = torch.zeros(2, len(shares), dtype=torch.float64, device=cov.device)
+    for part in parts(cov):
+        above = cov[part] > cuts[:, None]
+        larger[0] += above.sum(1)
+        larger[1] += torch.where(above, cov[part], 0.0).sum(1, dtype=torch.float64)
+    larger = all_reduce(larger, group)
+    # Tokens that share the covariance at the cut are alike: as many of them count as are wanted.
+    return (larger[1] + (wanted - larger[0]) * cuts.double()) / wanted
+
+
+def _cuts(cov: Tensor, shares: tuple[float, ...], group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """([shares] float32 smallest of the n largest, [shares] int64 n): :func:`_nth_largest` for all shares in one go."""
     first = _first_histogram(cov, group)
     tokens = first.sum()
     wanted = torch.stack([quota(share, tokens) for share in shares])
-    begin = torch.stack([_nth_largest(cov, first, n, group)[0] for n in wanted]).double()
-    larger = torch.zeros(2, len(shares), dtype=torch.float64, device=cov.device)
-    for part in parts(cov):
-        for at, threshold in enumerate(begin):
-            above = cov[part] > threshold
-            larger[0, at] += above.sum()
-            larger[1, at] += torch.where(above, cov[part], 0.0).double().sum()
-    larger = all_reduce(larger, group)
-    # Tokens that share the covariance at the cut are alike: as many of them count as are wanted.
-    return (larger[1] + (wanted - larger[0]) * begin) / wanted
+    prefix, left, _ = _find(first.expand(len(shares), -1), wanted)
+    for shift in range(VALUE_BITS - 2 * DIGIT_BITS, -1, -DIGIT_BITS):
+        histogram = torch.zeros(len(shares), BINS, dtype=torch.int64, device=cov.device)
+        for part in parts(cov):
+            keys = _keys(cov[part])
+            inside = (keys >> (shift + DIGIT_BITS)) == prefix[:, None]
+            if on_host(cov):
+                keys = keys.expand_as(inside)[inside]
+                rows = inside.nonzero()[:, 0]
+                histogram.view(-1).index_add_(0, rows * BINS + ((keys >> shift) & (BINS - 1)), torch.ones_like(keys))
+            else:
+                digits = ((keys >> shift) & (BINS - 1)).expand_as(inside)
+                histogram.scatter_add_(1, digits, inside.long())
+        digit, left, _ = _find(all_reduce(histogram, group), left)
+        prefix = (prefix << DIGIT_BITS) | digit
+    return _value(prefix), wanted
 
 
 # --- choosing ---------------------------------------------------------------------------------------------------------
@@ -310,12 +335,15 @@ def _descend(
 
 
 def _find(histogram: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The bin of the wanted-th largest, how many of that bin are wanted, and how many it holds (all, if too few)."""
-    or_higher = histogram.flip(0).cumsum(0).flip(0)
-    wanted = torch.minimum(wanted, or_higher[0])
-    digit = (or_higher >= wanted).sum() - 1
+    """The bin of the wanted-th largest, how many of that bin are wanted, and how many it holds (all, if too few).
+
+    ``histogram`` is [BINS] with a scalar ``wanted``, or [several, BINS] with [several].
+    """
+    or_higher = histogram.flip(-1).cumsum(-1).flip(-1)
+    wanted = torch.minimum(wanted, or_higher[..., 0])
+    digit = (or_higher >= wanted[..., None]).sum(-1) - 1
     # Not histogram[digit]: torch reads a scalar index back from the device.
-    here, reached = (table.gather(0, digit.reshape(1))[0] for table in (histogram, or_higher))
+    here, reached = (table.gather(-1, digit[..., None])[..., 0] for table in (histogram, or_higher))
     return digit, wanted - (reached - here), here
 
 

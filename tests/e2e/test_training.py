@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from verl_cov import token_dump
+from verl_cov.covariance import KINDS
 from verl_cov.tasks import countdown
 
 pytestmark = pytest.mark.e2e
@@ -60,13 +62,17 @@ def train(folder: Path, model: Path, *overrides: str, segment: str) -> list[dict
         log.seek(0)
         text = log.read()
     assert code == 0, text[-5000:]
-    assert "is active: loss_mode=verl_cov." in text
+    assert "is active: " in text
     return [json.loads(line)["data"] | {"step": json.loads(line)["step"]} for line in metrics.read_text().splitlines()]
 
 
 def check(step: dict, selected: bool = True) -> None:
     assert step["actor/cov/tokens"] > 0
-    assert (step["actor/cov/selected_tokens"] > 0) is selected
+    assert (step.get("actor/cov/selected_tokens", 0) > 0) is selected
+    assert sum(step[f"actor/cov/{kind}_frac"] for kind in KINDS) == pytest.approx(1)
+    # The paper's entropy weights responses alike, verl's weights tokens alike: here they differ by a few per cent.
+    assert step["actor/cov/entropy"] == pytest.approx(step["actor/entropy"], rel=0.1)
+    assert step["actor/cov/prompts"] > 0
     assert step["actor/cov/non_finite_tokens"] == 0
     # vLLM's log-probs of its own tokens against the actor's: equal up to rounding only if it has the actor's weights.
     assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
@@ -86,7 +92,7 @@ def test_v1_trainer_trains_saves_and_resumes_with_kl_cov(untrained_model, tmp_pa
     assert [step["step"] for step in first] == [1, 2]
     for step in first:
         check(step)
-    assert (tmp_path / "checkpoints" / "global_step_2" / "actor").is_dir()
+    assert (tmp_path / "checkpoints" / "global_step_2" / "actor" / "verl_cov.json").is_file()
     second = train(
         tmp_path,
         untrained_model,
@@ -97,6 +103,9 @@ def test_v1_trainer_trains_saves_and_resumes_with_kl_cov(untrained_model, tmp_pa
     )
     assert [step["step"] for step in second] == [3]
     check(second[0])
+    # The comparison of entropies goes on across the resumption.
+    change = second[0]["actor/cov/entropy"] - first[1]["actor/cov/entropy"]
+    assert second[0]["actor/cov/entropy_change"] == pytest.approx(change)
     assert any(key.startswith("val-core/") for key in {**first[1], **second[0]})
 
 
@@ -116,3 +125,26 @@ def test_two_data_parallel_ranks_with_clip_cov(untrained_model, tmp_path, v1):
     assert [step["step"] for step in steps] == [1, 2]
     for step in steps:
         check(step)
+
+
+def test_metrics_of_verls_own_loss_on_the_legacy_trainer(untrained_model, tmp_path):
+    steps = train(
+        tmp_path,
+        untrained_model,
+        "+verl_cov_demo=vanilla",
+        "actor_rollout_ref.actor.policy_loss.cov_dump_every=2",
+        "trainer.use_v1=false",
+        "trainer.total_training_steps=3",
+        "trainer.save_freq=-1",
+        segment="vanilla",
+    )
+    for step in steps:
+        check(step, selected=False)
+    changes = [step.get("actor/cov/entropy_change") for step in steps]
+    assert changes[0] is None
+    assert changes[1] == pytest.approx(steps[1]["actor/cov/entropy"] - steps[0]["actor/cov/entropy"])
+    dump = token_dump.read(tmp_path / "checkpoints" / "cov" / token_dump.FILE)
+    assert dump.damaged == 0
+    assert {token.step for token in dump.tokens} == {2}
+    assert {token.rank for token in dump.tokens} == set(range(1, 65))
+    assert all(token.before.count("<|assistant|>") == 1 for token in dump.tokens)  # prompt and response, no padding

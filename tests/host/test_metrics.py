@@ -189,3 +189,19 @@ def test_the_dump_holds_the_highest_tokens_of_all_ranks_and_their_text(untrained
             assert tokenizer.decode(text[at + 1 :]).startswith(token.after)
     assert len(read.tokens) == 14
     assert found["dump", 0, "not this step"].selected
+
+
+def test_gradient_clipping_scales_the_step():
+    from verl_cov.host.rollout_batch import clip_scale
+
+    assert clip_scale([0.5, 1.0, 2.0, 4.0], 1.0) == pytest.approx((1 + 1 + 1 / 2 + 1 / 4) / 4)
+    assert clip_scale([[4.0], [2.0]], 2.0) == pytest.approx(0.75)
+    for norms, clip in (([], 1.0), (None, 1.0), ([3.0], None), ([float("nan"), 0.0], 1.0)):
+        assert clip_scale(norms, clip) == 1
+
+
+def test_the_change_of_entropy_is_seen_one_rollout_later(untrained_model):
+    """The rollouts of the layouts follow one another in the engine's worker."""
+    found = [ours(reports(str(untrained_model))["vanilla, measured", 0, layout.name]) for layout in FEW]
+    assert found[1]["entropy_change"] == pytest.approx(found[1]["entropy"] - found[0]["entropy"], abs=1e-12)
+    assert 0 < found[0]["clip_scale"] <= 1

@@ -3,7 +3,8 @@
 Leans on ``verl.workers.engine_workers.TrainingWorker``: ``train_mini_batch(data)`` gets a rank's share of the rollout
 batch before it is dealt out into mini-batches; ``infer_batch(data)`` is where the legacy trainer has its entropies
 computed, which its driver then drops (the V1 trainer sends them along as ``entropy``); ``save_checkpoint`` and
-``load_checkpoint`` carry what the running correlation has seen.
+``load_checkpoint`` carry what the running correlation has seen. For the size of a step also on ``grad_norm`` in the
+metrics of each update and on ``engine.optimizer_config.clip_grad``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -46,11 +48,13 @@ def _wrap(engine_workers: Any) -> None:
         cov = batch.asked_for(self.loss_fn, data)
         if cov is None or cov.cov_metrics != "full":
             return train(self, data)
-        found = look(self, data, self.engine.get_data_parallel_group())
+        found = look(self, data, batch.data_parallel_group(self.engine))
         output = train(self, data)
+        of_updates = {} if output is None else tu.get(output, "metrics")
+        found |= _compare(self, found, of_updates.get("grad_norm"))
         if output is not None:  # None on the ranks of a model-parallel group that return nothing
             # A list, like its neighbours, which hold a value for each mini-batch.
-            tu.get(output, "metrics").update({key: [value] for key, value in metrics.prefixed(found).items()})
+            of_updates.update({key: [value] for key, value in metrics.prefixed(found).items()})
         return output
 
     @functools.wraps(infer)
@@ -95,14 +99,32 @@ def look(worker: Any, data: Any, group: ProcessGroup | None) -> dict[str, float]
         tokens.prompt(),
         group,
     )
-    found = rollout.entropies(responses)
-    predictors = rollout.theorems(responses)
-    if found:
-        if not hasattr(worker, "_verl_cov_entropy_change"):
-            worker._verl_cov_entropy_change = EntropyChange()
-        measured = found.get("entropy", found["entropy_sampled"])
-        found |= predictors | worker._verl_cov_entropy_change.after_rollout(measured, predictors)
-    return found | rollout.prompts(responses)
+    return rollout.entropies(responses) | rollout.theorems(responses) | rollout.prompts(responses)
+
+
+def _compare(worker: Any, found: dict[str, float], grad_norms: Any) -> dict[str, float]:
+    """The theorems of earlier rollouts against what became of the entropy. ``grad_norms``: of each of its updates."""
+    if "entropy_sampled" not in found:
+        return {}
+    if not hasattr(worker, "_verl_cov_entropy_change"):
+        worker._verl_cov_entropy_change = EntropyChange()
+    scale = clip_scale(grad_norms, getattr(getattr(worker.engine, "optimizer_config", None), "clip_grad", None))
+    predictors = {name: scale * found[name] for name in ("theorem1", "theorem2")}
+    measured = found.get("entropy", found["entropy_sampled"])
+    return {"clip_scale": scale} | worker._verl_cov_entropy_change.after_rollout(measured, predictors)
+
+
+def clip_scale(grad_norms: Any, clip_grad: float | None) -> float:
+    """What gradient clipping left of the steps of a rollout: the mean of min(1, clip_grad / grad_norm), in (0, 1].
+
+    Where the norm is above the threshold, as it is in most steps of RL with verl's default of 1, the step is the
+    gradient's direction alone, and the entropy change goes with covariance by norm.
+    """
+    norms = np.asarray(grad_norms if grad_norms is not None else [], dtype=np.float64).flatten()
+    norms = norms[np.isfinite(norms) & (norms > 0)]
+    if not norms.size or not clip_grad:
+        return 1.0
+    return float(np.minimum(1.0, clip_grad / norms).mean())
 
 
 def _keep_entropies(worker: Any, data: Any, output: Any) -> None:

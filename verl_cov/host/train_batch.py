@@ -49,7 +49,7 @@ def _wrap(engine_workers: Any) -> None:
             return original(self, data)
         if cov.controls:
             refuse_engine(self.engine.engine_config, cov)
-        group = self.engine.get_data_parallel_group()
+        group = batch.data_parallel_group(self.engine)
         step = _optimizer_step(self, data, group)
         mini_batch = look(self, data, cov, step, group)
         loss_fn = self.loss_fn

@@ -31,7 +31,7 @@ _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _Draw = Callable[[Axes, Mapping[str, Run]], None]
 _GREY = "#5a5a5a"
-_TEXT: Any = {
+TEXT: Any = {
     "font.family": "sans-serif",
     "font.size": 11,
     "axes.titlesize": 12,
@@ -74,27 +74,27 @@ def fit_law(runs: Mapping[str, Run], name: str = FIT_RUN) -> LawFit:
 
 def plot_entropy(runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
     """Entropy (nats per token) against step."""
-    return _single(_entropy, runs, path)
+    return _single(draw_entropy, runs, path)
 
 
 def plot_score(runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
     """Validation score against step."""
-    return _single(_score, runs, path)
+    return _single(draw_score, runs, path)
 
 
 def plot_law(runs: Mapping[str, Run], path: str | PathLike[str], fit_run: str = FIT_RUN) -> Path:
     """Validation score against entropy, which falls from left to right as in the paper, with the law of `fit_run`."""
-    return _single(lambda axes, runs: _law(axes, runs, fit_run), runs, path)
+    return _single(lambda axes, runs: draw_law(axes, runs, fit_run), runs, path)
 
 
 def plot_demo(runs: Mapping[str, Run], path: str | PathLike[str], fit_run: str = FIT_RUN) -> Path:
     """The three figures side by side, for a README: 1800 x 675 pixels, made to be read at 1200."""
-    with rc_context(_TEXT):
+    with rc_context(TEXT):
         figure = Figure(figsize=(12, 4.5), layout=ConstrainedLayoutEngine(wspace=0.06))
         left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.12))
-        _entropy(left, runs)
-        _score(middle, runs)
-        _law(right, runs, fit_run)
+        draw_entropy(left, runs)
+        draw_score(middle, runs)
+        draw_law(right, runs, fit_run)
         handles, labels = left.get_legend_handles_labels()
         if handles:  # one legend of the runs for all three panels; the law keeps its own
             figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=11)
@@ -104,7 +104,7 @@ def plot_demo(runs: Mapping[str, Run], path: str | PathLike[str], fit_run: str =
                 axes.legend(*zip(*law, strict=True), loc="lower right", edgecolor="#d0d0d0")
             elif axes.get_legend() is not None:
                 axes.get_legend().remove()
-        return _save(figure, path, dpi=150)
+        return save(figure, path, dpi=150)
 
 
 def plot_all(runs: Mapping[str, Run], folder: str | PathLike[str], fit_run: str = FIT_RUN) -> list[Path]:
@@ -120,26 +120,28 @@ def plot_all(runs: Mapping[str, Run], folder: str | PathLike[str], fit_run: str 
 
 
 def _single(draw: _Draw, runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
-    with rc_context(_TEXT):
+    with rc_context(TEXT):
         figure = Figure(figsize=(6, 4.2), layout="constrained")
         draw(figure.subplots(), runs)
-        return _save(figure, path, dpi=160)
+        return save(figure, path, dpi=160)
 
 
-def _save(figure: Figure, path: str | PathLike[str], dpi: int) -> Path:
+def save(figure: Figure, path: str | PathLike[str], dpi: int) -> Path:
+    """Write ``figure`` as PNG."""
     FigureCanvasAgg(figure)  # and not pyplot: no global state, and a user's interactive backend stays as it is
     figure.savefig(path, dpi=dpi, facecolor="white")
     return Path(path)
 
 
-def _look(runs: Mapping[str, Run], name: str) -> dict[str, Any]:
+def look(runs: Mapping[str, Run], name: str) -> dict[str, Any]:
     """The three runs of the demo keep their looks whether the others are there or not; other names share the rest."""
     order = [*_DEMO_RUNS, *(other for other in runs if other not in _DEMO_RUNS)]
     index = order.index(name)
     return {"color": _PALETTE[index % len(_PALETTE)], "marker": _MARKERS[index % len(_MARKERS)]}
 
 
-def _dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+def dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
+    """Title, labels and the quiet grid that all panels share."""
     axes.set_title(title, loc="left", fontweight="bold", pad=8)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
@@ -150,7 +152,8 @@ def _dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _empty(axes: Axes, text: str) -> None:
+def say_empty(axes: Axes, text: str) -> None:
+    """A panel without data says why."""
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=_GREY, fontsize=10.5)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -163,15 +166,16 @@ def _series(axes: Axes, runs: Mapping[str, Run], key_of: Callable[[Run], str | N
         key = key_of(run)
         values = run.column(key) if key is not None else np.full(run.steps.shape, np.nan)
         finite = np.isfinite(values)
-        look = _look(runs, name)
+        style = look(runs, name)
         every = max(1, -(-int(finite.sum()) // 12)) if dense else 1
         # An empty line still gets its entry in the legend: a run without values is said to be there.
-        axes.plot(run.steps[finite], values[finite], label=name, linewidth=1.8, markersize=5, markevery=every, **look)
+        axes.plot(run.steps[finite], values[finite], label=name, linewidth=1.8, markersize=5, markevery=every, **style)
         drawn |= bool(finite.any())
     return drawn
 
 
-def _by_step(axes: Axes) -> None:
+def by_step(axes: Axes) -> None:
+    """Whole steps on the x axis."""
     low, high = axes.dataLim.intervalx
     if low == high:  # one step: matplotlib would draw an axis from 0.95 to 1.05
         axes.set_xlim(low - 1, high + 1)
@@ -185,24 +189,26 @@ def _from_zero(axes: Axes) -> None:
         axes.set_ylim(0, 1.06 * high if high > 0 else 1)
 
 
-def _entropy(axes: Axes, runs: Mapping[str, Run]) -> None:
+def draw_entropy(axes: Axes, runs: Mapping[str, Run]) -> None:
+    """One panel: entropy against step."""
     drawn = _series(axes, runs, lambda run: ENTROPY_KEY, dense=True)
-    _dress(axes, "Policy entropy", "training step", "entropy (nats per token)")
+    dress(axes, "Policy entropy", "training step", "entropy (nats per token)")
     if not drawn:
-        _empty(axes, "no training step yet")
+        say_empty(axes, "no training step yet")
         return
-    _by_step(axes)
+    by_step(axes)
     _from_zero(axes)
     axes.legend(frameon=False)
 
 
-def _score(axes: Axes, runs: Mapping[str, Run]) -> None:
+def draw_score(axes: Axes, runs: Mapping[str, Run]) -> None:
+    """One panel: validation score against step."""
     drawn = _series(axes, runs, score_key, dense=False)
-    _dress(axes, "Validation score", "training step", _score_label(runs))
+    dress(axes, "Validation score", "training step", _score_label(runs))
     if not drawn:
-        _empty(axes, "no validation yet")
+        say_empty(axes, "no validation yet")
         return
-    _by_step(axes)
+    by_step(axes)
     _from_zero(axes)
     axes.legend(frameon=False)
 
@@ -213,16 +219,17 @@ def _score_label(runs: Mapping[str, Run]) -> str:
     return f"validation score ({kinds.pop()})" if len(kinds) == 1 else "validation score"
 
 
-def _law(axes: Axes, runs: Mapping[str, Run], fit_run: str) -> None:
-    _dress(axes, "Score against entropy", "entropy (nats per token), falling", _score_label(runs))
+def draw_law(axes: Axes, runs: Mapping[str, Run], fit_run: str) -> None:
+    """One panel: validation score against entropy, with the law of ``fit_run``."""
+    dress(axes, "Score against entropy", "entropy (nats per token), falling", _score_label(runs))
     points = {name: law_points(run) for name, run in runs.items()}
     spans = [entropy for entropy, _ in points.values() if entropy.size]
     if not spans:
-        _empty(axes, "no step with both\nentropy and validation yet")
+        say_empty(axes, "no step with both\nentropy and validation yet")
         return
     for name, (entropy, score) in points.items():
         edge: dict[str, Any] = {"markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.6}
-        axes.plot(entropy, score, label=name, linestyle="none", **edge, **_look(runs, name))
+        axes.plot(entropy, score, label=name, linestyle="none", **edge, **look(runs, name))
 
     entropies = np.concatenate(spans)
     low, high = float(entropies.min()), float(entropies.max())

@@ -1,0 +1,196 @@
+"""`verl-cov watch`: finding runs, what the board says of them, and the picture."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+from typer.testing import CliRunner
+
+from verl_cov import cli
+from verl_cov.covariance import KINDS
+from verl_cov.law.readers import read_metrics
+from verl_cov.metrics import LADDER, PREFIX
+from verl_cov.watch import board, figure, sources
+
+
+def records(steps=20, control=True, metrics=True):
+    """A run as verl logs it: entropy falls, the score follows the law, and our metrics beside it."""
+    random = np.random.default_rng(3)
+    lines = [{"step": 0, "data": {"val-core/task/acc/mean@1": 0.8 - 0.2 * math.exp(1.0)}}]
+    entropy = [math.exp(-step / 8) for step in range(steps + 1)]
+    for step in range(1, steps + 1):
+        data = {"actor/entropy": entropy[step - 1], "critic/score/mean": 0.5}
+        if step % 4 == 0:
+            data["val-core/task/acc/mean@1"] = 0.8 - 0.2 * math.exp(entropy[step])
+        if metrics:
+            ours = {"entropy_error": 0.02, "mean": 0.1 / step, "tokens": 100.0}
+            ours |= {f"top_{share:g}": 5 - 4 * share for share in LADDER}
+            shares = random.dirichlet(np.ones(4))
+            ours |= {f"{kind}_cov_frac": share for kind, share in zip(KINDS, shares, strict=True)}
+            ours |= {f"{kind}_frac": 0.25 for kind in KINDS}
+            ours |= {f"prompt_cov_{name}": value for name, value in (("hard", -0.1), ("medium", 0.1), ("easy", 0.2))}
+            if step > 1:
+                ours["entropy_change"] = entropy[step - 1] - entropy[step - 2]
+            if step > 5:
+                for n in (1, 2):
+                    ours |= {f"theorem{n}_predicted": entropy[step] - entropy[step - 1], f"theorem{n}_correlation": 0.9}
+            if control:
+                ours |= {"selected_tokens": 2.0, "selected_frac": 0.02}
+            data |= {PREFIX + key: value for key, value in ours.items()}
+        lines.append({"step": step, "data": data})
+    return lines
+
+
+def write(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def shown(runs, width=120):
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(board.board(runs, width))
+    return console.export_text()
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_a_file_a_folder_or_a_folder_of_those(tmp_path):
+    for name in ("vanilla", "kl_cov"):
+        write(tmp_path / "demo" / name / "metrics.jsonl", records(3))
+    write(tmp_path / "verl" / "project" / "experiment.jsonl", records(3))
+    for arguments, names in (
+        (["demo"], ["kl_cov", "vanilla"]),
+        (["demo/vanilla"], ["vanilla"]),
+        (["demo/vanilla/metrics.jsonl", "demo"], ["vanilla", "kl_cov"]),
+        (["verl"], ["experiment"]),
+        (["verl/project/experiment.jsonl"], ["experiment"]),
+    ):
+        found = sources.find([tmp_path / argument for argument in arguments])
+        assert [source.name for source in found] == names
+
+
+def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
+    for seed in (0, 1):
+        write(tmp_path / f"seed{seed}" / "vanilla" / "metrics.jsonl", records(3))
+    found = sources.find([tmp_path / "seed0", tmp_path / "seed1"])
+    assert [source.name for source in found] == ["seed0/vanilla", "seed1/vanilla"]
+
+
+def test_nothing_to_watch_says_what_is_looked_for(tmp_path):
+    result = CliRunner().invoke(cli.app, ["watch", str(tmp_path / "nowhere")])
+    assert result.exit_code == 2
+    assert "trainer.logger" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_file_is_read_again_when_it_has_grown_or_was_truncated(tmp_path):
+    path = write(tmp_path / "metrics.jsonl", records(3))
+    (source,) = sources.find([path])
+    assert source.poll()
+    assert not source.poll()
+    assert source.run is not None
+    assert source.run.steps[-1] == 3
+    with path.open("a") as file:
+        file.write(json.dumps({"step": 4, "data": {}}) + "\n" + '{"step": 5, "da')
+    assert source.poll()
+    assert source.run.steps[-1] == 4
+    assert source.run.damaged == 1
+    write(path, records(1))
+    assert source.poll()
+    assert source.run.steps[-1] == 1
+
+
+# --- the board --------------------------------------------------------------------------------------------------------
+
+
+def test_sparklines():
+    assert board.sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == "▁▂▃▄▅▆▇█"
+    assert board.sparkline([1.0, 1.0], 8) == "▁▁"
+    assert board.sparkline([0, math.nan, 1], 8) == "▁ █"
+    assert board.sparkline(range(100), 4) == "▁▃▆█"
+    assert board.sparkline([5, -5], 4, low=0, high=1) == "█▁"
+    assert board.sparkline([], 4) == board.sparkline([1], 0) == ""
+    assert board.sparkline([math.nan], 4) == " "
+
+
+def test_the_board_says_what_a_run_measured(tmp_path):
+    run = read_metrics(write(tmp_path / "metrics.jsonl", records()))
+    text = shown({"kl": run})
+    law = 0.8 - 0.2
+    for part in (
+        f"{law:.3f} (R² 1.00, 5 points)",
+        "±0.020",
+        "top 0.02 %",
+        "exploitation",
+        "by 25 % of tokens",
+        "hard -0.10 mid +0.10 easy +0.20",
+        "2 tokens (2 %)",
+        "corr 0.90",
+    ):
+        assert part in text, text
+    change = math.exp(-19 / 8) - math.exp(-18 / 8)
+    assert f"{change:+.3f}" in text
+    assert f"next {math.exp(-20 / 8) - math.exp(-19 / 8):+.3f}" in text
+
+
+def test_prediction_and_change_stand_one_under_the_other(tmp_path):
+    """The predictions of the test's runs are right, so the two sparklines must be the same where both are."""
+    run = read_metrics(write(tmp_path / "metrics.jsonl", records()))
+    lines = {line[:14].strip(): line[16:56] for line in shown({"kl": run}, width=160).splitlines()}
+    change, predicted = lines["change"].strip(), lines["theorem 2"].rstrip()
+    assert predicted.strip()
+    assert predicted[5:] == lines["change"].rstrip()[5 : len(predicted)]
+    assert predicted[:5].strip() == "" or change
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_no_line_is_wider_than_the_terminal(tmp_path, width):
+    run = read_metrics(write(tmp_path / "metrics.jsonl", records()))
+    text = shown({f"run {number}": run for number in range(4)}, width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text
+    assert text.count("acted on") == -(-4 // max(1, (width - 16) // 36))
+
+
+def test_runs_without_our_metrics_or_without_a_step_say_so(tmp_path):
+    plain = read_metrics(write(tmp_path / "metrics.jsonl", records(metrics=False)))
+    text = shown({"plain": plain, "new": None})
+    assert "+verl_cov=metrics" in text
+    assert "new: waiting for its first step" in text
+    assert "theorem" not in text
+    assert "0.600 (R² 1.00" in text
+
+
+def test_the_command_prints_once_where_nobody_watches(tmp_path):
+    write(tmp_path / "a" / "metrics.jsonl", records())
+    result = CliRunner().invoke(cli.app, ["watch", str(tmp_path), "--png", str(tmp_path / "board.png")])
+    assert result.exit_code == 0, result.output
+    assert "ceiling" in result.output
+    picture = imread(tmp_path / "board.png")
+    assert picture[..., :3].std() > 0.05
+    bad = CliRunner().invoke(cli.app, ["watch", str(tmp_path), "--once", "--png", str(tmp_path / "none" / "x.png")])
+    assert bad.exit_code == 2
+    assert "a folder that exists" in bad.output
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [records(), records(control=False), records(metrics=False), records(1), [], [{"step": 0, "data": {}}]],
+    ids=["all", "no control", "verl's own metrics", "one step", "empty", "no values"],
+)
+def test_every_kind_of_run_has_a_picture(tmp_path, lines, recwarn):
+    run = read_metrics(write(tmp_path / "metrics.jsonl", lines))
+    path = figure.plot({"run": run}, tmp_path / "board.png")
+    assert imread(path)[..., :3].std() > 0.01
+    assert not [str(warning.message) for warning in recwarn if "glyph" in str(warning.message).lower()]
