@@ -16,20 +16,25 @@ from tests.host import engine, test_invariance
 from tests.host.engine import Layout
 
 SEQUENCES, PROMPT, RESPONSE = 64, 64, 256
+VARIANTS = test_invariance.VARIANTS
 
 
 def share(model: Path) -> str:
-    """Share of the selection in ``update_actor``, one process, a Qwen2 of 0.1 M and one of 5 M parameters."""
+    """Share of our hooks in an optimizer step, one process, a Qwen2 of 0.1 M and one of 5 M parameters."""
+    variants = {f"{name}, metrics off": {**fields, "cov_metrics": "off"} for name, fields in VARIANTS.items()}
+    for level in ("basic", "full"):
+        variants[f"kl_cov, old, metrics {level}"] = {**VARIANTS["kl_cov, old"], "cov_metrics": level}
+        variants[f"vanilla, metrics {level}"] = dict(loss_mode="vanilla", cov_metrics=level)
     rows = []
     for hidden, layers in ((64, 2), (256, 6)):
-        for variant, fields in test_invariance.VARIANTS.items():
-            found = _in_process(model, hidden, layers, {**fields, "cov_metrics": "off"})
+        for variant, fields in variants.items():
+            found = _in_process(model, hidden, layers, fields)
             hook, update = found["hook"], found["update"]
             parameters = f"{found['parameters'] / 1e6:.1f} M"
             rows.append(
                 [parameters, variant, f"{1e3 * update:.0f}", f"{1e3 * hook:.1f}", f"{100 * hook / update:.2f} %"]
             )
-    return table(["model", "control", "optimizer step, ms", "of it verl-cov, ms", "share"], rows)
+    return table(["model", "loss", "optimizer step, ms", "of it verl-cov, ms", "share"], rows)
 
 
 def micro_batch_scope(model: Path) -> str:
@@ -74,7 +79,7 @@ def _main(path: Path) -> None:
     from verl.utils import tensordict_utils as tu
     from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-    from verl_cov.host import train_batch
+    from verl_cov.host import rollout_batch, train_batch
 
     config = AutoConfig.from_pretrained(model)
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = hidden, 4 * hidden, layers
@@ -91,7 +96,7 @@ def _main(path: Path) -> None:
     worker.init_model()
     engine._set_policy_loss(worker, fields)
 
-    seconds: dict[str, list[float]] = {"hook": [], "update": []}
+    seconds: dict[str, list[float]] = {"hook": [], "update": [], "rollout": []}
 
     def timed(owner, name, key):
         original = getattr(owner, name)
@@ -107,6 +112,7 @@ def _main(path: Path) -> None:
 
     timed(train_batch, "look", "hook")
     timed(train_batch, "_report", "hook")
+    timed(rollout_batch, "look", "rollout")
     timed(TrainingWorker, "train_batch", "update")
     random = np.random.default_rng(0)
     for _ in range(6):
@@ -117,8 +123,11 @@ def _main(path: Path) -> None:
                 mask=np.ones(RESPONSE, dtype=np.int64),
                 old_log_prob=-random.exponential(1.5, RESPONSE).astype(np.float32) - 4.0,
                 advantage=np.full(RESPONSE, random.normal(), dtype=np.float32),
+                entropy=random.exponential(1.0, RESPONSE).astype(np.float32),
+                score=float(random.integers(0, 2)),
+                uid=f"prompt {index // 8}",
             )
-            for _ in range(SEQUENCES)
+            for index in range(SEQUENCES)
         ]
         data = engine.to_tensordict(rows, dense=False)
         tu.assign_non_tensor(data, mini_batch_size=SEQUENCES, global_batch_size=SEQUENCES, epochs=1, temperature=1.0)
@@ -126,6 +135,8 @@ def _main(path: Path) -> None:
         tu.assign_non_tensor(data, max_token_len_per_gpu=None, micro_batch_size_per_gpu=8)
         worker.update_actor(data)
     hook = np.array(seconds["hook"]).reshape(-1, 2).sum(1)
+    if seconds["rollout"]:  # each of these rollouts is one optimizer step
+        hook = hook + np.array(seconds["rollout"])
     found = dict(
         hook=statistics.median(hook[1:]),
         update=statistics.median(seconds["update"][1:]),

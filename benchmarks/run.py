@@ -82,7 +82,7 @@ sequence of the mini-batch, gathered when a hash has to decide.
 
 verl's FSDP2 engine on one CPU process, {engine.SEQUENCES} sequences of {engine.PROMPT} + {engine.RESPONSE} tokens in
 micro-batches of 8. The models are tiny: with a model worth training the share is smaller by orders of magnitude.
-`current` includes its forward. Without metrics (`cov_metrics=off`); these are next.
+`current` includes its forward. What `full` computes once a rollout counts whole here, as each rollout is one step.
 
 {tables["share"]}
 

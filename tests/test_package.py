@@ -31,7 +31,7 @@ def test_the_wheel_has_the_configs_the_search_path_plugin_and_the_entry_point(tm
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry_points = archive.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
-    for name in ("clip_cov", "kl_cov", "cpu"):
+    for name in ("clip_cov", "kl_cov", "metrics", "cpu"):
         assert f"verl_cov/conf/verl_cov/{name}.yaml" in names
     assert "hydra_plugins/verl_cov_searchpath.py" in names
     # With it, this wheel would own the namespace and hide every other Hydra plugin of the environment.

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from verl_cov import token_dump
 from verl_cov.covariance import KINDS
+from verl_cov.metrics import LADDER
 from verl_cov.tasks import countdown
 
 pytestmark = pytest.mark.e2e
@@ -132,7 +134,9 @@ def test_metrics_of_verls_own_loss_on_the_legacy_trainer(untrained_model, tmp_pa
         tmp_path,
         untrained_model,
         "+verl_cov_demo=vanilla",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=8",  # one update a rollout: what is logged is one mini-batch's
         "actor_rollout_ref.actor.policy_loss.cov_dump_every=2",
+        "actor_rollout_ref.actor.policy_loss.cov_dump_tokens=100000",
         "trainer.use_v1=false",
         "trainer.total_training_steps=3",
         "trainer.save_freq=-1",
@@ -143,8 +147,17 @@ def test_metrics_of_verls_own_loss_on_the_legacy_trainer(untrained_model, tmp_pa
     changes = [step.get("actor/cov/entropy_change") for step in steps]
     assert changes[0] is None
     assert changes[1] == pytest.approx(steps[1]["actor/cov/entropy"] - steps[0]["actor/cov/entropy"])
+
     dump = token_dump.read(tmp_path / "checkpoints" / "cov" / token_dump.FILE)
     assert dump.damaged == 0
     assert {token.step for token in dump.tokens} == {2}
-    assert {token.rank for token in dump.tokens} == set(range(1, 65))
     assert all(token.before.count("<|assistant|>") == 1 for token in dump.tokens)  # prompt and response, no padding
+    logged = {key.removeprefix("actor/cov/"): value for key, value in steps[1].items()}
+    assert len(dump.tokens) == logged["tokens"]
+    x, a = np.array([(token.log_prob, token.advantage) for token in dump.tokens]).T
+    largest = np.sort((x - x.mean()) * (a - a.mean()))[::-1]
+    assert logged["mean"] == pytest.approx(largest.mean(), abs=1e-6)
+    for share in LADDER:
+        assert logged[f"top_{share:g}"] == pytest.approx(largest[: max(1, int(share * x.size))].mean(), rel=1e-5)
+    for kind in KINDS:
+        assert logged[f"{kind}_frac"] == pytest.approx(np.mean([token.kind == kind for token in dump.tokens]))

@@ -71,6 +71,9 @@ def test_a_sound_configuration_says_that_we_are_active(capsys):
         (f"{LOSS}ppo_kl_coef=inf", ("ppo_kl_coef=inf", "finite number")),
         (f"{LOSS}cov_seed=1.5", ("cov_seed=1.5", "whole number")),
         (f"{LOSS}cov_base_loss=kl_cov", ("cov_base_loss='kl_cov'",)),
+        (f"{LOSS}cov_metrics=on", ("cov_metrics='on'", "off, basic, full")),
+        (f"{LOSS}cov_dump_every=-1", ("cov_dump_every=-1", "at least 0")),
+        (f"{LOSS}cov_dump_tokens=0", ("cov_dump_tokens=0", "at least 1")),
         (f"{LOSS}loss_mode=VERL-COV.KL_COV", ("did you mean verl_cov.kl_cov?",)),
         (f"{LOSS}loss_mode=vanila", ("loss_mode=vanila", "did you mean vanilla?")),
         (f"{LOSS}loss_mode=verl_cov.klcov", ("verl_cov.klcov", "did you mean verl_cov.kl_cov?")),
@@ -90,6 +93,34 @@ def test_loss_mode_alone_is_enough_and_is_checked_too():
     plain = ("+verl_cov=cpu", *RUN[1:], f"{LOSS}loss_mode=verl_cov.clip_cov", f"{LOSS}clip_cov_ratio=0.001")
     validate(*plain)
     assert "clip_cov_ratio=0.2" in refused(*plain, f"{LOSS}clip_cov_ratio=0.2")
+
+
+def test_metrics_for_a_loss_of_verls_own(capsys):
+    measured = ("+verl_cov=[metrics,cpu]", *RUN[1:])
+    validate(*measured, f"{LOSS}loss_mode=gspo")
+    assert "is active: cov_metrics=full on loss_mode=gspo, which is verl's own" in capsys.readouterr().out
+    validate(*measured, f"{LOSS}cov_metrics=off")
+    assert "loss_mode=vanilla is verl's own" in capsys.readouterr().out
+    validate("+verl_cov=[kl_cov,metrics,cpu]", *RUN[1:], f"{LOSS}cov_metrics=basic")
+    assert "is active: loss_mode=verl_cov.kl_cov on ratio" in (out := capsys.readouterr().out)
+    assert "cov_metrics=basic" in out
+    # A ratio that selects no token is of no interest to a run that selects none.
+    validate(*measured, f"{LOSS}kl_cov_ratio=0.0002")
+    assert "add +verl_cov=metrics" in refused("+verl_cov=cpu", *RUN[1:], f"+{LOSS}cov_metrics=full")
+    assert "add +verl_cov=kl_cov" in refused(
+        "+verl_cov=cpu", *RUN[1:], f"{LOSS}loss_mode=verl_cov.kl_cov", f"+{LOSS}cov_metrics=full"
+    )
+
+
+def test_the_dump_goes_beside_the_checkpoints():
+    from omegaconf import OmegaConf
+
+    composed = config(*RUN, "trainer.default_local_dir=somewhere")
+    assert OmegaConf.select(composed, f"{LOSS}cov_dump_dir") == "somewhere/cov"
+    dump = (*RUN, f"{LOSS}cov_dump_every=5")
+    validate(*dump)
+    assert "cov_dump_every=5 needs a folder" in refused(*dump, f"{LOSS}cov_dump_dir=null")
+    assert "needs cov_metrics=basic or full" in refused(*dump, f"{LOSS}cov_metrics=off")
 
 
 def test_a_ratio_that_rounds_to_no_token_is_refused():

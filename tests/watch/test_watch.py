@@ -5,6 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -179,6 +187,35 @@ def test_the_command_prints_once_where_nobody_watches(tmp_path):
     bad = CliRunner().invoke(cli.app, ["watch", str(tmp_path), "--once", "--png", str(tmp_path / "none" / "x.png")])
     assert bad.exit_code == 2
     assert "a folder that exists" in bad.output
+
+
+def test_live_it_follows_a_run_and_ends_with_ctrl_c(tmp_path):
+    path = write(tmp_path / "metrics.jsonl", records(7))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from verl_cov.cli import main; main()", "watch", str(path), "--interval", "0.1"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "50"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    seen = ""
+
+    def wait_for(text):
+        nonlocal seen
+        deadline = time.monotonic() + 60
+        while not re.search(text, seen):
+            assert time.monotonic() < deadline, seen
+            assert process.poll() is None, seen
+            if select.select([ours], [], [], 0.2)[0]:
+                seen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", os.read(ours, 65536).decode(errors="ignore"))
+
+    try:
+        wait_for(r"step +7\s")
+        write(path, records(8))
+        wait_for(r"step +8\s")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        os.close(ours)
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------

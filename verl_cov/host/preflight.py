@@ -78,6 +78,10 @@ def check_policy_loss(config: DictConfig) -> None:
     our_class = str(policy_loss.get("_target_")).startswith(OURS)
     # "verl-cov.kl_cov", "VERL_COV.KL_COV": meant for us, whatever else is wrong with them.
     our_mode = mode.lower().replace("-", "_").startswith(OURS)
+    stray = next((name for name in policy_loss if name.startswith("cov_")), None)
+    if stray is not None and not our_class:
+        name = mode.removeprefix(OURS) if our_mode else "metrics"
+        raise Finding(f"{POLICY_LOSS}.{stray} is verl-cov's: add +verl_cov={name} to use it")
     if not (our_class or our_mode):
         return
     if plugin.status.error:
@@ -89,8 +93,6 @@ def check_policy_loss(config: DictConfig) -> None:
     for name in policy_loss:
         if not name.startswith("_") and name not in known_fields():
             raise Finding(f"{POLICY_LOSS}.{name} is unknown{_did_you_mean(name, known_fields())}")
-        if name.startswith("cov_") and not our_class:
-            raise Finding(f"{POLICY_LOSS}.{name} is verl-cov's: add +verl_cov={mode.removeprefix(OURS)} to use it")
     if mode not in LOSS_MODES and (our_mode or mode not in POLICY_LOSS_REGISTRY):
         known = LOSS_MODES if our_mode else (*LOSS_MODES, *POLICY_LOSS_REGISTRY)
         raise Finding(f"{POLICY_LOSS}.loss_mode={mode} is unknown{_did_you_mean(mode.lower(), known)}")
