@@ -115,7 +115,7 @@ def _main(path: Path) -> None:
     timed(rollout_batch, "look", "rollout")
     timed(TrainingWorker, "train_batch", "update")
     random = np.random.default_rng(0)
-    for _ in range(6):
+    for _ in range(4):
         rows = [
             dict(
                 prompt=random.integers(0, 200, PROMPT),
