@@ -311,13 +311,14 @@ _BEGIN, _END = "<!-- table of verl_cov/metrics.py: begin -->", "<!-- table of ve
 
 def markdown() -> str:
     """:data:`TABLE` as it stands in docs/metrics.md."""
-    lines = ["| key | unit | meaning | `cov_metrics` | computed per | paper |", "|---|---|---|---|---|---|"]
+    lines = ["| key | unit | meaning | `cov_metrics` | reduction | paper |", "|---|---|---|---|---|---|"]
+    reductions = {"update": "mean over a rollout's updates", "rollout": "one value a rollout"}
     for metric in TABLE:
         level = {"off": "any, with a control", "basic": "basic, full", "full": "full"}[metric.level]
         if metric.key in ("tokens", "non_finite_tokens"):
             level = "any"
         meaning = metric.meaning.replace("|", "\\|")
-        cells = (f"`{metric.key}`", metric.unit, meaning, level, metric.per, metric.source)
+        cells = (f"`{metric.key}`", metric.unit, meaning, level, reductions[metric.per], metric.source)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
