@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.timing import milliseconds, paired, ratio, table
-from verl_cov import selection
+from verl_cov.covariance import Covariances
 from verl_cov.identity import mix
-from verl_cov.selection import Control, select_tokens
+from verl_cov.metrics import LADDER
+from verl_cov.selection import Control, largest_means, select, select_tokens
 
 BAND = (1.0, 5.0)
 
@@ -58,8 +59,8 @@ def traffic(tokens: int = 20_000) -> str:
                     rows.append(_traffic_row(tokens, ranks, share, band, ties))
         finally:
             dist.destroy_process_group()
-    header = ["ranks", "control", "ties at the cut", "bytes a rank", "all-gather of local top k, bytes received a rank"]
-    return table(header, rows)
+    header = ["ranks", "control", "ties at the cut", "bytes a rank", "the ladder's (`cov_metrics=full`)"]
+    return table([*header, "all-gather of local top k, bytes received a rank"], rows)
 
 
 def _traffic_row(tokens: int, ranks: int, share: float, band, ties: bool) -> list[str]:
@@ -67,23 +68,27 @@ def _traffic_row(tokens: int, ranks: int, share: float, band, ties: bool) -> lis
     if ties:
         log_prob, advantage = log_prob.round(), advantage.round()
     sent = 0
-    original = selection.all_reduce
+    original = dist.all_reduce
 
-    def counting(tensor, group):
+    def counting(tensor, **kwargs):
         nonlocal sent
         sent += tensor.nbytes
-        return original(tensor, group)
+        return original(tensor, **kwargs)
 
-    selection.all_reduce = counting
+    dist.all_reduce = counting
     try:
-        valid = torch.ones(tokens, dtype=torch.bool)
-        select_tokens(log_prob, advantage, valid, mix, Control(share, band), dist.group.WORLD)
+        valid, group = torch.ones(tokens, dtype=torch.bool), dist.group.WORLD
+        covariances = Covariances.of(log_prob, advantage, valid, group, kinds=True)
+        select(covariances, advantage, mix, Control(share, band), group)
+        selection = sent
+        largest_means(covariances.values, LADDER, group)
     finally:
-        selection.all_reduce = original
+        dist.all_reduce = original
     # The k of the whole mini-batch, of 8 bytes each, from every rank.
     gathered = ranks * max(1, int(share * tokens * ranks)) * 8
     name = "KL-Cov 0.2 %" if band is None else "Clip-Cov 0.02 %"
-    return [str(ranks), name, "yes" if ties else "no", f"{sent:,}", f"{gathered:,}"]
+    ladder = sent - selection
+    return [str(ranks), name, "yes" if ties else "no", f"{selection:,}", f"{ladder:,}", f"{gathered:,}"]
 
 
 def _covariance(log_prob, advantage, valid):
