@@ -61,7 +61,11 @@ def responses_of(rows, group=None, without=()):
 
 
 def everything(responses):
-    return rollout.entropies(responses) | rollout.theorems(responses) | rollout.prompts(responses)
+    return rollout.entropies(responses) | changes(responses) | rollout.prompts(responses)
+
+
+def changes(responses):
+    return {name: theorem.change for name, theorem in rollout.theorems(responses).items()}
 
 
 def by_definition(rows):
@@ -156,7 +160,7 @@ def test_without_entropies_theorem_2_is_the_covariance_over_the_batch():
     for row in rows:  # one token a response: then averages by response and by token are one
         for key in ("mask", "log_prob", "entropy", "advantage"):
             row[key] = row[key][:1]
-    found = rollout.theorems(responses_of(rows, without=("entropy",)))
+    found = changes(responses_of(rows, without=("entropy",)))
     log_prob, advantage = (np.array([row[key][0] for row in rows]) for key in ("log_prob", "advantage"))
     assert found["theorem2"] == pytest.approx(-np.cov(log_prob, advantage, bias=True)[0, 1], rel=1e-5)
     weight = np.exp(log_prob) * advantage
@@ -198,7 +202,7 @@ def test_the_predictors_are_the_first_order_change_of_a_softmax_policys_entropy(
         for p, a, count in zip(pi, advantage, counts, strict=True):
             row = dict(mask=[True], log_prob=[np.log(p)], entropy=[entropy], advantage=[a], score=0.0, prompt=1)
             rows += [row] * (count * whole // sum(counts))
-    assert rollout.theorems(responses_of(rows)) == pytest.approx(change, rel=1e-4, abs=1e-5)
+    assert changes(responses_of(rows)) == pytest.approx(change, rel=1e-4, abs=1e-5)
 
 
 def softmax_entropy(logits):
@@ -211,5 +215,57 @@ def test_the_fields_of_responses_are_in_the_order_they_travel_in():
     row = dict(mask=[True], log_prob=[-0.5], entropy=[0.25], advantage=[2.0], score=7.0, prompt=3)
     found = responses_of([row])
     p = np.exp(-0.5)
-    expected = [-0.5, 0.25, 2.0, -0.25 * 2, -0.25 * p * 2, 2 * p, 7, 3]
+    expected = [-0.5, 2.0, 2 * p, -0.5 * 2, -0.5 * 2 * p, 0.25, 0.25 * 2, 0.25 * 2 * p, 7, 3]
     assert [float(getattr(found, field.name)[0]) for field in fields(found)] == pytest.approx(expected)
+
+
+def test_an_entropy_that_is_missing_or_broken_anywhere_makes_all_fall_back():
+    """Not a mix of two kinds; and the rest of the metrics does not go with it."""
+    rows = batch(2)
+    without = everything(responses_of(rows, without=("entropy",)))
+    rows[3]["entropy"] = np.full_like(rows[3]["entropy"], np.nan)
+    assert everything(responses_of(rows)) == pytest.approx(without, rel=1e-12)
+
+
+def _half_share(rank, world, group, rows):
+    return everything(responses_of(rows[rank::world], group, without=("entropy",) if rank else ()))
+
+
+def test_a_rank_without_entropies_makes_all_ranks_fall_back():
+    rows = batch(2)
+    alone = everything(responses_of(rows, without=("entropy",)))
+    for found in run_ranks(_half_share, 2, rows):
+        assert found == pytest.approx(alone, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "expected"),
+    [
+        (1, 2, "medium"),  # a third and two thirds belong to the middle
+        (2, 1, "medium"),
+        (1, 7, "hard"),
+        (2, 6, "hard"),
+        (3, 5, "medium"),
+        (5, 3, "medium"),
+        (6, 2, "easy"),
+        (33, 66, "medium"),
+        (32, 67, "hard"),
+    ],
+)
+def test_difficulty_is_the_share_of_right_responses(right, wrong, expected):
+    for low, high in ((0.0, 1.0), (-1.0, 1.0)):
+        scores = np.array([high] * right + [low] * wrong)
+        row = dict(mask=[True], log_prob=[-0.5], entropy=[0.5], prompt=1)
+        rows = [row | dict(score=score, advantage=[score - scores.mean()]) for score in scores]
+        found = rollout.prompts(responses_of(rows))
+        assert {name: found[f"prompts_{name}"] for name in ("hard", "medium", "easy")} == {
+            **dict.fromkeys(("hard", "medium", "easy"), 0.0),
+            expected: 1.0,
+        }
+
+
+def test_scores_that_are_no_right_or_wrong_have_no_difficulty():
+    rows = batch(2)
+    rows[0]["score"] = -20.0  # one response too long: no longer two values
+    found = rollout.prompts(responses_of(rows))
+    assert set(found) == {"prompts", "prompt_cov"}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 from rich.console import Console
@@ -47,8 +48,12 @@ def test_damaged_lines_are_counted_and_a_torn_one_spoils_no_other(tmp_path):
     token_dump.append(path, some(4))
     with path.open("ab") as file:
         file.write(b'{"step": 5}\n\xff\xfe not json\n[1]\n{"step": 6, "ra')  # killed in mid-line
+    with path.open("a") as file:
+        for damage in (dict(step="5"), dict(token=None), dict(covariance="high"), dict(rank=1.5), dict(selected=1)):
+            file.write("\n" + json.dumps(asdict(TOKEN) | damage))
+        file.write("\n" + json.dumps(asdict(TOKEN) | {"log_prob": float("nan")}))
     token_dump.append(path, some(8))
-    assert token_dump.read(path) == token_dump.Dump((*some(4), *some(8)), 4)
+    assert token_dump.read(path) == token_dump.Dump((*some(4), *some(8)), 10)
 
 
 def test_a_step_written_again_by_a_resumed_run_counts_once(tmp_path):
@@ -73,6 +78,15 @@ def test_the_view_marks_the_token_in_its_text():
     assert "confirmation" in text
     assert "Of 3 tokens 1 acted on, 3 with a negative advantage" in text
     assert "Step 4" in shown(token_dump.Dump((*some(4), *some(8)), 0), step=4)
+
+
+def test_text_of_a_model_cannot_steer_the_terminal(tmp_path):
+    path = tmp_path / token_dump.FILE
+    nasty = replace(TOKEN, token="\x1b[2J\a", before="a\u202eb\r", after="\ud800\x9b31m")
+    token_dump.append(path, [nasty])
+    text = shown(token_dump.read(path))
+    assert not set(text) & set("\x1b\a\u202e\r\x9b")
+    assert "\\x1b[2J\\x07" in text
 
 
 def test_the_command(tmp_path):

@@ -49,7 +49,7 @@ def tokens(
         console.print(token_dump.view(dump, step, top))
     except FileNotFoundError:
         _fail(f"there is no {path}: train with policy_loss.cov_dump_every=10, say, to have it written")
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         _fail(f"{path}: {error}")
     if dump.damaged:
         console.print(f"Damaged lines left out: {dump.damaged}")
@@ -69,7 +69,7 @@ def watch(
 
     try:
         live.watch(runs, interval=interval, once=once, png=png)
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         _fail(str(error))
 
 

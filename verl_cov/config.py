@@ -77,23 +77,10 @@ class CovPolicyLossConfig(PolicyLossConfig):
 
     def __post_init__(self) -> None:
         _require_plugin()
-        for name in ("clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef"):
-            _check_number(name, getattr(self, name))
-        if isinstance(self.cov_seed, bool) or not isinstance(self.cov_seed, int) or abs(self.cov_seed) >= 2**63:
-            raise ValueError(f"{_PATH}.cov_seed={self.cov_seed!r} must be a whole number of 64 bits")
-        if self.loss_mode != KL_COV:
-            _check_ratio("clip_cov_ratio", self.clip_cov_ratio)
-        if self.loss_mode != CLIP_COV:
-            _check_ratio("kl_cov_ratio", self.kl_cov_ratio)
-        if not self.clip_cov_lb < self.clip_cov_ub:
-            raise ValueError(
-                f"{_PATH}.clip_cov_lb={self.clip_cov_lb} must be below clip_cov_ub={self.clip_cov_ub}: "
-                "no token can have a covariance between them"
-            )
-        if not self.ppo_kl_coef >= 0:
-            raise ValueError(
-                f"{_PATH}.ppo_kl_coef={self.ppo_kl_coef} must not be negative: it would reward moving away"
-            )
+        if self.cov_metrics is False:  # what YAML makes of a bare "off"
+            object.__setattr__(self, "cov_metrics", "off")
+        if self.controls:  # the numbers of verl's own losses are verl's business
+            self._check_control()
         for name, known in (
             ("cov_kl", KL_ESTIMATORS),
             ("cov_scope", SCOPES),
@@ -103,9 +90,24 @@ class CovPolicyLossConfig(PolicyLossConfig):
             if getattr(self, name) not in known:
                 names = ", ".join(value or "null" for value in known)
                 raise ValueError(f"{_PATH}.{name}={getattr(self, name)!r} is unknown: use one of {names}")
-        if self.controls:
-            _check_base_loss(self.base_loss)
         _check_dump(self)
+
+    def _check_control(self) -> None:
+        for name in ("clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef"):
+            _check_number(name, getattr(self, name))
+        if isinstance(self.cov_seed, bool) or not isinstance(self.cov_seed, int) or abs(self.cov_seed) >= 2**63:
+            raise ValueError(f"{_PATH}.cov_seed={self.cov_seed!r} must be a whole number of 64 bits")
+        _check_ratio(self.ratio_field, self.ratio)
+        if not self.clip_cov_lb < self.clip_cov_ub:
+            raise ValueError(
+                f"{_PATH}.clip_cov_lb={self.clip_cov_lb} must be below clip_cov_ub={self.clip_cov_ub}: "
+                "no token can have a covariance between them"
+            )
+        if not self.ppo_kl_coef >= 0:
+            raise ValueError(
+                f"{_PATH}.ppo_kl_coef={self.ppo_kl_coef} must not be negative: it would reward moving away"
+            )
+        _check_base_loss(self.base_loss)
 
     @property
     def controls(self) -> bool:

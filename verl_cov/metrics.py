@@ -43,6 +43,8 @@ class Metric:
     source: str = ""
 
 
+# Means are rounded to 2^-24: below this a mean covariance is what that leaves.
+_ROUNDING = 1e-6
 _COV = "nats x advantage"
 _NATS = "nats/token"
 
@@ -66,7 +68,9 @@ def _updates() -> list[Metric]:
         Metric(
             "mean",
             _COV,
-            "mean token covariance; positive: this update lowers entropy",
+            "mean token covariance over the mini-batch; positive: likely tokens gain, which lowers entropy. Taken, as "
+            "all that follows, with the log-probs of `cov_log_prob`; with verl's losses and with "
+            "`cov_scope=micro_batch` with `old` ones",
             "basic",
             "update",
             "Eq. 10, Theorem 2; Table 1: 0.003",
@@ -190,6 +194,16 @@ def _rollouts() -> list[Metric]:
             "rollout",
         )
     )
+    found.append(
+        Metric(
+            "entropy_falls",
+            "1",
+            "share of the last 50 rollouts (from 5 on) whose `entropy_change` was negative: a constant guess has the "
+            "larger of this and 1 less this as its agreement",
+            "full",
+            "rollout",
+        )
+    )
     for number, x in ((1, "pi A"), (2, "A")):
         name = f"theorem{number}"
         found += [
@@ -215,7 +229,7 @@ def _rollouts() -> list[Metric]:
                 f"{name}_correlation",
                 "1",
                 f"correlation of `{name}` times `clip_scale` with the `entropy_change` one rollout later, over the "
-                "last 50 rollouts (from 5 on)",
+                "last 50 rollouts (from 5 on), less what both owe to the same draw of prompts",
                 "full",
                 "rollout",
                 "Figure 8",
@@ -241,8 +255,8 @@ def _rollouts() -> list[Metric]:
         )
     )
     found.append(Metric("prompts", "prompts", "how many prompts that is", "full", "rollout", "Figure 8"))
-    for name, where in (("hard", "lower"), ("medium", "middle"), ("easy", "upper")):
-        of = f"of the {name} prompts, whose mean score is in the {where} third of the batch's range of scores"
+    for name, right in (("hard", "less than a third"), ("medium", "a third to two thirds"), ("easy", "more")):
+        of = f"of the {name} prompts, of whose responses {right} are right (absent unless the scores take two values)"
         found.append(Metric(f"prompt_cov_{name}", _COV, f"`prompt_cov` {of}", "full", "rollout", "Figure 8"))
         found.append(Metric(f"prompts_{name}", "prompts", f"number {of}", "full", "rollout", "Figure 8"))
     return found
@@ -295,12 +309,10 @@ def _shape(totals: Totals) -> dict[str, float]:
     mean = totals.covariance_sum / tokens
     variance = max(totals.covariance_square_sum / tokens - mean * mean, 0.0)
     values = {"mean": mean, "std": variance**0.5}
-    if totals.tokens:
-        values |= {f"{kind}_frac": count / tokens for kind, count in zip(KINDS, totals.kind_tokens, strict=True)}
-    # A mini-batch of prompts that were all right or all wrong has no covariance, and no shares of it.
-    if (whole := sum(map(abs, totals.kind_covariance_sums))) > 0:
-        sums = zip(KINDS, totals.kind_covariance_sums, strict=True)
-        values |= {f"{kind}_cov_frac": abs(covariance) / whole for kind, covariance in sums}
+    # A mini-batch of prompts that were all right or all wrong has no covariance, up to rounding, and no kinds.
+    if (whole := sum(map(abs, totals.kind_covariance_sums))) > _ROUNDING * tokens:
+        for kind, count, covariance in zip(KINDS, totals.kind_tokens, totals.kind_covariance_sums, strict=True):
+            values |= {f"{kind}_frac": count / tokens, f"{kind}_cov_frac": abs(covariance) / whole}
     return values
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verl_cov.collectives import gather_rows
-from verl_cov.covariance import LARGEST
+from verl_cov.covariance import LARGEST, parts
 from verl_cov.identity import slots
 
 
@@ -30,24 +30,30 @@ class Responses:
     """One number a response, of all ranks; each array is [responses] float64. Means are over a response's tokens.
 
     Args:
-        log_prob: mean log-probability, nats.
-        entropy: mean entropy of the next-token distribution, nats; NaN where the batch does not carry it.
-        advantage: mean advantage.
-        centred: mean of (log pi + H) A, the token's term of Theorem 2's covariance (see :func:`theorems`).
-        weighted: mean of (log pi + H) pi A, its term of Theorem 1's.
+        log_prob: mean log-probability, nats. advantage: mean advantage A.
         weight: mean of pi A.
+        log_prob_advantage, log_prob_weight: mean of log pi A and of log pi pi A.
+        entropy: mean entropy H of the next-token distribution, nats; NaN where the batch does not carry it.
+        entropy_advantage, entropy_weight: mean of H A and of H pi A; NaN likewise.
         score: the response's reward before any baseline; NaN where the batch does not carry it.
         prompt: [responses] int64, equal for the responses of one prompt; 0 where the batch does not say.
     """
 
     log_prob: NDArray[np.float64]
-    entropy: NDArray[np.float64]
     advantage: NDArray[np.float64]
-    centred: NDArray[np.float64]
-    weighted: NDArray[np.float64]
     weight: NDArray[np.float64]
+    log_prob_advantage: NDArray[np.float64]
+    log_prob_weight: NDArray[np.float64]
+    entropy: NDArray[np.float64]
+    entropy_advantage: NDArray[np.float64]
+    entropy_weight: NDArray[np.float64]
     score: NDArray[np.float64]
     prompt: NDArray[np.int64]
+
+    @property
+    def has_entropy(self) -> bool:
+        """True if every response has an exact entropy. One that lacks it makes all fall back: no mix of two kinds."""
+        return bool(self.entropy.size) and bool(np.isfinite(self.entropy).all())
 
     @classmethod
     def of(
@@ -67,26 +73,27 @@ class Responses:
             valid: [slots] bool; log_prob, advantage, entropy: [slots], row by row.
             score, prompt: [rows] float and int64.
 
-        Responses without a valid token (padding rows) and tokens that are not finite take no part.
+        Responses without a valid token (padding rows) and tokens without a finite log-prob or advantage take no part.
         """
         rows, _ = slots(lengths, valid.numel())
-        state = torch.zeros_like(log_prob) if entropy is None else entropy.float()
-        finite = log_prob.abs().lt(LARGEST) & advantage.abs().lt(LARGEST) & state.abs().lt(LARGEST)
-        counted = valid & finite
-        logp, adv, ent = (torch.where(counted, x, 0.0).double() for x in (log_prob, advantage, state))
-        weight = logp.exp() * adv
-        centred = logp + ent
-        columns = torch.stack([counted.double(), logp, ent, adv, centred * adv, centred * weight, weight], 1)
-        sums = torch.zeros(lengths.numel(), columns.shape[1], dtype=torch.float64, device=valid.device)
-        sums.index_add_(0, rows, columns)
+        sums = torch.zeros(lengths.numel(), 9, dtype=torch.float64, device=valid.device)
+        for part in parts(valid):  # or the columns of a large rollout would take ten times its memory
+            finite = log_prob[part].abs().lt(LARGEST) & advantage[part].abs().lt(LARGEST)
+            counted = valid[part] & finite
+            logp, adv = (torch.where(counted, x[part], 0.0).double() for x in (log_prob, advantage))
+            if entropy is None:
+                ent = torch.full_like(logp, torch.nan)
+            else:
+                ent = torch.where(counted, entropy[part].double(), 0.0)
+            weight = logp.exp() * adv
+            columns = [counted, logp, adv, weight, logp * adv, logp * weight, ent, ent * adv, ent * weight]
+            sums.index_add_(0, rows[part], torch.stack([column.double() for column in columns], 1))
         means = sums[:, 1:] / sums[:, :1].clamp(min=1)
-        missing = torch.full_like(means[:, 0], torch.nan)
-        if entropy is None:
-            means[:, 1] = missing
+        if score is None:
+            score = torch.full_like(means[:, 0], torch.nan)
         table = torch.cat(
             [
-                means.view(torch.int64),
-                (missing if score is None else score.double()).view(torch.int64)[:, None],
+                torch.cat([means, score.double()[:, None]], 1).view(torch.int64),
                 (torch.zeros_like(lengths) if prompt is None else prompt)[:, None],
                 (sums[:, :1] > 0).long(),
             ],
@@ -95,9 +102,9 @@ class Responses:
         gathered, present, _ = gather_rows(table, group)
         gathered, present = gathered.cpu().numpy(), present.cpu().numpy()
         gathered = gathered[present & (gathered[:, -1] == 1)]
-        floats = np.ascontiguousarray(gathered[:, :7]).view(np.float64)
-        log_prob_, entropy_, advantage_, centred_, weighted_, weight_, score_ = floats.T
-        return cls(log_prob_, entropy_, advantage_, centred_, weighted_, weight_, score_, gathered[:, 7])
+        floats = np.ascontiguousarray(gathered[:, :-2]).view(np.float64)
+        columns = [*floats.T, gathered[:, -2]]
+        return cls(*columns)
 
 
 def entropies(responses: Responses) -> dict[str, float]:
@@ -110,16 +117,30 @@ def entropies(responses: Responses) -> dict[str, float]:
     if not responses.log_prob.size:
         return {}
     found = {"entropy_sampled": -responses.log_prob.mean()}
-    if np.isfinite(responses.entropy).all():
+    if responses.has_entropy:
         found["entropy"] = responses.entropy.mean()
-        error = _cluster_error(responses.entropy, responses.prompt)
+        error = _cluster_covariance(responses.entropy, responses.entropy, responses.prompt)
         if error is not None:
-            found["entropy_error"] = error
+            found["entropy_error"] = np.sqrt(error)
     return {key: float(value) for key, value in found.items()}
 
 
-def theorems(responses: Responses) -> dict[str, float]:
-    """``theorem1`` and ``theorem2``: the entropy change, in nats per token, that a step of size 1 would cause.
+@dataclass(frozen=True)
+class Theorem:
+    """What a theorem says of the updates made with a rollout batch.
+
+    ``change``: of the entropy, in nats per token, that a step of size 1 would cause. ``shared_noise``: the covariance,
+    over draws of the prompts, of ``change`` and the batch's own entropy. Both come from the same responses, so a batch
+    that happens to hold high-entropy prompts shifts both, and the change measured from it to the next batch with them:
+    a correlation that would be there if nothing were learned. :mod:`.entropy_change` takes it out.
+    """
+
+    change: float
+    shared_noise: float
+
+
+def theorems(responses: Responses) -> dict[str, Theorem]:
+    """``theorem1`` and ``theorem2``.
 
     The theorems (paper Sec. 3.2; Theorem 1 for policy gradients, 2 for natural ones) say for each state s
 
@@ -131,11 +152,18 @@ def theorems(responses: Responses) -> dict[str, float]:
     """
     if not responses.log_prob.size:
         return {}
-    one, two = responses.weighted.mean(), responses.centred.mean()
-    if not np.isfinite(responses.entropy).all():
-        mean = responses.log_prob.mean()
-        one, two = one - mean * responses.weight.mean(), two - mean * responses.advantage.mean()
-    return {"theorem1": -float(one), "theorem2": -float(two)}
+    if responses.has_entropy:
+        entropy = responses.entropy
+        one = responses.log_prob_weight + responses.entropy_weight
+        two = responses.log_prob_advantage + responses.entropy_advantage
+    else:
+        entropy = -responses.log_prob
+        one = responses.log_prob_weight + entropy.mean() * responses.weight
+        two = responses.log_prob_advantage + entropy.mean() * responses.advantage
+    return {
+        name: Theorem(-float(x.mean()), -(_cluster_covariance(x, entropy, responses.prompt) or 0.0))
+        for name, x in (("theorem1", one), ("theorem2", two))
+    }
 
 
 def prompts(responses: Responses) -> dict[str, float]:
@@ -145,10 +173,10 @@ def prompts(responses: Responses) -> dict[str, float]:
     statistic Cov(log pi, pi A) (Eq. 8), pi being exp of that mean. Prompts whose responses all have the same advantage
     teach nothing and are left out, as the paper's filter does.
 
-    Returns ``prompt_cov`` and ``prompts`` (how many), and if the batch carries scores the same with ``_hard``,
-    ``_medium`` and ``_easy``: the prompts whose mean score is in the lower, middle or upper third of the batch's range
-    of scores. With 8 responses scored 0 or 1 these are 1-2, 3-5 and 6-7 right ones; the paper shows 1, 4 and 7. A
-    covariance without a prompt is left out.
+    Returns ``prompt_cov`` and ``prompts`` (how many), and where each response is right or wrong (the batch holds two
+    different scores; the higher one is right) the same with ``_hard``, ``_medium`` and ``_easy``: prompts of which less
+    than a third, a third to two thirds, or more of the responses are right. Of 8 responses these are 1-2, 3-5 and
+    6-7; the paper shows 1, 4 and 7. A covariance without a prompt is left out.
     """
     if not responses.log_prob.size or not responses.prompt.any():
         return {}
@@ -166,14 +194,13 @@ def prompts(responses: Responses) -> dict[str, float]:
     taught = high > low
 
     classes = {"": taught}
-    score = responses.score
-    span = score.max() - score.min() if np.isfinite(score).all() else 0.0
-    if span > 0:
-        # Rounded: a third that is worked out in two ways must not fall on both sides of a border.
-        thirds = (3 * (mean(score) - score.min()) / span).round(9)
-        classes["_hard"] = taught & (thirds < 1)
-        classes["_medium"] = taught & (thirds >= 1) & (thirds <= 2)
-        classes["_easy"] = taught & (thirds > 2)
+    if np.unique(responses.score).size == 2:
+        right = (responses.score == responses.score.max()).astype(np.float64)
+        # Counts, and not 3 * mean(right): a third that is not exact must not fall on the wrong side.
+        thirds = 3 * np.bincount(prompt, right)
+        classes["_hard"] = taught & (thirds < sizes)
+        classes["_medium"] = taught & (thirds >= sizes) & (thirds <= 2 * sizes)
+        classes["_easy"] = taught & (thirds > 2 * sizes)
     found = {}
     for name, mine in classes.items():
         found[f"prompts{name}"] = float(mine.sum())
@@ -182,13 +209,15 @@ def prompts(responses: Responses) -> dict[str, float]:
     return found
 
 
-def _cluster_error(values: NDArray[np.float64], cluster: NDArray[np.int64]) -> float | None:
-    """Standard error of the mean of ``values`` whose clusters are independent; None if there are not two of them."""
+def _cluster_covariance(x: NDArray[np.float64], y: NDArray[np.float64], cluster: NDArray[np.int64]) -> float | None:
+    """Covariance of the means of ``x`` and ``y`` over draws of their clusters, which are independent; None if there are
+    not two of them."""
     if not cluster.any():
         return None
     _, index = np.unique(cluster, return_inverse=True)
-    deviations = np.bincount(index, values - values.mean())
-    count = deviations.size
+    deviations = (np.bincount(index, values - values.mean()) for values in (x, y))
+    products = np.multiply(*deviations)
+    count = products.size
     if count < 2:
         return None
-    return float(np.sqrt(np.square(deviations).sum() * count / (count - 1)) / values.size)
+    return float(products.sum() * count / (count - 1) / x.size**2)

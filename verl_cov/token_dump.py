@@ -6,11 +6,14 @@ A file of JSON lines, one a token, appended to. ``verl-cov tokens FILE`` shows i
 from __future__ import annotations
 
 import json
+import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from os import PathLike
+from os import SEEK_END, PathLike
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -59,11 +62,13 @@ def append(path: str | PathLike[str], tokens: Iterable[Token]) -> None:
     """Add tokens to the end of ``path`` (made with its folder if missing)."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A run that was killed may have left half a line: the next must not be glued to it.
-    torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
     lines = [json.dumps(asdict(token), ensure_ascii=False) + "\n" for token in tokens]
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * torn + "".join(lines))
+    with path.open("ab+") as file:
+        # A run that was killed may have left half a line: the next must not be glued to it.
+        if file.seek(0, SEEK_END) and file.seek(-1, SEEK_END) is not None and file.read(1) != b"\n":
+            file.write(b"\n")
+        # Half of a character that a byte-level tokenizer split is not UTF-8.
+        file.write("".join(lines).encode(errors="replace"))
 
 
 def read(path: str | PathLike[str]) -> Dump:
@@ -71,7 +76,6 @@ def read(path: str | PathLike[str]) -> Dump:
 
     Raises FileNotFoundError.
     """
-    names = {field.name for field in fields(Token)}
     found: dict[tuple[int, int], Token] = {}
     damaged = 0
     with Path(path).open("rb") as file:
@@ -79,12 +83,27 @@ def read(path: str | PathLike[str]) -> Dump:
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-                token = Token(**{name: record[name] for name in names})
-                found[int(token.step), int(token.rank)] = token
+                token = _token(json.loads(line))
             except (ValueError, TypeError, KeyError, RecursionError):
                 damaged += 1
+            else:
+                found[token.step, token.rank] = token
     return Dump(tuple(found[key] for key in sorted(found)), damaged)
+
+
+def _token(record: Any) -> Token:
+    """Raises ValueError, TypeError or KeyError if ``record`` is not the fields of a token with their types."""
+    token = Token(**{field.name: record[field.name] for field in fields(Token)})
+    for field in fields(Token):
+        value, wanted = getattr(token, field.name), _TYPES[str(field.type)]
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            raise TypeError(f"{field.name}={value!r}")
+    if not all(map(math.isfinite, (token.covariance, token.log_prob, token.advantage))):
+        raise ValueError("not finite")
+    return token
+
+
+_TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
 
 
 def view(dump: Dump, step: int | None = None, top: int = 20) -> RenderableType:
@@ -144,8 +163,12 @@ def _most_often(tokens: Sequence[Token]) -> Text:
 
 
 def _visible(text: str) -> str:
-    """Line breaks and tabs as escapes."""
-    return text.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r")
+    """Text that takes up its own place: what would move the cursor, ring or turn the line round is escaped."""
+    return "".join(_escaped(letter) if unicodedata.category(letter)[0] == "C" else letter for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape", errors="replace").decode()
 
 
 def _listed(steps: Sequence[int]) -> str:

@@ -4,12 +4,14 @@ without touching the update."""
 from __future__ import annotations
 
 import functools
+import json
 
 import numpy as np
 import pytest
 
 from tests.host import engine, test_invariance
 from tests.host.test_invariance import CLIP, KL, LAYOUTS, RANDOM_ORDER, RATIO, SEEDS, WIDE, relative
+from tests.ranks import run_ranks
 from tests.test_rollout import by_definition
 from verl_cov.covariance import KINDS
 from verl_cov.metrics import LADDER, PREFIX, TABLE
@@ -28,7 +30,7 @@ VARIANTS = {
 }
 FEW = (LAYOUTS[3], LAYOUTS[7])  # a small micro-batch in another order, and the legacy trainer's
 # What depends on the rollouts before.
-HISTORY = {"entropy_change"} | {
+HISTORY = {"entropy_change", "entropy_falls"} | {
     f"theorem{n}_{what}" for n in (1, 2) for what in ("predicted", "correlation", "agreement")
 }
 SELECTION = {
@@ -196,8 +198,35 @@ def test_gradient_clipping_scales_the_step():
 
     assert clip_scale([0.5, 1.0, 2.0, 4.0], 1.0) == pytest.approx((1 + 1 + 1 / 2 + 1 / 4) / 4)
     assert clip_scale([[4.0], [2.0]], 2.0) == pytest.approx(0.75)
-    for norms, clip in (([], 1.0), (None, 1.0), ([3.0], None), ([float("nan"), 0.0], 1.0)):
+    for norms, clip in (([], 1.0), (None, 1.0), ([3.0], None), ([0.0], 1.0)):
         assert clip_scale(norms, clip) == 1
+    # verl skips an update whose gradient is not finite.
+    assert clip_scale([float("nan"), float("inf"), 0.5, 2.0], 1.0) == pytest.approx((0 + 0 + 1 + 0.5) / 4)
+
+
+def _load(rank, world, group, folder):
+    """Rank 0 alone sees the checkpoint's folder, as on the first of two nodes."""
+    from verl_cov.host import rollout_batch
+
+    text = rollout_batch._read_state(folder if rank == 0 else folder / "not here")
+    return rollout_batch._shared_state(text).state_dict()
+
+
+@pytest.mark.parametrize("damage", [None, b"\xff\xfe", b'{"last": []', b'{"last": [], "pairs": []}', b'{"last": 1}'])
+def test_every_rank_gets_the_state_that_one_finds_and_damage_stops_none(tmp_path, damage):
+    from verl_cov.entropy_change import EntropyChange
+    from verl_cov.host.rollout_batch import STATE_FILE
+    from verl_cov.rollout import Theorem
+
+    change = EntropyChange()
+    for entropy in (1.0, 0.9):
+        change.after_rollout(entropy, {"theorem2": Theorem(-0.1, 0.01)})
+    if damage is None:
+        (tmp_path / STATE_FILE).write_text(json.dumps(change.state_dict()))
+    else:
+        (tmp_path / STATE_FILE).write_bytes(damage)
+        change = EntropyChange()
+    assert run_ranks(_load, 2, tmp_path) == [change.state_dict()] * 2
 
 
 def test_the_change_of_entropy_is_seen_one_rollout_later(untrained_model):

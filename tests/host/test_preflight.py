@@ -112,6 +112,22 @@ def test_metrics_for_a_loss_of_verls_own(capsys):
     )
 
 
+def test_metrics_leave_verls_own_numbers_alone_and_yaml_may_say_off():
+    measured = ("+verl_cov=[metrics,cpu]", *RUN[1:])
+    validate(*measured, f"{LOSS}loss_mode=kl_cov", f"{LOSS}kl_cov_ratio=0.2")  # the authors' percent: verl's business
+    off = config(*measured)
+    off.actor_rollout_ref.actor.policy_loss.cov_metrics = False  # what a YAML file's bare "off" becomes
+    assert preflight._asked_for(off) is None
+
+
+def test_an_asynchronous_trainer_that_keeps_the_old_policy_is_warned_about(capsys):
+    steps = ("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=4")
+    preflight.check_policy_loss(config(*RUN, *steps))
+    assert "updates 4 times on log-probs of the same policy" in capsys.readouterr().out
+    preflight.check_policy_loss(config(*RUN))
+    assert "same policy" not in capsys.readouterr().out
+
+
 def test_the_dump_goes_beside_the_checkpoints():
     from omegaconf import OmegaConf
 

@@ -16,13 +16,14 @@ import time
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 from typer.testing import CliRunner
 
 from verl_cov import cli
 from verl_cov.covariance import KINDS
-from verl_cov.law.readers import read_metrics
+from verl_cov.law.readers import Run, read_metrics
 from verl_cov.metrics import LADDER, PREFIX
 from verl_cov.watch import board, figure, sources
 
@@ -90,6 +91,10 @@ def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
         write(tmp_path / f"seed{seed}" / "vanilla" / "metrics.jsonl", records(3))
     found = sources.find([tmp_path / "seed0", tmp_path / "seed1"])
     assert [source.name for source in found] == ["seed0/vanilla", "seed1/vanilla"]
+    for node in ("x", "y"):
+        write(tmp_path / node / "g" / "run" / "metrics.jsonl", records(3))
+    found = sources.find([tmp_path / "x" / "g" / "run", tmp_path / "y" / "g" / "run"])
+    assert [source.name for source in found] == ["x/g/run", "y/g/run"]
 
 
 def test_nothing_to_watch_says_what_is_looked_for(tmp_path):
@@ -149,14 +154,41 @@ def test_the_board_says_what_a_run_measured(tmp_path):
     assert f"next {math.exp(-20 / 8) - math.exp(-19 / 8):+.3f}" in text
 
 
-def test_prediction_and_change_stand_one_under_the_other(tmp_path):
-    """The predictions of the test's runs are right, so the two sparklines must be the same where both are."""
+def test_prediction_and_change_stand_one_under_the_other():
+    """One prediction stands out; it must stand under the change it predicted, a step after it was made."""
+    lines = records()
+    spike = 12
+    for line in lines[1:]:
+        data = line["data"]
+        data[PREFIX + "entropy_change"] = 1.0 if line["step"] == spike + 1 else 0.0
+        if line["step"] > 5:
+            data[PREFIX + "theorem2_predicted"] = 1.0 if line["step"] == spike else 0.0
+    run = Run(np.array([line["step"] for line in lines]), tuple(line["data"] for line in lines))
+    rows = {line[:14].strip(): line[16:] for line in shown({"kl": run}, width=160).splitlines()}
+    assert rows["change"].count("█") == rows["theorem 2"].count("█") == 1
+    assert rows["change"].index("█") == rows["theorem 2"].index("█")
+    axes = Figure().subplots()
+    figure._changes(axes, run, "kl")
+    at = {line.get_label().split(",")[0]: line.get_xdata()[np.argmax(line.get_ydata())] for line in axes.lines[1:]}
+    assert at["measured"] == at["Theorem 2"] == spike + 1
+
+
+@pytest.mark.parametrize(
+    "missing", ["entropy_change", "selected_frac", "exploitation_frac", "theorem1_correlation", "mean"]
+)
+def test_a_metric_that_is_missing_takes_only_its_own_cell_away(missing):
+    lines = records()
+    for line in lines:
+        line["data"].pop(PREFIX + missing, None)
+    run = Run(np.array([line["step"] for line in lines]), tuple(line["data"] for line in lines))
+    assert "±0.020" in shown({"kl": run})
+
+
+def test_names_are_shown_as_they_are(tmp_path):
     run = read_metrics(write(tmp_path / "metrics.jsonl", records()))
-    lines = {line[:14].strip(): line[16:56] for line in shown({"kl": run}, width=160).splitlines()}
-    change, predicted = lines["change"].strip(), lines["theorem 2"].rstrip()
-    assert predicted.strip()
-    assert predicted[5:] == lines["change"].rstrip()[5 : len(predicted)]
-    assert predicted[:5].strip() == "" or change
+    name = "x$^$ kl[lr=1e-6] [bold]"
+    assert name in shown({name: run})
+    figure.plot({name: run}, tmp_path / "board.png")
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
@@ -190,9 +222,17 @@ def test_the_command_prints_once_where_nobody_watches(tmp_path):
 
 
 def test_live_it_follows_a_run_and_ends_with_ctrl_c(tmp_path):
-    path = write(tmp_path / "metrics.jsonl", records(7))
+    path = write(tmp_path / "first" / "metrics.jsonl", records(7))
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", "from verl_cov.cli import main; main()", "watch", str(path), "--interval", "0.1"]
+    command = [
+        sys.executable,
+        "-c",
+        "from verl_cov.cli import main; main()",
+        "watch",
+        str(tmp_path),
+        "--interval",
+        "0.1",
+    ]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "50"}
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
@@ -211,6 +251,8 @@ def test_live_it_follows_a_run_and_ends_with_ctrl_c(tmp_path):
         wait_for(r"step +7\s")
         write(path, records(8))
         wait_for(r"step +8\s")
+        write(tmp_path / "later" / "metrics.jsonl", records(9))
+        wait_for(r"step +8 +9\s")
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
     finally:

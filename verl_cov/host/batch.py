@@ -28,12 +28,12 @@ from verl_cov import identity
 FIELD = "verl_cov_selected"
 
 
-def asked_for(loss_fn: Any, data: Any) -> Any:
-    """The :class:`~verl_cov.config.CovPolicyLossConfig` of a worker that trains an actor on ``data`` with a control or
-    metrics of ours, else None."""
+def asked_for(loss_fn: Any) -> Any:
+    """The :class:`~verl_cov.config.CovPolicyLossConfig` of a worker that trains an actor with a control or metrics of
+    ours, else None."""
     # The critic and reward models are TrainingWorkers too: their loss has another config, or none.
     policy_loss = getattr(getattr(loss_fn, "keywords", {}).get("config"), "policy_loss", None)
-    if policy_loss is None or "advantages" not in data:
+    if policy_loss is None:
         return None
     from verl_cov.config import cov_config
 

@@ -108,6 +108,13 @@ def check_policy_loss(config: DictConfig) -> None:
         )
     if control is not None:
         check_selection(config, control)
+    if asked is not None and asked.cov_metrics == "full" and (calls := _updates_on_one_policy(config)) > 1:
+        print(
+            f"verl-cov: WARNING: this trainer updates {calls} times on log-probs of the same policy "
+            "(trainer.v1.separate_async.parameter_sync_step), so actor/cov/entropy_change and what is compared with it "
+            "(theorem1_*, theorem2_*, entropy_falls) mean nothing; the other metrics hold",
+            flush=True,
+        )
 
 
 def check_selection(config: DictConfig, control: Any) -> None:
@@ -132,6 +139,13 @@ def _round_up(value: float) -> float:
     """To one significant digit, never down."""
     unit = 10.0 ** math.floor(math.log10(value))
     return math.ceil(value / unit) * unit
+
+
+def _updates_on_one_policy(config: DictConfig) -> int:
+    """How often the actor is updated before verl takes log-probs of a newer policy than the first."""
+    if OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync") != "separate_async":
+        return 1
+    return int(OmegaConf.select(config, "trainer.v1.separate_async.parameter_sync_step", default=1) or 1)
 
 
 def updates_per_rollout(config: DictConfig) -> float:

@@ -26,6 +26,7 @@ from verl_cov.entropy_change import EntropyChange
 from verl_cov.host import batch
 from verl_cov.host.batch import Tokens
 from verl_cov.host.imports import when_imported
+from verl_cov.rollout import Theorem
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +46,13 @@ def _wrap(engine_workers: Any) -> None:
     def train_mini_batch(self, data):
         from verl.utils import tensordict_utils as tu
 
-        cov = batch.asked_for(self.loss_fn, data)
+        cov = batch.asked_for(self.loss_fn) if "advantages" in data else None
         if cov is None or cov.cov_metrics != "full":
             return train(self, data)
-        found = look(self, data, batch.data_parallel_group(self.engine))
+        found, theorems = look(self, data, batch.data_parallel_group(self.engine))
         output = train(self, data)
         of_updates = {} if output is None else tu.get(output, "metrics")
-        found |= _compare(self, found, of_updates.get("grad_norm"))
+        found |= _compare(self, found, theorems, of_updates.get("grad_norm"))
         if output is not None:  # None on the ranks of a model-parallel group that return nothing
             # A list, like its neighbours, which hold a value for each mini-batch.
             of_updates.update({key: [value] for key, value in metrics.prefixed(found).items()})
@@ -67,24 +68,32 @@ def _wrap(engine_workers: Any) -> None:
     def save_checkpoint(self, local_path, *args, **kwargs):
         result = save(self, local_path, *args, **kwargs)
         change = getattr(self, "_verl_cov_entropy_change", None)
-        if change is not None and (not dist.is_initialized() or dist.get_rank() == 0):
-            (Path(local_path) / STATE_FILE).write_text(json.dumps(change.state_dict()))
+        # From a rank that has the metrics: under pipeline parallelism rank 0 has not.
+        if (
+            change is not None
+            and self.engine.is_mp_src_rank_with_outputs()
+            and self.engine.get_data_parallel_rank() == 0
+        ):
+            try:
+                (Path(local_path) / STATE_FILE).write_text(json.dumps(change.state_dict()))
+            except OSError as error:
+                logger.warning("verl-cov: %s is not in this checkpoint: %s", STATE_FILE, error)
         return result
 
     @functools.wraps(load)
     def load_checkpoint(self, local_path, *args, **kwargs):
-        state = _read_state(local_path)  # before verl, which may delete the folder
+        text = _read_state(local_path)  # before verl, which may delete the folder
         result = load(self, local_path, *args, **kwargs)
-        if state is not None:
-            self._verl_cov_entropy_change = state
+        self._verl_cov_entropy_change = _shared_state(text)
         return result
 
     worker.train_mini_batch, worker.infer_batch = train_mini_batch, infer_batch
     worker.save_checkpoint, worker.load_checkpoint = save_checkpoint, load_checkpoint
 
 
-def look(worker: Any, data: Any, group: ProcessGroup | None) -> dict[str, float]:
-    """What the rollout batch reports, ``data`` being this rank's share: without the prefix, equal on every rank."""
+def look(worker: Any, data: Any, group: ProcessGroup | None) -> tuple[dict[str, float], dict[str, Theorem]]:
+    """What the rollout batch reports (without the prefix, equal on every rank), ``data`` being this rank's share;
+    and what the theorems say of it."""
     tokens = Tokens.of(data)
     entropy = tokens.entropy()
     if entropy is None:
@@ -99,32 +108,35 @@ def look(worker: Any, data: Any, group: ProcessGroup | None) -> dict[str, float]
         tokens.prompt(),
         group,
     )
-    return rollout.entropies(responses) | rollout.theorems(responses) | rollout.prompts(responses)
+    theorems = rollout.theorems(responses)
+    changes = {name: theorem.change for name, theorem in theorems.items()}
+    return rollout.entropies(responses) | changes | rollout.prompts(responses), theorems
 
 
-def _compare(worker: Any, found: dict[str, float], grad_norms: Any) -> dict[str, float]:
+def _compare(worker: Any, found: dict[str, float], theorems: dict[str, Theorem], grad_norms: Any) -> dict[str, float]:
     """The theorems of earlier rollouts against what became of the entropy. ``grad_norms``: of each of its updates."""
-    if "entropy_sampled" not in found:
+    if not theorems:
         return {}
     if not hasattr(worker, "_verl_cov_entropy_change"):
         worker._verl_cov_entropy_change = EntropyChange()
     scale = clip_scale(grad_norms, getattr(getattr(worker.engine, "optimizer_config", None), "clip_grad", None))
-    predictors = {name: scale * found[name] for name in ("theorem1", "theorem2")}
-    measured = found.get("entropy", found["entropy_sampled"])
-    return {"clip_scale": scale} | worker._verl_cov_entropy_change.after_rollout(measured, predictors)
+    exact = "entropy" in found
+    measured = found["entropy" if exact else "entropy_sampled"]
+    return {"clip_scale": scale} | worker._verl_cov_entropy_change.after_rollout(measured, theorems, scale, exact)
 
 
 def clip_scale(grad_norms: Any, clip_grad: float | None) -> float:
-    """What gradient clipping left of the steps of a rollout: the mean of min(1, clip_grad / grad_norm), in (0, 1].
+    """What gradient clipping left of the steps of a rollout: the mean of min(1, clip_grad / grad_norm), in [0, 1].
 
     Where the norm is above the threshold, as it is in most steps of RL with verl's default of 1, the step is the
-    gradient's direction alone, and the entropy change goes with covariance by norm.
+    gradient's direction alone, and the entropy change goes with covariance by norm. A norm that is not finite counts 0:
+    verl skips that update.
     """
     norms = np.asarray(grad_norms if grad_norms is not None else [], dtype=np.float64).flatten()
-    norms = norms[np.isfinite(norms) & (norms > 0)]
-    if not norms.size or not clip_grad:
+    if not norms.size:
         return 1.0
-    return float(np.minimum(1.0, clip_grad / norms).mean())
+    left = np.ones_like(norms) if not clip_grad else clip_grad / np.maximum(norms, clip_grad)
+    return float(np.where(np.isfinite(norms), left, 0.0).mean())
 
 
 def _keep_entropies(worker: Any, data: Any, output: Any) -> None:
@@ -132,10 +144,14 @@ def _keep_entropies(worker: Any, data: Any, output: Any) -> None:
     from verl.utils import tensordict_utils as tu
     from verl.workers.utils.padding import no_padding_2_padding
 
-    policy_loss = getattr(getattr(worker.loss_fn, "keywords", {}).get("config"), "policy_loss", None)
-    if output is None or "entropy" not in output or getattr(policy_loss, "cov_metrics", None) == "off":
+    if (
+        output is None
+        or "entropy" not in output
+        or not {"response_mask", "prompts", "responses", "uid"} <= set(data.keys())
+    ):
         return
-    if policy_loss is None or "response_mask" not in data or data["response_mask"].is_nested or "uid" not in data:
+    cov = batch.asked_for(worker.loss_fn)
+    if cov is None or cov.cov_metrics != "full" or data["response_mask"].is_nested:
         return
     padded = no_padding_2_padding(output["entropy"], data)
     worker._verl_cov_entropies = ([str(uid) for uid in tu.get(data, "uid")], padded.float().flatten())
@@ -150,23 +166,24 @@ def _kept_entropies(worker: Any, tokens: Tokens) -> Tensor | None:
     return entropies.to(tokens.valid.device)
 
 
-def _read_state(local_path: Any) -> EntropyChange | None:
-    """The state that rank 0 finds beside the checkpoint, on every rank: other nodes may not see its disk."""
-    text = None
-    path = Path(str(local_path)) / STATE_FILE
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        with suppress(OSError):
-            text = path.read_text()
+def _read_state(local_path: Any) -> str | None:
+    # Whatever is wrong with the file: a rank that stopped here would leave the others waiting in _shared_state.
+    with suppress(OSError, ValueError):
+        return (Path(str(local_path)) / STATE_FILE).read_text()
+    return None
+
+
+def _shared_state(text: str | None) -> EntropyChange:
+    """The state of whichever rank saw the file (other nodes may not see its disk); a new one if none did."""
+    texts = [text]
     if dist.is_initialized():
-        shared = [text]
-        dist.broadcast_object_list(shared, src=0)
-        text = shared[0]
-    if text is None:  # a checkpoint of a run without these metrics
-        return None
-    try:
-        change = EntropyChange()
-        change.load_state_dict(json.loads(text))
-        return change
-    except (ValueError, KeyError, TypeError) as error:
-        logger.warning("verl-cov: %s cannot be read (%s): the correlation of entropy changes starts anew", path, error)
-        return None
+        texts = [None] * dist.get_world_size()
+        dist.all_gather_object(texts, text)
+    change = EntropyChange()
+    found = next((text for text in texts if text is not None), None)
+    if found is not None:
+        try:
+            change.load_state_dict(json.loads(found))
+        except ValueError as error:
+            logger.warning("verl-cov: %s is damaged (%s): the comparison of entropies starts anew", STATE_FILE, error)
+    return change

@@ -6,6 +6,7 @@ padded, ``attention_mask``, and on ``worker.model_config.tokenizer``.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from verl_cov.token_dump import FILE, Token, append
 
 if TYPE_CHECKING:
     from verl_cov.host.train_batch import MiniBatch
+
+logger = logging.getLogger(__name__)
 
 BEFORE, AFTER = 32, 8  # tokens of context
 
@@ -36,7 +39,10 @@ def write(worker: Any, cov: Any, found: MiniBatch, step: int, group: ProcessGrou
         return
     tokens = sorted((token for part in everyone for token in part), key=lambda token: -token["covariance"])
     ranked = [Token(rank=rank, **token) for rank, token in enumerate(tokens[: cov.cov_dump_tokens], 1)]
-    append(Path(cov.cov_dump_dir) / FILE, ranked)
+    try:
+        append(Path(cov.cov_dump_dir) / FILE, ranked)
+    except OSError as error:  # a full disk is no reason to end a training
+        logger.warning("verl-cov: the token dump of step %s was not written: %s", step, error)
 
 
 def _highest(worker: Any, found: MiniBatch, number: int, step: int) -> list[dict[str, Any]]:

@@ -44,7 +44,7 @@ def _wrap(engine_workers: Any) -> None:
     def train_batch(self, data):
         from verl.utils import tensordict_utils as tu
 
-        cov = batch.asked_for(self.loss_fn, data)
+        cov = batch.asked_for(self.loss_fn) if "advantages" in data else None
         if cov is None:
             return original(self, data)
         if cov.controls:

@@ -48,7 +48,7 @@ def _table(names: Sequence[str], known: Mapping[str, Run], width: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True, style="dim", min_width=_LABELS - 2)
     for name in names:
-        table.add_column(name, no_wrap=True)
+        table.add_column(Text(name), no_wrap=True)  # as it is: "lr[1e-6]" is no markup
     for label, cell in _rows():
         cells = [cell(known[name], spark) if name in known else Text("-", style="dim") for name in names]
         if label in _ALWAYS or any(text.plain != "-" for text in cells):
@@ -65,10 +65,10 @@ def _rows() -> list[tuple[str, Cell]]:
         ("score", _score),
         ("ceiling", _ceiling),
         ("entropy", _entropy),
-        ("  change", lambda run, width: _series(run, "entropy_change", width, "{:+.3f}", style=_signed)),
+        ("  change", lambda run, width: _series(run, "entropy_change", width, "{:+.3g}", style=_signed)),
     ]
     rows += [(f"  theorem {n}", _theorem(n)) for n in (1, 2)]
-    rows.append(("covariance", lambda run, width: _series(run, "mean", width, "{:+.3f}")))
+    rows.append(("covariance", lambda run, width: _series(run, "mean", width, "{:+.3g}")))
     rows += [(f"  top {100 * share:g} %", _ladder(share)) for share in LADDER]
     rows += [(f"{kind}", _kind(kind, _DOWN if kind in KINDS[:2] else _UP)) for kind in KINDS]
     rows += [("prompts", _difficulties), ("acted on", _selected)]
@@ -118,6 +118,8 @@ def _theorem(number: int) -> Cell:
         if not np.isfinite(predicted).any():
             return Text("-")
         change = run.column(PREFIX + "entropy_change")
+        if not np.isfinite(change).any():
+            return Text("-")
         # Predicted at a step is what the next step's change turns out to be.
         past = predicted[:-1][np.isfinite(change[1:])]
         past = np.concatenate([np.full(np.isfinite(change).sum() - past.size, np.nan), past])
@@ -135,7 +137,7 @@ def _ladder(share: float) -> Cell:
 def _kind(kind: str, colour: str) -> Cell:
     def cell(run: Run, width: int) -> Text:
         covariance, tokens = (_finite(run.column(f"{PREFIX}{kind}{what}")) for what in ("_cov_frac", "_frac"))
-        if not covariance.size:
+        if not covariance.size or not tokens.size:
             return Text("-")
         full = round(width * float(covariance[-1]))
         text = Text("█" * full, style=colour)
@@ -158,7 +160,7 @@ def _difficulties(run: Run, width: int) -> Text:
 
 def _selected(run: Run, width: int) -> Text:
     tokens, share = (_finite(run.column(PREFIX + key)) for key in ("selected_tokens", "selected_frac"))
-    if not tokens.size:
+    if not tokens.size or not share.size:
         return Text("-")
     return _line(tokens, width, f"{tokens[-1]:.3g} tokens ({100 * share[-1]:.2g} %)")
 

@@ -25,6 +25,8 @@ _DIFFICULTIES = (("easy", "#009E73"), ("medium", "#E69F00"), ("hard", "#D55E00")
 
 def plot(runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
     """Write the figure of ``runs`` to ``path`` (PNG)."""
+    # A name may hold what matplotlib takes for mathematics.
+    runs = {name.replace("$", r"\$"): run for name, run in runs.items()}
     with rc_context(TEXT):
         figure = Figure(figsize=(17, 3.6 * (1 + len(runs))), layout="constrained")
         grid = figure.subplots(1 + len(runs), 4, squeeze=False)

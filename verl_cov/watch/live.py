@@ -23,28 +23,51 @@ def watch(runs: Sequence[Path], interval: float, once: bool, png: Path | None) -
         raise ValueError(f"--png {png}: give a file that ends with .png, in a folder that exists")
     console = Console(highlight=False)
     _poll(sources, png)
-    if once or not console.is_terminal:
-        console.print(_board(sources, console.width))
-        if png is not None:
-            console.print(f"written: {png}", markup=False)
-        return
-    with Live(console=console, screen=False, auto_refresh=False, vertical_overflow="visible") as view:
+    if not once and console.is_terminal:
+        _follow(console, runs, sources, interval, png)
+    console.print(_board(sources, console.width))
+    if png is not None:
+        console.print(f"written: {png}", markup=False)
+
+
+def _follow(console: Console, runs: Sequence[Path], sources: list[Source], interval: float, png: Path | None) -> None:
+    # On the terminal's second screen, cut at its height: a taller board could not be drawn over. What is left when it
+    # ends is printed by the caller.
+    with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as view:
         try:
+            shown = None
             while True:
-                view.update(_board(sources, console.width), refresh=True)
+                if _poll(sources, png) or shown != console.size:
+                    view.update(_board(sources, console.width), refresh=True)
+                    shown = console.size
                 time.sleep(interval)
-                _poll(sources, png)
+                sources[:] = _with_new(runs, sources)
         except KeyboardInterrupt:
             pass
 
 
-def _poll(sources: Sequence[Source], png: Path | None) -> None:
+def _with_new(runs: Sequence[Path], sources: Sequence[Source]) -> list[Source]:
+    """The runs that are there now, with what has been read of those that were there before."""
+    try:
+        found = find(runs)
+    except OSError:
+        return list(sources)
+    known = {source.path: source for source in sources}
+    for source in found:
+        if source.path in known:
+            known[source.path].name = source.name
+    return [known.get(source.path, source) for source in found]
+
+
+def _poll(sources: Sequence[Source], png: Path | None) -> bool:
+    """Look for news, and draw them. Returns whether there were any."""
     news = [source.poll() for source in sources]
     if png is None or not any(news):
-        return
+        return any(news)
     from verl_cov.watch.figure import plot  # matplotlib: a second that only a picture is worth
 
     plot({source.name: source.run for source in sources if source.run is not None}, png)
+    return True
 
 
 def _board(sources: Sequence[Source], width: int):

@@ -28,12 +28,12 @@ class Source:
         """Read the file if it is new or has changed; returns whether it was read."""
         try:
             status = self.path.stat()
-        except FileNotFoundError:
+            seen = (status.st_mtime_ns, status.st_size)
+            if seen == self._seen:
+                return False
+            self.run, self._seen = read_metrics(self.path), seen
+        except OSError:  # gone or not readable just now: what was there stays on the board
             return False
-        seen = (status.st_mtime_ns, status.st_size)
-        if seen == self._seen:
-            return False
-        self.run, self._seen = read_metrics(self.path), seen
         return True
 
 
@@ -51,11 +51,19 @@ def find(arguments: Sequence[Path]) -> list[Source]:
                 f"VERL_FILE_LOGGER_PATH) or a folder with {METRICS} or *.jsonl in it or one level below"
             )
         paths += [path for path in found if path not in paths]
-    names = [path.parent.resolve().name if path.name == METRICS else path.stem for path in paths]
-    return [
-        Source(name if names.count(name) == 1 else f"{path.parent.parent.resolve().name}/{name}", path)
-        for name, path in zip(names, paths, strict=True)
-    ]
+    return [Source(name, path) for name, path in zip(_names(paths), paths, strict=True)]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    whole = [(path.parent if path.name == METRICS else path.with_suffix("")).resolve().parts for path in paths]
+    length = [1] * len(paths)
+    while True:
+        names = ["/".join(parts[-count:]) for parts, count in zip(whole, length, strict=True)]
+        clashes = [at for at, name in enumerate(names) if names.count(name) > 1 and length[at] < len(whole[at])]
+        if not clashes:
+            return names
+        for at in clashes:
+            length[at] += 1
 
 
 def _files(argument: Path) -> list[Path]:
