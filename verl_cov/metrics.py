@@ -329,6 +329,8 @@ def markdown() -> str:
         level = {"off": "any, with a control", "basic": "basic, full", "full": "full"}[metric.level]
         if metric.key in ("tokens", "non_finite_tokens"):
             level = "any"
+        if metric.key == "threshold":
+            level = "any, with KL-Cov"
         meaning = metric.meaning.replace("|", "\\|")
         cells = (f"`{metric.key}`", metric.unit, meaning, level, reductions[metric.per], metric.source)
         lines.append(f"| {' | '.join(cells)} |")

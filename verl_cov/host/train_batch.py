@@ -211,10 +211,12 @@ def _optimizer_step(worker: Any, data: Any, group: ProcessGroup | None) -> int:
     steps = data.get("global_steps", None)
     steps = getattr(steps, "data", steps) if not hasattr(steps, "tolist") else steps.tolist()
     if steps is None:
-        # The legacy trainer sends no step: its learning-rate scheduler makes one a rollout, and is in the checkpoint.
+        # The learning-rate scheduler makes a step a rollout, and is in the checkpoint.
         steps = getattr(getattr(worker.engine, "lr_scheduler", None), "last_epoch", 0)
     steps = steps if isinstance(steps, list) else [steps]
-    latest = torch.tensor(max((int(step) for step in steps), default=0), device=batch.device())
+    # The legacy trainer's rows (dense) say which weights sampled them, the first of which are version 0; V1's the step.
+    behind = 0 if data["response_mask"].is_nested else 1
+    latest = torch.tensor(max((int(step) for step in steps), default=0) + behind, device=batch.device())
     if group is not None:
         dist.all_reduce(latest, op=dist.ReduceOp.MAX, group=group)
     rollout_step = int(latest)
