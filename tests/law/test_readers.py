@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from verl_cov.law import join, read_metrics, readers
+from verl_cov.law import read_metrics, readers
 
 
 def line(step, **data):
@@ -23,8 +23,6 @@ def test_columns_and_keys(tmp_path):
     for key in ("c", "d", "e", "absent"):
         assert np.isnan(run.column(key)).all()
     assert run.keys() == ["a", "b", "c", "d", "e"]
-    assert run.first_key("b") == "b"
-    assert run.first_key("z") is None
     assert run.damaged == 0
 
 
@@ -86,14 +84,6 @@ def test_missing_and_empty_files(tmp_path):
     run = read_metrics(tmp_path / "empty")
     assert run.steps.size == 0
     assert run.column("h").shape == (0,)
-
-
-def test_join_keeps_only_the_steps_with_both(tmp_path):
-    path = tmp_path / "m.jsonl"
-    path.write_text(line(0, val=0.1) + line(1, h=1.0) + line(2, h=0.9, val=0.2) + line(3, h=None, val=0.3))
-    steps, x, y = join(read_metrics(path), "h", "val")
-    assert (steps.tolist(), x.tolist(), y.tolist()) == ([2], [0.9], [0.2])
-    assert join(read_metrics(path), "h", "absent")[0].size == 0
 
 
 def test_the_score_is_the_mean_over_samples_and_not_the_best_of_them():

@@ -21,6 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from verl_cov.law.fit import LawFit, fit
+from verl_cov.law.points import pair
 from verl_cov.law.readers import Run, pick_score
 
 ENTROPY_KEY = "actor/entropy"  # nats per token
@@ -50,19 +51,13 @@ def score_key(run: Run) -> str | None:
 def law_points(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """(entropy, score), each [m]: of each policy that was validated and then measured. Empty before any validation.
 
-    verl validates after step n's update and logs, at step n + 1, the entropy of the rollouts of that very policy: they
-    belong together. (At the same step n, entropy is one update older than the score.) Nothing is interpolated.
+    :mod:`verl_cov.law.points` says what belongs together. Here it is always verl's own entropy, as in the other panels.
     """
     key = score_key(run)
     if key is None:
         return np.empty(0), np.empty(0)
-    entropy = dict(zip(run.steps.tolist(), run.column(ENTROPY_KEY).tolist(), strict=True))
-    pairs = [
-        (entropy[step + 1], score)
-        for step, score in zip(run.steps.tolist(), run.column(key).tolist(), strict=True)
-        if np.isfinite(score) and np.isfinite(entropy.get(step + 1, np.nan))
-    ]
-    return np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
+    _, entropy, score = pair(run.steps, run.column(ENTROPY_KEY), run.column(key))
+    return entropy, score
 
 
 def fit_law(runs: Mapping[str, Run], name: str = FIT_RUN) -> LawFit:

@@ -52,11 +52,10 @@ def _with_new(runs: Sequence[Path], sources: Sequence[Source]) -> list[Source]:
         found = find(runs)
     except OSError:
         return list(sources)
-    known = {source.path: source for source in sources}
+    known = {tuple(source.paths): source for source in sources}
     for source in found:
-        if source.path in known:
-            known[source.path].name = source.name
-    return [known.get(source.path, source) for source in found]
+        known.setdefault(tuple(source.paths), source).name = source.name
+    return [known[tuple(source.paths)] for source in found]
 
 
 def _poll(sources: Sequence[Source], png: Path | None) -> bool:

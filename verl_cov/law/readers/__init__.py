@@ -1,0 +1,84 @@
+"""Read the metrics of runs, whatever logged them.
+
+| log                                   | recognised by                        | module        |
+|---------------------------------------|--------------------------------------|---------------|
+| W&B's local run                       | its first bytes                      | `wandb`       |
+| TensorBoard's event files             | its first record                     | `tensorboard` |
+| verl's `file` logger, flat JSON lines | a JSON object in the first 20 lines  | `jsonl`       |
+| CSV, W&B's export of a chart          | a step column in the first line      | `table`       |
+| verl's `console` logger               | anything else                        | `console`     |
+
+What the numbers mean, whatever the format (verl 0.9.1, trainer/ppo/v1/trainer_base.py): at step n `actor/entropy` and
+`critic/score/mean` describe the policy *before* update n (its rollouts), and `val-*` the policy *after* it; step 0
+holds validation only. :mod:`verl_cov.law.points` pairs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from os import PathLike
+from pathlib import Path
+
+from verl_cov.law.readers import console, jsonl, table, tensorboard, wandb
+from verl_cov.law.readers.find import find_runs, log_files
+from verl_cov.law.readers.jsonl import parse_line
+from verl_cov.law.readers.run import SCORE_PREFIX, NoLog, NoPoints, Record, Records, Run, Tell, merge, pick_score
+
+__all__ = [
+    "SCORE_PREFIX",
+    "NoLog",
+    "NoPoints",
+    "Run",
+    "find_runs",
+    "log_files",
+    "parse_line",
+    "pick_score",
+    "read_metrics",
+]
+
+
+def read_metrics(
+    paths: str | PathLike[str] | Iterable[str | PathLike[str]],
+    progress: Callable[[int, int], None] | None = None,
+) -> Run:
+    """Read one log, or several of one run in the order they were written: files, or folders of TensorBoard or W&B.
+
+    A step in several records keeps every key; where a key comes twice the last value wins. A line that is not a record
+    (cut off, damaged) is counted in `Run.damaged` and otherwise ignored: a file that is no log at all gives a run
+    without records. progress is called with (bytes read, bytes there are).
+
+    Raises NoPoints, which is a ValueError: several runs in one table, or a package that is needed is missing; NoLog,
+    which is a FileNotFoundError too: there is no such file, or no log in the folder.
+    """
+    if isinstance(paths, (str, PathLike)):
+        paths = [paths]
+    files = [file for path in paths for file in log_files(Path(path))]
+    return merge(_records(files, progress or (lambda done, total: None)))
+
+
+def _records(files: list[Path], progress: Callable[[int, int], None]) -> Records:
+    sizes = [table.split_run(file)[0].stat().st_size for file in files]
+    before, total = 0, sum(sizes)
+    for file, size in zip(files, sizes, strict=True):
+
+        def tell(done: int, before: int = before, size: int = size) -> None:
+            progress(before + min(done, size), total)  # a file that is being written grows under our hands
+
+        yield from _file(file, tell)
+        before += size
+        progress(before, total)
+
+
+def _file(path: Path, tell: Tell) -> Iterable[Record]:
+    path, run = table.split_run(path)
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+    if wandb.recognises(head):
+        return wandb.records(path, tell)
+    if tensorboard.recognises(head):
+        return tensorboard.records(path, tell)
+    if jsonl.recognises(head):
+        return jsonl.records(path, tell)
+    if table.recognises(head):
+        return table.records(path, tell, run)
+    return console.records(path, tell)

@@ -1,0 +1,119 @@
+"""What every reader gives: the metrics of one run, one record a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCORE_PREFIX = "val-core/"  # verl: val-core/{data source}/{variable}/mean@N
+
+# One record of a log: (step, its metrics). None stands for a line that was damaged, or for a damaged part of one.
+Record: TypeAlias = "tuple[int, dict[str, Any]] | None"
+Records: TypeAlias = Iterator[Record]
+Tell: TypeAlias = Callable[[int], None]  # told how many bytes of the file have been read
+
+# Columns that say the step, the best first: a trainer's own count before its logger's, which in W&B counts calls of
+# `log` (the Hugging Face trainers log training and evaluation of one step in two calls).
+STEP_KEYS = (
+    "training/global_step",  # verl
+    "trainer/global_step",  # SkyRL, Lightning
+    "train/global_step",  # Hugging Face
+    "global_step",
+    "step",
+    "_step",  # W&B
+)
+
+
+class NoPoints(ValueError):
+    """There are no points to fit in what was given. The message is one line that names the fix."""
+
+
+class NoLog(NoPoints, FileNotFoundError):
+    """There is no log where one was said to be."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The metrics of one run.
+
+    steps: [n], ascending, distinct. records: one dict a step. damaged: number of lines dropped, whole or in part.
+    repeats: how often a record did not come after the one before it and replaced some of its step's values. A resumed
+    run does that once a launch; where it is a habit, several runs write to one log.
+    """
+
+    steps: NDArray[np.int64]
+    records: tuple[dict[str, Any], ...]
+    damaged: int = 0
+    repeats: int = 0
+
+    def column(self, key: str) -> NDArray[np.float64]:
+        """[n] values of `key`, one a step; nan where the step has none, or none that is a number."""
+        return np.array([_number(record.get(key)) for record in self.records], dtype=np.float64)
+
+    def keys(self) -> list[str]:
+        """All keys of all steps, sorted."""
+        return sorted({key for record in self.records for key in record})
+
+
+def pick_score(keys: Iterable[str]) -> str | None:
+    """The first key, in sorted order, that starts with `val-core/`, a mean over samples if there is one.
+
+    With several samples a prompt verl logs `best@N` beside `mean@N`, and the best of N is not the policy's score.
+    """
+    found = sorted(key for key in keys if key.startswith(SCORE_PREFIX))
+    return next((key for key in found if "/mean@" in key), found[0] if found else None)
+
+
+def merge(records: Iterable[Record]) -> Run:
+    """The records of one run, in the order they were written, by step.
+
+    A step in several records keeps every key; where a key comes twice the last value wins. (A resumed verl run first
+    validates, and logs that under the step it resumes from: a record with nothing but `val-*` keys.)
+    """
+    merged: dict[int, dict[str, Any]] = {}
+    damaged = repeats = 0
+    last = -1
+    for record in records:
+        if record is None:
+            damaged += 1
+            continue
+        step, data = record
+        known = merged.get(step)
+        if known is None:
+            merged[step] = data
+        else:
+            repeats += step <= last and any(key in known and known[key] != value for key, value in data.items())
+            known.update(data)
+        last = step
+    steps = sorted(merged)
+    return Run(np.array(steps, dtype=np.int64), tuple(merged[step] for step in steps), damaged, repeats)
+
+
+def step_key(keys: Iterable[str]) -> str | None:
+    """The key among `keys` that holds the step (`STEP_KEYS`; upper case and blanks do not matter), or None."""
+    known = {key.strip().lower().replace(" ", "_"): key for key in keys}
+    return next((known[key] for key in STEP_KEYS if key in known), None)
+
+
+def whole_step(value: Any) -> int | None:
+    """A step out of a number or its text, or None if it is not a whole number from 0 on."""
+    if isinstance(value, bool):
+        return None
+    try:
+        number = float(value)
+        return int(number) if number.is_integer() and 0 <= number < 2**53 else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, (int, float)):
+        return float("nan")
+    try:
+        return float(value)
+    except OverflowError:  # JSON integers have no bound
+        return float("nan")

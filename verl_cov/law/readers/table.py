@@ -1,0 +1,122 @@
+"""Tables: CSV (or with tabs or semicolons) with a column for the step.
+
+W&B's export of a chart has columns `Step`, `{run} - {key}` and, for runs it had to thin out, `{run} - {key}__MIN` and
+`__MAX`, which are left out here. Such a file can hold several runs: FILE::RUN names one. Several charts of one run are
+several files, merged by step.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from verl_cov.law.readers.run import NoPoints, Records, Tell, step_key, whole_step
+
+_DELIMITERS = (",", "\t", ";")
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first line of a table. columns: (run, key) by the column's number; run is "" where the table names none."""
+
+    delimiter: str
+    width: int
+    step: int
+    columns: dict[int, tuple[str, str]]
+
+    def runs(self) -> list[str]:
+        return sorted({run for run, _ in self.columns.values()})
+
+    def keys(self, run: str) -> set[str]:
+        return {key for name, key in self.columns.values() if name == run}
+
+
+def recognises(head: bytes) -> bool:
+    """Whether a file that begins with `head` is a table with a step column."""
+    return _header(head) is not None
+
+
+def header(path: Path) -> Header | None:
+    """The header of a table; None if the file is none."""
+    with path.open("rb") as file:
+        return _header(file.readline())
+
+
+def split_run(path: Path) -> tuple[Path, str | None]:
+    """(file, run) of FILE::RUN; (path, None) of any other path."""
+    file, mark, run = str(path).rpartition("::")
+    return (Path(file), run) if mark and not path.exists() else (path, None)
+
+
+def records(path: Path, tell: Tell, run: str | None = None) -> Records:
+    """The rows of one run. Raises NoPoints if the table holds several and `run` is none of them."""
+    top = header(path)
+    assert top is not None  # recognised
+    runs = top.runs()
+    if run is None and len(runs) > 1:
+        raise NoPoints(f"{path} holds {len(runs)} runs ({_some(runs)}): name one, as in '{path.name}::{runs[0]}'")
+    if run is not None and run not in runs:
+        raise NoPoints(f"{path} holds no run {run!r}, but {_some(runs)}")
+    columns = {number: key for number, (name, key) in top.columns.items() if run is None or name == run}
+    with path.open("rb") as file:
+        rows = csv.reader(_text(file, tell), delimiter=top.delimiter)
+        next(rows)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error:
+                yield None
+                continue
+            if not row:
+                continue
+            step = whole_step(row[top.step]) if len(row) == top.width else None
+            if step is None:
+                yield None
+                continue
+            data = {key: number for column, key in columns.items() if (number := _number(row[column])) is not None}
+            if data:  # an empty row belongs to the other runs of the table
+                yield step, data
+
+
+def _header(head: bytes) -> Header | None:
+    line = head.split(b"\n", 1)[0].decode("utf-8-sig", "replace").strip("\r\n")
+    for delimiter in _DELIMITERS:
+        try:
+            names = next(csv.reader([line], delimiter=delimiter), [])
+        except csv.Error:
+            return None
+        step = step_key(names)
+        if step is None or len(names) < 2:
+            continue
+        others = {number: name for number, name in enumerate(names) if name != step}
+        exported = all(" - " in name for name in others.values())
+        columns = {}
+        for number, name in others.items():
+            run, _, key = name.rpartition(" - ") if exported else ("", "", name.strip())
+            if not key.endswith(("__MIN", "__MAX")) and not key.startswith("_"):
+                columns[number] = (run, key)
+        return Header(delimiter, len(names), names.index(step), columns)
+    return None
+
+
+def _text(lines: Iterator[bytes], tell: Tell) -> Iterator[str]:
+    done = 0
+    for line in lines:
+        done += len(line)
+        tell(done)
+        yield line.decode("utf-8-sig", "replace").replace("\0", "")
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")

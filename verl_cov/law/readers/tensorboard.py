@@ -1,0 +1,69 @@
+"""TensorBoard event files, what verl's `tensorboard` logger and others write.
+
+Every launch writes a file of its own into the run's folder, so a resumed run is several files; of a step that was
+trained twice the later file's values count. Values are float32, as TensorBoard stores scalars.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from verl_cov.law.readers.run import NoPoints, Records, Tell
+
+PATTERN = "*tfevents*"
+
+
+def recognises(head: bytes) -> bool:
+    """Whether a file that begins with `head` is an event file: its first record says which version of them it is."""
+    return b"brain.Event:" in head[:64]
+
+
+def event_files(folder: Path) -> list[Path]:
+    """The event files right in `folder`, oldest first: the time stands in the name."""
+
+    def started(path: Path) -> tuple[int, str]:
+        match = re.search(r"tfevents\.(\d+)", path.name)
+        return int(match[1]) if match else 0, path.name
+
+    return sorted((path for path in folder.glob(PATTERN) if path.is_file()), key=started)
+
+
+def records(path: Path, tell: Tell) -> Records:
+    """The scalars of one file, those that were written one after the other for a step in one record.
+
+    Raises NoPoints if tensorboard is not installed.
+    """
+    try:
+        # The plain loader: the usual one first turns every scalar into a tensor.
+        from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+    except ImportError as error:
+        raise NoPoints(f"{path} is a TensorBoard file: to read it, pip install tensorboard") from error
+    step, data = -1, dict[str, Any]()
+    done = 0
+    for event in LegacyEventFileLoader(str(path)).Load():
+        done += event.ByteSize()
+        tell(done)
+        scalars = {value.tag: _scalar(value) for value in event.summary.value}
+        scalars = {tag: number for tag, number in scalars.items() if number is not None}
+        if not scalars:
+            continue
+        if event.step != step:
+            if data:
+                yield step, data
+            step, data = event.step, {}
+        data.update(scalars)
+    if data:
+        yield step, data
+
+
+def _scalar(value: Any) -> float | None:
+    kind = value.WhichOneof("value")
+    if kind == "simple_value":
+        return float(value.simple_value)
+    if kind == "tensor" and value.tensor.dtype in (1, 2, 3, 9) and not value.tensor.tensor_shape.dim:
+        from tensorboard.util import tensor_util
+
+        return float(tensor_util.make_ndarray(value.tensor))  # TensorFlow 2 writes a scalar as a tensor without axes
+    return None
