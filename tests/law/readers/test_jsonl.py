@@ -86,6 +86,36 @@ def test_missing_and_empty_files(tmp_path):
     assert run.column("h").shape == (0,)
 
 
+def test_flat_records_say_their_step_in_a_column_of_some_name(tmp_path):
+    path = tmp_path / "history.jsonl"
+    rows = [{"_step": 7, "global_step": 1, "entropy": 0.5}, {"_step": 8, "global_step": 2, "reward": 1, "note": "text"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"entropy": 0.1}, {"step": 0.5, "entropy": 0.2}]))
+    run = read_metrics(path)
+    assert run.steps.tolist() == [1, 2]
+    assert run.records == ({"_step": 7, "entropy": 0.5}, {"_step": 8, "reward": 1})
+    assert run.damaged == 2
+
+
+def test_what_a_resumed_run_repeats_is_counted_once_a_launch(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(line(step, h=step + n / 10) for n in range(3) for step in range(10)))
+    assert read_metrics(path).repeats == 2
+    path.write_text(line(4, h=0.9) + line(4, val=0.35) + line(4, h=0.9))  # more of the same step repeats nothing
+    assert read_metrics(path).repeats == 0
+
+
+def test_progress_ends_with_everything_read(tmp_path):
+    paths = [tmp_path / "1", tmp_path / "2"]
+    for path in paths:
+        path.write_text(line(1, h=1.0) * 5)
+    told = []
+    read_metrics(paths, progress=lambda done, total: told.append((done, total)))
+    total = sum(path.stat().st_size for path in paths)
+    assert told[-1] == (total, total)
+    assert {total for _, total in told} == {total}
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
 def test_the_score_is_the_mean_over_samples_and_not_the_best_of_them():
     keys = ["val-core/x/acc/best@2/mean", "val-core/x/acc/mean@2", "actor/entropy"]
     assert readers.pick_score(keys) == "val-core/x/acc/mean@2"

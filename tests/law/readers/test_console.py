@@ -1,0 +1,155 @@
+"""Console logs: what a terminal and other processes do to verl's records, and what is read of them all the same."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from verl_cov.law import points, read_metrics
+from verl_cov.law.readers import console
+
+DATA = Path(__file__).parent.parent / "data"
+RAY = "\x1b[36m(TaskRunner pid=123, ip=10.0.0.2)\x1b[0m "
+OTHER = "\x1b[36m(WorkerDict pid=7)\x1b[0m INFO global_step:3 - loading took 5 - seconds\n"
+BAR = "\rTraining Progress:  10%|█         | 1/10 [00:04<01:40,  4.2s/it]"
+
+KEYS = ("actor/entropy", "val-core/openai/gsm8k/acc/mean@8", "critic/score/mean", "actor/lr", "timing_s/gen", "a-b/c:d")
+values = st.one_of(st.floats(), st.integers(-5, 10**6))
+record = st.dictionaries(st.sampled_from(KEYS), values, min_size=1)
+
+
+def shown(value):
+    return f"np.float64({value!r})" if isinstance(value, float) and math.isfinite(value) else repr(value)
+
+
+def line(step, data):
+    """As verl's LocalLogger prints it."""
+    return " - ".join([f"step:{step}", *(f"{key}:{shown(value)}" for key, value in data.items())])
+
+
+def read(tmp_path, text):
+    path = tmp_path / "train.log"
+    path.write_bytes(text.encode())
+    return read_metrics(path)
+
+
+def same(run, records):
+    assert run.steps.tolist() == list(range(len(records)))
+    assert [list(one) for one in run.records] == [list(one) for one in records]
+    for key in KEYS:
+        wanted = [float(data.get(key, math.nan)) for data in records]
+        np.testing.assert_array_equal(run.column(key), wanted)
+
+
+def test_a_real_log_gives_the_points_of_the_file_logger():
+    log, file = read_metrics(DATA / "console.log"), read_metrics(DATA / "file.jsonl")
+    assert log.damaged == 0
+    assert log.steps.tolist() == list(range(10))
+    for key in file.keys():  # noqa: SIM118
+        np.testing.assert_array_equal(log.column(key), file.column(key))
+    one, other = points(log, "run"), points(file, "run")
+    assert one.steps.tolist() == other.steps.tolist() == [0, 4, 8]
+    assert one.entropy.tolist() == other.entropy.tolist()
+    assert one.score.tolist() == other.score.tolist()
+    assert one.notes == other.notes
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(record, min_size=1, max_size=6), st.sampled_from(["", RAY, BAR + "\r" + RAY, BAR + RAY, OTHER + RAY]))
+def test_prefixes_bars_and_other_processes(tmp_path, records, before):
+    run = read(tmp_path, "".join(f"{before}{line(step, data)}\n{OTHER}" for step, data in enumerate(records)))
+    same(run, records)
+    assert run.damaged == 0
+
+
+def wrap(text, width, trim):
+    pieces = [text[start : start + width] for start in range(0, len(text), width)]
+    return "\n".join(piece.rstrip() if trim else piece for piece in pieces) + "\n"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    st.lists(record, min_size=1, max_size=6),
+    st.integers(60, 200),
+    st.booleans(),
+    st.sampled_from(["", "(TaskRunnerV1 pid=2091) "]),
+    st.sampled_from(["", "(WorkerDict pid=7) hello\n", "hello\n", "\n"]),
+)
+def test_wrapped_lines(tmp_path, records, width, trim, before, after):
+    lines = [before + line(step, data) for step, data in enumerate(records)]
+    run = read(tmp_path, "".join(wrap(text, width, trim) + after for text in lines))
+    # A record that ends at the edge could go on: its last value is given up.
+    edge = [len(text) > width and len(text) % width in (0, width - 1) for text in lines]
+    kept = [dict(list(data.items())[:-1]) if full else data for data, full in zip(records, edge, strict=True)]
+    if all(kept) and not any(edge):
+        same(run, kept)
+        assert run.damaged == 0
+    else:
+        assert run.damaged >= 1
+        for step, data in zip(run.steps.tolist(), run.records, strict=True):
+            assert all(records[step][key] == value or value != value for key, value in data.items())
+
+
+def test_a_torn_record_keeps_what_is_whole(tmp_path):
+    torn = "step:1 - actor/entropy:0.5 - critic/score/mean:0.2(WorkerDict pid=7) hello - actor/lr:0.1\n"
+    run = read(tmp_path, "step:0 - val-core/x:0.1\n" + torn)
+    assert run.records[1] == {"actor/entropy": 0.5, "actor/lr": 0.1}
+    assert run.damaged == 1
+
+
+def test_a_log_that_ends_within_a_record_does_not_end_with_half_a_number(tmp_path):
+    run = read(tmp_path, "step:1 - actor/entropy:0.5 - critic/score/mean:0.2 - actor/lr:0.123"[:-2])
+    assert run.records == ({"actor/entropy": 0.5, "critic/score/mean": 0.2},)
+    assert run.damaged == 1
+
+
+@pytest.mark.parametrize("text", ["global_step:3 - a:1", "In step:3 - we add", "step:3", "mini-step:3 - a:1"])
+def test_what_is_no_record(tmp_path, text):
+    run = read(tmp_path, f"{text}\n")
+    assert run.steps.size == 0
+    assert run.damaged == 0
+
+
+def test_records_and_line_ends_across_the_pieces_that_are_read(tmp_path, monkeypatch):
+    text = "".join(f"{OTHER}{RAY}{line(step, {'actor/entropy': step / 7})}\r\n" for step in range(20))
+    for size in (1, 7, 64, 1000):
+        monkeypatch.setattr(console, "_CHUNK", size)
+        run = read(tmp_path, text)
+        assert run.column("actor/entropy").tolist() == [step / 7 for step in range(20)]
+
+
+def test_a_file_without_line_ends_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "_LONGEST_LINE", 1000)
+    monkeypatch.setattr(console, "_CHUNK", 100)
+    run = read(tmp_path, "x" * 5000 + "\nstep:1 - a:1.0\n")
+    assert run.records == ({"a": 1.0},)
+
+
+def test_what_verl_itself_writes(tmp_path, monkeypatch, capsys):
+    """The same records through verl's own console, file and TensorBoard loggers."""
+    pytest.importorskip("tensorboard")
+    tracking = pytest.importorskip("verl.utils.tracking")
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
+    monkeypatch.setenv("TENSORBOARD_DIR", str(tmp_path / "events"))
+    logger = tracking.Tracking("project", "run", default_backend=["console", "file", "tensorboard"])
+    for step in range(12):
+        data = {"actor/entropy": np.float32(1 / (step + 1)), "actor/grad_norm": math.inf} if step else {}
+        if step % 3 == 0:
+            data["val-core/x/acc/mean@1"] = np.float64(step / 8)
+        logger.log(data, step)
+    logger.finish()
+    (tmp_path / "console.log").write_text(capsys.readouterr().out)
+    logs = [tmp_path / name for name in ("console.log", "metrics.jsonl", "events")]
+    console_log, file, events = (points(read_metrics(log), "run") for log in logs)
+    assert file.steps.tolist() == [0, 3, 6, 9]
+    assert file.entropy.tolist() == pytest.approx([1 / 2, 1 / 5, 1 / 8, 1 / 11])
+    for other in (console_log, events):
+        assert other.steps.tolist() == file.steps.tolist()
+        np.testing.assert_allclose(other.entropy, file.entropy, rtol=1e-7)
+        assert other.score.tolist() == file.score.tolist()
+        assert other.notes == file.notes
+    assert json.loads(logs[1].read_text().splitlines()[1])["data"]["actor/grad_norm"] is None
