@@ -20,7 +20,7 @@ from pathlib import Path
 from verl_cov.law import read_metrics
 
 _RAY = "\x1b[36m(TaskRunnerV1 pid=2091)\x1b[0m "
-_OTHERS = "\x1b[36m(WorkerDict pid=2{n:03d})\x1b[0m INFO 11-23 13:22:59 [loader.py:{n}] Loading weights took {n}.5 seconds\n"
+_OTHERS = "\x1b[36m(WorkerDict pid=2{n:03d})\x1b[0m INFO 11-23 13:22:59 [loader.py:{n}] Loading took {n}.5 s\n"
 _BAR = "\rTraining Progress:  {n:3d}%|####      | {n}/100 [00:04<01:40,  4.2s/it]"
 
 

@@ -214,11 +214,13 @@ def test_why_there_are_no_points(log, keys, message):
 
 
 def test_two_runs_in_one_log_are_refused():
-    two = [(step, {"actor/entropy": 1 / step + n, "critic/score/mean": 0.1}) for step in range(1, 20) for n in (0, 1)]
+    def records(step, seed):
+        return step, {"actor/entropy": 1 / step + seed, "critic/score/mean": 0.1 + seed, "actor/lr": 1e-6}
+
     with pytest.raises(NoPoints, match="several runs write to this log"):
-        points(merge(two), "run")
-    again = [(step, {"actor/entropy": 1 / step + n, "critic/score/mean": 0.1}) for n in (0, 1) for step in range(1, 20)]
-    assert points(merge(again), "run").entropy.tolist() == [1 / step + 1 for step in range(1, 20)]
+        points(merge(records(step, seed) for step in range(1, 20) for seed in (0, 1)), "run")
+    again = merge(records(step, seed) for seed in (0, 1) for step in range(1, 20))
+    assert points(again, "run").entropy.tolist() == [1 / step + 1 for step in range(1, 20)]
 
 
 def test_at_most_ten_keys_are_listed():

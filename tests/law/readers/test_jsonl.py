@@ -100,7 +100,8 @@ def test_what_a_resumed_run_repeats_is_counted_once_a_launch(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text("".join(line(step, h=step + n / 10) for n in range(3) for step in range(10)))
     assert read_metrics(path).repeats == 2
-    path.write_text(line(4, h=0.9) + line(4, val=0.35) + line(4, h=0.9))  # more of the same step repeats nothing
+    # More of the same step repeats nothing.
+    path.write_text(line(4, h=0.9, time=1.0) + line(4, val=0.35, time=2.0) + line(4, h=0.9))
     assert read_metrics(path).repeats == 0
 
 

@@ -4,7 +4,9 @@ import pytest
 
 from verl_cov.law import NoPoints, find_runs, read_metrics
 
-EXPORT = """"Step","free - actor/entropy","free - actor/entropy__MIN","free - actor/entropy__MAX","free - _step","kl - a - actor/entropy"
+EXPORT = """\
+"Step","free - actor/entropy","free - actor/entropy__MIN","free - actor/entropy__MAX","free - _step","kl - a - \
+actor/entropy"
 "1","0.5","0.4","0.6","1","0.7"
 "2","","","","2","0.6"
 "3","NaN","0.1","0.2","3",""

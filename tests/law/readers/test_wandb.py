@@ -18,7 +18,8 @@ import wandb
 run = wandb.init(mode="offline", project="p", name="the name", dir=".", settings=wandb.Settings(x_disable_stats=True))
 many = {f"other/{n}": n / 7 for n in range(2000)}
 for step in range(6):
-    run.log({"actor/entropy": 1 / (step + 1), "val-core/x/acc/mean@1": step / 4, "nan": float("nan"), **many}, step=step)
+    data = {"actor/entropy": 1 / (step + 1), "val-core/x/acc/mean@1": step / 4, "nan": float("nan")}
+    run.log(data | many, step=step)
 run.finish()
 """
 

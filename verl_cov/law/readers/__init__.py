@@ -1,12 +1,13 @@
 """Read the metrics of runs, whatever logged them.
 
-| log                                   | recognised by                        | module        |
-|---------------------------------------|--------------------------------------|---------------|
-| W&B's local run                       | its first bytes                      | `wandb`       |
-| TensorBoard's event files             | its first record                     | `tensorboard` |
-| verl's `file` logger, flat JSON lines | a JSON object in the first 20 lines  | `jsonl`       |
-| CSV, W&B's export of a chart          | a step column in the first line      | `table`       |
-| verl's `console` logger               | anything else                        | `console`     |
+| log                                   | recognised by                        | module          |
+|---------------------------------------|--------------------------------------|-----------------|
+| W&B's local run                       | its first bytes                      | `wandb`         |
+| TensorBoard's event files             | its first record                     | `tensorboard`   |
+| trainer_state.json, as TRL leaves it  | its history, within the first 64 KiB | `trainer_state` |
+| verl's `file` logger, flat JSON lines | a JSON object in the first 20 lines  | `jsonl`         |
+| CSV, W&B's export of a chart          | a step column in the first line      | `table`         |
+| verl's `console` logger               | anything else                        | `console`       |
 
 What the numbers mean, whatever the format (verl 0.9.1, trainer/ppo/v1/trainer_base.py): at step n `actor/entropy` and
 `critic/score/mean` describe the policy *before* update n (its rollouts), and `val-*` the policy *after* it; step 0
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 
-from verl_cov.law.readers import console, jsonl, table, tensorboard, wandb
+from verl_cov.law.readers import console, jsonl, table, tensorboard, trainer_state, wandb
 from verl_cov.law.readers.find import find_runs, log_files
 from verl_cov.law.readers.jsonl import parse_line
 from verl_cov.law.readers.run import SCORE_PREFIX, NoLog, NoPoints, Record, Records, Run, Tell, merge, pick_score
@@ -77,6 +78,8 @@ def _file(path: Path, tell: Tell) -> Iterable[Record]:
         return wandb.records(path, tell)
     if tensorboard.recognises(head):
         return tensorboard.records(path, tell)
+    if trainer_state.recognises(head):
+        return trainer_state.records(path, tell)
     if jsonl.recognises(head):
         return jsonl.records(path, tell)
     if table.recognises(head):

@@ -24,7 +24,7 @@ from verl_cov.law.readers import console, jsonl, table, tensorboard, wandb
 from verl_cov.law.readers.run import NoLog
 
 METRICS = "metrics.jsonl"
-_NAMED_BY_FOLDER = (METRICS, "train.log")
+_NAMED_BY_FOLDER = (METRICS, "train.log", "trainer_state.json")
 
 
 @dataclass

@@ -41,7 +41,7 @@ class Run:
     """The metrics of one run.
 
     steps: [n], ascending, distinct. records: one dict a step. damaged: number of lines dropped, whole or in part.
-    repeats: how often a record did not come after the one before it and replaced some of its step's values. A resumed
+    repeats: how often a record did not come after the one before it and replaced most of what its step had. A resumed
     run does that once a launch; where it is a habit, several runs write to one log.
     """
 
@@ -86,7 +86,9 @@ def merge(records: Iterable[Record]) -> Run:
         if known is None:
             merged[step] = data
         else:
-            repeats += step <= last and any(key in known and known[key] != value for key, value in data.items())
+            # Half of the values, or the time of logging would make a repeat of a step's second record.
+            replaced = sum(key in known and known[key] != value for key, value in data.items())
+            repeats += step <= last and 2 * replaced > len(data)
             known.update(data)
         last = step
     steps = sorted(merged)
