@@ -97,6 +97,20 @@ def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
     assert [source.name for source in found] == ["x/g/run", "y/g/run"]
 
 
+def test_a_console_log_is_watched_like_the_file_loggers(tmp_path):
+    path = tmp_path / "job.out"
+    for line in records(3):
+        with path.open("a") as file:
+            file.write(" - ".join([f"step:{line['step']}", *(f"{k}:{v!r}" for k, v in line["data"].items())]) + "\n")
+    (source,) = sources.find([tmp_path])
+    assert source.poll()
+    assert not source.poll()
+    assert (source.name, source.run.steps.tolist()) == ("job", [0, 1, 2, 3])
+    result = CliRunner().invoke(cli.app, ["watch", str(path), "--once"])
+    assert result.exit_code == 0
+    assert "job" in result.output
+
+
 def test_nothing_to_watch_says_what_is_looked_for(tmp_path):
     result = CliRunner().invoke(cli.app, ["watch", str(tmp_path / "nowhere")])
     assert result.exit_code == 2

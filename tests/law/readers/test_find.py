@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,11 @@ def test_dumps_of_rollouts_are_no_runs(tmp_path):
     with pytest.raises(NoPoints, match="holds no metrics"):
         find_runs([tmp_path])
     log = put(tmp_path / "project" / "experiment.jsonl")
+    assert found(tmp_path) == [("experiment", [str(log)])]
+
+
+def test_a_run_that_has_just_begun(tmp_path):
+    log = put(tmp_path / "project" / "experiment.jsonl", "")
     assert found(tmp_path) == [("experiment", [str(log)])]
 
 
@@ -73,6 +80,11 @@ def test_names_get_as_many_folders_as_tell_them_apart(tmp_path):
 def test_an_argument_given_twice_is_one_run(tmp_path):
     path = put(tmp_path / "run" / "metrics.jsonl")
     assert found(path, tmp_path / "run", tmp_path) == [("run", [str(path)])]
+
+
+def test_what_is_not_read_is_not_imported():
+    code = "import sys, verl_cov.law; print(sorted({'verl', 'torch', 'tensorboard', 'wandb'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_a_folder_without_a_log_says_what_was_looked_for(tmp_path):

@@ -34,6 +34,7 @@ def test_of_the_launches_of_a_run_the_later_one_counts(tmp_path):
     assert run.column("h").tolist() == [0, 1, 2, 3, -4, -5, -6, -7]
     assert run.column("r")[4] == 0.5
     assert run.repeats == 1
+    assert run.damaged == 0
     assert run.keys() == ["h", "r"]
 
 
@@ -57,9 +58,10 @@ def test_a_file_that_was_cut_off_is_read_to_the_cut(tmp_path):
     write(tmp_path, [(step, {"h": step}) for step in range(100)])
     (file,) = event_files(tmp_path)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    steps = read_metrics(tmp_path).steps
-    assert 10 < len(steps) < 100
-    assert steps.tolist() == list(range(len(steps)))
+    run = read_metrics(tmp_path)
+    assert 10 < len(run.steps) < 100
+    assert run.steps.tolist() == list(range(len(run.steps)))
+    assert run.damaged == 1
 
 
 def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatch):

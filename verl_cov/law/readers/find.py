@@ -98,8 +98,9 @@ def _metrics(folder: Path) -> list[_Found]:
 
 def _verl(folder: Path) -> list[_Found]:
     for pattern in ("*.jsonl", "*/*.jsonl"):
-        # By content: verl's dumps of rollouts are *.jsonl too, and numbered.
-        paths = [path for path in sorted(folder.glob(pattern)) if jsonl.is_verl(_head(path))]
+        # By content: verl's dumps of rollouts are *.jsonl too, and numbered. (A run that has just begun has none yet.)
+        heads = {path: _head(path) for path in sorted(folder.glob(pattern))}
+        paths = [path for path, head in heads.items() if not head or jsonl.is_verl(head)]
         segments: dict[Path, list[Path]] = {}
         for path in paths:
             if path.stem.isdigit():

@@ -14,6 +14,8 @@ from verl_cov.law.readers.run import NoPoints, Records, Tell
 
 PATTERN = "*tfevents*"
 
+_FRAME = 16  # bytes round an event: its length and two checksums
+
 
 def recognises(head: bytes) -> bool:
     """Whether a file that begins with `head` is an event file: its first record says which version of them it is."""
@@ -36,15 +38,17 @@ def records(path: Path, tell: Tell) -> Records:
     Raises NoPoints if tensorboard is not installed.
     """
     try:
-        # The plain loader: the usual one first turns every scalar into a tensor.
-        from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+        # The raw loader: the usual one first turns every scalar into a tensor, and does not say how far it came.
+        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+        from tensorboard.compat.proto.event_pb2 import Event
     except ImportError as error:
         raise NoPoints(f"{path} is a TensorBoard file: to read it, pip install tensorboard") from error
     step, data = -1, dict[str, Any]()
-    done = 0
-    for event in LegacyEventFileLoader(str(path)).Load():
-        done += event.ByteSize()
+    size, done = path.stat().st_size, 0
+    for raw in RawEventFileLoader(str(path)).Load():
+        done += len(raw) + _FRAME
         tell(done)
+        event = Event.FromString(raw)
         scalars = {value.tag: _scalar(value) for value in event.summary.value}
         scalars = {tag: number for tag, number in scalars.items() if number is not None}
         if not scalars:
@@ -56,6 +60,8 @@ def records(path: Path, tell: Tell) -> Records:
         data.update(scalars)
     if data:
         yield step, data
+    if done < size:
+        yield None  # the loader stops, without a word, at the first event that is damaged or cut off
 
 
 def _scalar(value: Any) -> float | None:
