@@ -179,6 +179,18 @@ def test_doubtful_entropies_are_noted(scale, note):
     assert note in notes(points(log, "run"))
 
 
+def test_what_a_key_outside_the_table_is_taken_for_is_said():
+    log = training(entropy="my/H", score="holdout", every=1)
+    found = points(log, "run", entropy_key="my/H", score_key="holdout")
+    assert "holdout is not a key that we know: by its name it is taken to be of the policy before" in notes(found)
+    assert "my/H is not a key" in notes(found)
+    assert found.steps.tolist()[0] == 1
+    log = training(entropy="my/H", score="test-acc", every=1)
+    found = points(log, "run", entropy_key="my/H", score_key="test-acc")
+    assert found.entropy.tolist() == [entropy_of(step) for step in range(10)]
+    assert "not a key" not in notes(points(training(), "run"))
+
+
 def test_damage_and_restarts_are_noted():
     log = training(steps=20)
     found = points(Run(log.steps, log.records, damaged=2, repeats=1), "run")

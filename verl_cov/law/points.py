@@ -6,17 +6,17 @@ Keys, the first that has values counts (`*` stands for anything, and of several 
 |---------------------------|----------------------------------------------------------|-----------------------|
 | actor/cov/entropy         | verl-cov: mean of the sequences' means, the paper's      | before the update     |
 | actor/entropy             | verl: as `loss_agg_mode` averages it                     | before the update     |
-| actor/entropy_loss        | verl up to 0.3: mean over the update's mini-batches      | before (and during)   |
+| actor/entropy_loss        | older verl                                               | before (or during)    |
 | train_entropy/all         | the paper's fork of verl                                 | before the update     |
 | test_entropy/all          | the same, of the validation's generations                | after the update      |
 | eval/entropy, eval_entropy| TRL, of the evaluation's                                 | after the update      |
 | train/entropy, entropy    | TRL: mean since the last log                             | before the update     |
-| policy/policy_entropy, policy_entropy | SkyRL: mean over the update's mini-batches   | before (and during)   |
+| policy/policy_entropy, policy_entropy | SkyRL: mean over the update's mini-batches   | before (or during)    |
 
 | score                     | logged by                                                | of the policy         |
 |---------------------------|----------------------------------------------------------|-----------------------|
 | val-core/*/mean@*, val-core/* | verl                                                 | after the update      |
-| val/test_score/*          | verl up to 0.2                                           | after the update      |
+| val/test_score/*          | older verl                                               | after the update      |
 | val/score-all             | the paper's fork of verl                                 | after the update      |
 | eval/all/avg_score, eval/*/avg_score | SkyRL                                         | after the update      |
 | eval/reward, eval_reward  | TRL                                                      | after the update      |
@@ -28,7 +28,8 @@ The join: two values belong together if they are of the same policy. All these t
 update n, and what they validated after it, under step n. So a validation at step n goes with the entropy at step n + 1,
 and step 0's (`val_before_train`) with that of step 1; the last validation has no partner unless the log goes on. Two
 values from the same side of the update go together at the same step. Nothing is interpolated: a score without its
-partner is dropped and counted.
+partner is dropped and counted. A key that is not in the table is taken to be of the policy after the update if its name
+begins with val, eval or test, and otherwise of the one before it.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ SCORE_KEYS = (
 _LEAST = 3  # two points always lie on the curve
 _LARGEST_IN_NATS = 12.5  # the logarithm of the largest vocabularies, some 256 thousand tokens
 _ABSURD = 20.0
-_AFTER = re.compile(r"(?:val|eval|test)(?:[/_-]|$)")  # what is measured on the policy after the update
+_AFTER = re.compile(r"(?:val(?:idation)?|eval(?:uation)?|test)(?:[/_-]|$)")  # measured on the policy after the update
 _PREFIX = "actor/cov/"
 
 
@@ -146,7 +147,11 @@ def points(run: Run, name: str, entropy_key: str | None = None, score_key: str |
             f"{name}: {chosen_entropy} is {entropies[0]:g} at every point, which no law can be fitted to: "
             "name another key with --entropy-key"
         )
-    notes += _doubts(entropies)
+    notes += [*_assumed(chosen_entropy, ENTROPY_KEYS), *_assumed(scores[0], SCORE_KEYS), *_doubts(entropies)]
+    if chosen_entropy == "actor/entropy_loss":
+        notes.append(
+            "verl up to 0.4 averages this entropy over the wrong tokens where use_dynamic_bsz is on (JustRL issue 5)."
+        )
     if run.repeats:
         notes.append(f"The step ran backwards {_count(run.repeats, 'time')} (resumed?): the later values count.")
     if run.damaged:
@@ -220,6 +225,13 @@ def _remedy(shift: int) -> str:
     if shift == 0:
         return "train on, or name other keys with --entropy-key and --score-key"
     return "train on, validate more often (verl: trainer.test_freq), and log the entropy at every step"
+
+
+def _assumed(key: str, known: Sequence[str]) -> list[str]:
+    if any(fnmatchcase(key, pattern) for pattern in known):
+        return []
+    side = "after" if _AFTER.match(key) else "before"
+    return [f"{key} is not a key that we know: by its name it is taken to be of the policy {side} the update."]
 
 
 def _doubts(entropy: NDArray[np.float64]) -> list[str]:

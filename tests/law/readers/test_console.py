@@ -107,7 +107,9 @@ def test_a_log_that_ends_within_a_record_does_not_end_with_half_a_number(tmp_pat
     assert run.damaged == 1
 
 
-@pytest.mark.parametrize("text", ["global_step:3 - a:1", "In step:3 - we add", "step:3", "mini-step:3 - a:1"])
+@pytest.mark.parametrize(
+    "text", ["global_step:3 - a/b:1", "In step:3 - we add", "step:3", "mini-step:3 - a/b:1", "step:3 - sum:7"]
+)
 def test_what_is_no_record(tmp_path, text):
     run = read(tmp_path, f"{text}\n")
     assert run.steps.size == 0
@@ -125,8 +127,8 @@ def test_records_and_line_ends_across_the_pieces_that_are_read(tmp_path, monkeyp
 def test_a_file_without_line_ends_does_not_fill_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(console, "_LONGEST_LINE", 1000)
     monkeypatch.setattr(console, "_CHUNK", 100)
-    run = read(tmp_path, "x" * 5000 + "\nstep:1 - a:1.0\n")
-    assert run.records == ({"a": 1.0},)
+    run = read(tmp_path, "x" * 5000 + "\nstep:1 - actor/a:1.0\n")
+    assert run.records == ({"actor/a": 1.0},)
 
 
 def test_what_verl_itself_writes(tmp_path, monkeypatch, capsys):

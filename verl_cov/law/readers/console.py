@@ -147,7 +147,9 @@ def _parse(text: str, wrapped: bool = False, cut: bool = False) -> tuple[tuple[i
         value = _value(number)
         if value is not None and key:
             data[sys.intern(key)] = value  # every step has the same hundred keys
-    return ((int(match[1]), data) if data else None), len(data) == len(items)
+    # verl's keys have a slash; what a model writes about its "step:1 - total:5" has none.
+    known = any("/" in key for key in data)
+    return ((int(match[1]), data) if known else None), len(data) == len(items)
 
 
 def _value(text: str) -> float | None:
