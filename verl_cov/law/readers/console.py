@@ -25,6 +25,7 @@ from verl_cov.law.readers.run import Record, Records, Tell
 
 _CHUNK = 1 << 20
 _LONGEST_LINE = 16 << 20  # no record is: a file without line ends must not fill the memory
+_MOST_LINES = 500  # of a wrapped record: a table as wide as the record must not be tried line by line for ever
 _WIDEST_TERMINAL = 1000  # columns; verl's own lines are longer from the first update on
 
 _START = re.compile(r"(?<![\w/.:@-])step:(\d{1,15}) - ")
@@ -32,6 +33,7 @@ _ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[
 _RAY = re.compile(r"\s*\([^()]*\bpid=\d+[^()]*\)")
 _NUMPY = re.compile(r"(?:np|numpy)\.\w+\(([^()]+)\)")
 _WRAPPED_SEPARATOR = re.compile(r"\s+-\s*|-\s+")  # a terminal, or who copied from it, drops blanks at the edge
+_MORE_DIGITS = re.compile(r"[\d.e]")
 _TRUTH = {"True": 1.0, "False": 0.0}
 
 
@@ -101,7 +103,8 @@ def _continues(parts: list[str], text: str) -> bool:
     """
     width = len(parts[0])
     return (
-        abs(len(parts[-1]) - width) <= 1
+        len(parts) < _MOST_LINES
+        and abs(len(parts[-1]) - width) <= 1
         and 0 < len(text) <= width + 1
         and _RAY.match(text) is None
         and _START.search(text) is None
@@ -111,14 +114,15 @@ def _continues(parts: list[str], text: str) -> bool:
 def _join(parts: list[str]) -> Iterator[Record]:
     """The record in the first of the wrapped lines that make one: what follows may be somebody else's short line."""
     for count in range(len(parts), 0, -1):
-        record, whole = _parse("".join(parts[:count]), wrapped=count > 1)
+        text = "".join(parts[:count])
+        record, whole = _parse(text, wrapped=count > 1)
         if whole and record is not None:
-            wraps = count > 1 or len(parts) > 2
-            if wraps and abs(len(parts[count - 1]) - len(parts[0])) <= 1:
-                # Full to the edge: the rest of the last number may have been in a line that somebody else tore off.
-                yield from _whole("".join(parts[:count]), cut=True, wrapped=count > 1)
+            # Full to the edge: the rest of the last number may be in the next line, or have been torn off.
+            if count < len(parts):
+                cut = _MORE_DIGITS.match(parts[count]) is not None
             else:
-                yield record
+                cut = count > 1 and abs(len(parts[-1]) - len(parts[0])) <= 1
+            yield from _whole(text, cut, wrapped=count > 1)
             return
     yield from _whole(parts[0])
 
@@ -128,8 +132,8 @@ def _whole(text: str, cut: bool = False, wrapped: bool = False) -> Iterator[Reco
     record, whole = _parse(text, wrapped, cut)
     if record is not None:
         yield record
-        if cut or not whole:
-            yield None
+    if cut or (record is not None and not whole):
+        yield None
 
 
 def _parse(text: str, wrapped: bool = False, cut: bool = False) -> tuple[tuple[int, dict[str, float]] | None, bool]:
