@@ -95,6 +95,19 @@ def test_wrapped_lines(tmp_path, records, width, trim, before, after):
     assert run.damaged == lost
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(record, st.integers(60, 100), st.data())
+def test_a_wrapped_record_that_is_torn_has_no_wrong_value(tmp_path, data, width, draw):
+    text = line(1, {"actor/some/metric/or/other": 0.123456789, "actor/another/metric": 1e-05} | data)
+    pieces = wrap(text, width, trim=False).splitlines(keepends=True)
+    at = draw.draw(st.integers(2, max(2, len(pieces) - 1)))
+    run = read(tmp_path, "".join([*pieces[:at], OTHER, *pieces[at:]]))
+    got = run.records[0] if run.records else {}
+    whole = {"actor/some/metric/or/other": 0.123456789, "actor/another/metric": 1e-05} | data
+    assert all(value != value or value == whole[key] for key, value in got.items())
+    assert run.damaged == (len(got) < len(whole))
+
+
 def test_a_table_as_wide_as_the_record_before_it(tmp_path):
     text = "step:1 - actor/a:1.25\n"
     run = read(tmp_path, text + ("=" * (len(text) - 1) + "\n") * 2000 + "step:2 - actor/a:1.0\n")

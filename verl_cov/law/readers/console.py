@@ -7,8 +7,8 @@ Such a log is what a terminal or a job's output file got, so around the records 
 - other processes' lines come between records, or tear one apart. What is left of a torn record is kept, without the
   value at the tear, and counted as damaged;
 - a terminal's capture is wrapped: the record goes on in the next lines, all as wide as the first. They are joined if
-  the result is a record to its end. (A number cut in two by a wrap, and torn from its rest by another process right
-  there, cannot be told from a whole one.)
+  the result is a record to its end. (A number cut in two by its first wrap, and torn from its rest by another process
+  right there, cannot be told from a whole one.)
 
 The file is read in pieces and nothing but the records is kept.
 """
@@ -33,7 +33,7 @@ _ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[
 _RAY = re.compile(r"\s*\([^()]*\bpid=\d+[^()]*\)")
 _NUMPY = re.compile(r"(?:np|numpy)\.\w+\(([^()]+)\)")
 _WRAPPED_SEPARATOR = re.compile(r"\s+-\s*|-\s+")  # a terminal, or who copied from it, drops blanks at the edge
-_MORE_DIGITS = re.compile(r"[\d.e]")
+_MORE = re.compile(r"[\d.e]|\s?-\s?\w")  # the rest of a number, or the next item
 _TRUTH = {"True": 1.0, "False": 0.0}
 
 
@@ -119,12 +119,14 @@ def _join(parts: list[str]) -> Iterator[Record]:
         if whole and record is not None:
             # Full to the edge: the rest of the last number may be in the next line, or have been torn off.
             if count < len(parts):
-                cut = _MORE_DIGITS.match(parts[count]) is not None
+                cut = _MORE.match(parts[count]) is not None
             else:
                 cut = count > 1 and abs(len(parts[-1]) - len(parts[0])) <= 1
             yield from _whole(text, cut, wrapped=count > 1)
             return
-    yield from _whole(parts[0])
+    text = "".join(parts)
+    record, whole = _parse(text, wrapped=True, cut=True)
+    yield from _whole(text, cut=True, wrapped=True) if whole and record is not None else _whole(parts[0])
 
 
 def _whole(text: str, cut: bool = False, wrapped: bool = False) -> Iterator[Record]:
