@@ -13,8 +13,8 @@ import numpy as np
 import typer
 from scipy.signal import lfilter
 
-from verl_cov.law.estimate import Method, _errors, bend, line_of, series
 from verl_cov.law.ar1 import regress
+from verl_cov.law.estimate import Method, _errors, bend, line_of, series
 
 A, B, NOISE = 0.211, 0.597, 0.01  # Qwen2.5-7B on math, digitised from the paper's Fig. 3; noise of 2,000 answers
 TRUTH = np.array([A, B, B - A])

@@ -126,9 +126,7 @@ def regress(design: Array, y: Array, gap: Array, *, rho: Array = RHO) -> Mixture
     squares = ((z - np.einsum("jnp,jp->jn", x, params)) ** 2).sum(1)
     # Points that lie on the line leave rounding errors: they must not choose a rho, or divide by zero.
     squares = np.maximum(squares, n * (1e-13 * max(float(np.abs(y).max()), 1e-280)) ** 2)
-    log_weight = (
-        -np.log(fresh).sum(1) - 0.5 * np.linalg.slogdet(information)[1] - 0.5 * (n - p) * np.log(squares)
-    )
+    log_weight = -np.log(fresh).sum(1) - 0.5 * np.linalg.slogdet(information)[1] - 0.5 * (n - p) * np.log(squares)
     weight = np.exp(log_weight - log_weight.max())
     keep = weight > _NEGLIGIBLE
     weight, squares, inverse, params = weight[keep], squares[keep], inverse[keep], params[keep]

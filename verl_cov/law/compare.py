@@ -14,20 +14,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import fdtrc
 
 from verl_cov.law.ar1 import Array, regress
 from verl_cov.law.estimate import Interval, Series, line_of, series
 from verl_cov.law.fit import fit
+
+_PAIRS_AT_ONCE = 50_000  # 40 MB of working memory, however many runs
 
 
 @dataclass(frozen=True)
 class Comparison:
     """The laws of G runs beside each other.
 
-    names: G. a, b, ceiling: one interval a run. f, f_p: statistic and p-value of the joint F-test. wald, wald_p: of the
-    joint Wald test, in the scale of F. pair_p: [G, G], Wald p-value of each pair, 1 on the diagonal. pair_p_holm: the
-    same, corrected for the number of pairs (Holm 1979). overlap: [G, G], whether the intervals of a meet and those of b
+    names: G names. a, b, ceiling: one interval a run. f, f_p: statistic and p-value of the joint F-test. wald, wald_p:
+    of the joint Wald test, in the scale of F. pair_p: [G, G], Wald p-value of each pair, 1 on the diagonal.
+    pair_p_holm: the same, corrected for the number of pairs (Holm 1979). overlap: [G, G], whether the intervals of a meet and those of b
     meet too. Intervals that do not meet differ; intervals that meet may differ still, so the test decides.
     """
 
@@ -62,7 +64,7 @@ def compare(runs: Mapping[str, tuple[Any, ...]], *, level: float = 0.95) -> Comp
 
     # One line standardises all runs, so that their coefficients are comparable and the matrices well conditioned.
     line = line_of(np.concatenate([points.x for points in checked.values()]))
-    rows, params, covs, spans, errors, dfs = line.coefficients(), [], [], [], [], []
+    params, covs, spans, errors, dfs = [], [], [], [], []
     for points in checked.values():
         # Each run is regressed on its own scale: a run whose entropy hardly moves is a spike on the common one.
         own = line_of(points.x)
@@ -70,12 +72,13 @@ def compare(runs: Mapping[str, tuple[Any, ...]], *, level: float = 0.95) -> Comp
         spans.append(mixture.quantiles(own.coefficients(), level))
         errors.append(mixture.standard_error(own.coefficients()))
         # (c0, c1) on the common scale: the law at its centre, and its slope times its width.
-        change = np.stack((own.contrast(line.centre), own.contrast(line.centre + line.width) - own.contrast(line.centre)))
+        change = np.stack(
+            (own.contrast(line.centre), own.contrast(line.centre + line.width) - own.contrast(line.centre))
+        )
         params.append(change @ (mixture.weight @ mixture.params))
         covs.append(change @ mixture.covariance() @ change.T)
         dfs.append(mixture.df)
     theta, cov, df = np.array(params), np.array(covs), np.array(dfs, dtype=np.float64)
-    assert rows.shape == (3, 2)
 
     intervals = {
         key: tuple(
@@ -92,8 +95,8 @@ def compare(runs: Mapping[str, tuple[Any, ...]], *, level: float = 0.95) -> Comp
         **intervals,
         f=f,
         f_p=f_p,
-        wald=wald,
-        wald_p=wald_p,
+        wald=float(wald),
+        wald_p=float(wald_p),
         pair_p=pairs,
         pair_p_holm=_holm(pairs),
         overlap=_meet(intervals["a"]) & _meet(intervals["b"]),
@@ -107,40 +110,40 @@ def _f_test(runs: list[Series]) -> tuple[float, float]:
     above, below = 2 * (len(runs) - 1), pooled.n - 2 * len(runs)
     floor = pooled.n * (1e-13 * max(float(np.abs(np.concatenate([r.score for r in runs])).max()), 1e-280)) ** 2
     f = max(one - each, 0.0) / above / (max(each, floor) / below)
-    return float(f), float(stats.f.sf(f, above, below))
+    return float(f), float(fdtrc(above, below, f))
 
 
-def _wald(theta: Array, cov: Array, df: Array) -> tuple[float, float]:
-    """James's test: weighted squares about the weighted mean, against F by Welch's approximation (1951), with which
-    few points a run do not make every difference look real (Krishnamoorthy and Lu 2010, for p = 2 coefficients)."""
-    p, g = theta.shape[1], len(theta)
+def _wald(theta: Array, cov: Array, df: Array) -> tuple[Array, Array]:
+    """(statistic, p-value), each [...]: are the G vectors theta [..., G, p], of covariances cov [..., G, p, p], equal?
+
+    Weighted squares about the weighted mean, against F by the Welch-James approximation (Johansen 1980,
+    doi:10.1093/biomet/67.1.85): against chi-squared, with few degrees of freedom df [..., G], much would look real.
+    """
+    runs, p = theta.shape[-2:]
     weight = np.linalg.inv(cov)
-    total = weight.sum(0)
-    mean = np.linalg.solve(total, np.einsum("gpq,gq->p", weight, theta))
-    away = theta - mean
-    square = float(np.einsum("gp,gpq,gq->", away, weight, away))
-    share = np.eye(p) - np.linalg.solve(total, weight)
-    traces = np.einsum("gpq,gqp->g", share, share) + np.einsum("gpp->g", share) ** 2
-    spare = float((traces / (2 * df)).sum())
-    above = p * (g - 1)
-    scale = above + 2 * spare - 6 * spare / (above + 2)
-    below = above * (above + 2) / (3 * spare)
-    return square / scale, float(stats.f.sf(square / scale, above, below))
+    mean = np.linalg.inv(weight.sum(-3)) @ np.einsum("...gpq,...gq->...p", weight, theta)[..., None]
+    away = theta - mean[..., None, :, 0]
+    square = np.einsum("...gp,...gpq,...gq->...", away, weight, away)
+    rest = np.eye(p) - np.linalg.inv(weight.sum(-3))[..., None, :, :] @ weight
+    traces = np.einsum("...gpq,...gqp->...g", rest, rest) + np.einsum("...gpp->...g", rest) ** 2
+    spare = (traces / (2 * df)).sum(-1)
+    above = p * (runs - 1)
+    statistic = square / (above + 2 * spare - 6 * spare / (above + 2))
+    return statistic, fdtrc(above, above * (above + 2) / (3 * spare), statistic)
 
 
 def _pairs(theta: Array, cov: Array, df: Array) -> Array:
-    """[G, G] p-values of theta[i] = theta[j], against Hotelling's T2 with the smaller run's degrees of freedom."""
-    away = theta[:, None] - theta[None]
-    both = cov[:, None] + cov[None]
-    one, two, cross = both[..., 0, 0], both[..., 1, 1], both[..., 0, 1]
-    square = (
-        two * away[..., 0] ** 2 - 2 * cross * away[..., 0] * away[..., 1] + one * away[..., 1] ** 2
-    ) / (one * two - cross**2)
-    return square, df
+    """[G, G] p-values of theta[i] = theta[j]; 1 on the diagonal."""
+    first, second = np.triu_indices(len(theta), 1)
+    out = np.ones((len(theta), len(theta)))
+    for part in np.array_split(np.arange(first.size), -(-first.size // _PAIRS_AT_ONCE)):
+        pair = np.stack((first[part], second[part]), axis=1)
+        out[pair[:, 0], pair[:, 1]] = out[pair[:, 1], pair[:, 0]] = _wald(theta[pair], cov[pair], df[pair])[1]
+    return out
 
 
 def _holm(p: Array) -> Array:
-    """[G, G] p-values corrected for all pairs (statsmodels' multipletests would sort as well, and import pandas)."""
+    """[G, G] p-values corrected for all pairs."""
     from statsmodels.stats.multitest import multipletests
 
     upper = np.triu_indices(len(p), 1)

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
-from verl_cov.law.ar1 import Array, Mixture, regress
+from verl_cov.law.ar1 import Array, regress
 from verl_cov.law.fit import LawFit, fit
 
 Method = Literal["ar1", "cluster", "hac", "bootstrap", "ols"]
@@ -189,7 +189,11 @@ def estimate(
     (statsmodels RLM) in place of least squares. draws, seed: of the bootstrap, which is deterministic. vocabulary:
     number of tokens, whose logarithm no entropy exceeds. controlled: the run was trained under Clip-Cov or KL-Cov.
 
-    How far to trust level = 0.95, in simulated runs (`python -m benchmarks.law_coverage`): COVERAGE
+    How often the 95 % intervals held the truth, in simulated runs of 10 to 80 points whose noise has correlation 0 to
+    0.6 from one point to the next (`python -m benchmarks.law_coverage`): `ar1` 92 to 98 %, `cluster` 94 to 97 % for 2 to
+    10 runs; `hac` 70 to 92 %, `bootstrap` 55 to 90 %, `ols` 64 to 96 %. `ar1` is a little wide without correlation at 10
+    points and a little narrow with 0.6; correlation beyond 0.95 is outside its model, and so is noise that
+    grows or shrinks by much along the run.
 
     Raises ValueError: as `fit` does, a method that is unknown, `cluster` with fewer than two runs, a level outside
     (0, 1), steps or runs of another length, a step that comes twice in a run.
@@ -405,22 +409,23 @@ def _warnings(
         )
     elif highest > MOST_ENTROPY:
         said.append(
-            f"Entropy {highest:.3g} is above what a vocabulary of 160,000 tokens allows: it is hardly in nats per token "
-            "(bits? a sum over tokens?)."
+            f"Entropy {highest:.3g} is above what a vocabulary of 160,000 tokens allows: it is hardly in nats per "
+            "token (bits? a sum over tokens?)."
         )
     if float(points.entropy.min()) < 0:
         said.append(f"Entropy {points.entropy.min():.3g} is negative: the entropy of a policy over tokens cannot be.")
     if n >= FEW_POINTS and np.unique(x).size > 3 and law.rmse > 1e-9 * float(np.abs(points.score).max()):
         p, sign = bend(points)
         if p < BEND_P:
+            ends = "up" if sign > 0 else "down"
             said.append(
-                f"The points bend away from the law (quadratic term in exp(H): p = {p:.1g}), {'up' if sign > 0 else 'down'}"
-                "ward at both ends: its ceiling is not to be trusted."
+                f"The points bend away from the law (quadratic term in exp(H): p = {p:.1g}), {ends}ward at both ends: its "
+                "ceiling is not to be trusted."
             )
     if unit == "percent":
         said.append(
-            f"The score goes up to {points.score.max():.3g} and is taken for percent: a, b and the ceiling are in points, "
-            "100 times the paper's."
+            f"The score goes up to {points.score.max():.3g} and is taken for percent: a, b and the ceiling are in "
+            "points, 100 times the paper's."
         )
     if runs == 2:
         said.append("Two runs: what they say of the difference between runs rests on one degree of freedom.")

@@ -116,7 +116,5 @@ def rolling_origin(
     for share in sorted(shares):
         made = forecast(steps, entropy, score, share=share, level=level)
         if not rows or made.n > rows[-1].n:
-            rows.append(
-                Origin(share, made.n, made.rmse_rest, made.final_error, made.coverage, made.estimate.ceiling)
-            )
+            rows.append(Origin(share, made.n, made.rmse_rest, made.final_error, made.coverage, made.estimate.ceiling))
     return rows
