@@ -29,8 +29,8 @@ class Comparison:
 
     names: G names. a, b, ceiling: one interval a run. f, f_p: statistic and p-value of the joint F-test. wald, wald_p:
     of the joint Wald test, in the scale of F. pair_p: [G, G], Wald p-value of each pair, 1 on the diagonal.
-    pair_p_holm: the same, corrected for the number of pairs (Holm 1979). overlap: [G, G], whether the intervals of a meet and those of b
-    meet too. Intervals that do not meet differ; intervals that meet may differ still, so the test decides.
+    pair_p_holm: the same, corrected for the number of pairs (Holm 1979). overlap: [G, G], whether the intervals of a
+    meet and those of b meet too. Intervals that do not meet differ; those that meet may differ still: the test decides.
     """
 
     names: tuple[str, ...]

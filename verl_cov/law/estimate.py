@@ -190,10 +190,9 @@ def estimate(
     number of tokens, whose logarithm no entropy exceeds. controlled: the run was trained under Clip-Cov or KL-Cov.
 
     How often the 95 % intervals held the truth, in simulated runs of 10 to 80 points whose noise has correlation 0 to
-    0.6 from one point to the next (`python -m benchmarks.law_coverage`): `ar1` 92 to 98 %, `cluster` 94 to 97 % for 2 to
-    10 runs; `hac` 70 to 92 %, `bootstrap` 55 to 90 %, `ols` 64 to 96 %. `ar1` is a little wide without correlation at 10
-    points and a little narrow with 0.6; correlation beyond 0.95 is outside its model, and so is noise that
-    grows or shrinks by much along the run.
+    0.6 from one point to the next (`python -m benchmarks.law_coverage`): `ar1` 92 to 98 %, `cluster` 94 to 97 % for 2
+    to 10 runs; `hac` 70 to 92 %, `bootstrap` 55 to 90 %, `ols` 64 to 96 %. Where the noise is not AR(1), `ar1` falls
+    short: NOISES. Pool several runs if you can.
 
     Raises ValueError: as `fit` does, a method that is unknown, `cluster` with fewer than two runs, a level outside
     (0, 1), steps or runs of another length, a step that comes twice in a run.
@@ -419,8 +418,8 @@ def _warnings(
         if p < BEND_P:
             ends = "up" if sign > 0 else "down"
             said.append(
-                f"The points bend away from the law (quadratic term in exp(H): p = {p:.1g}), {ends}ward at both ends: its "
-                "ceiling is not to be trusted."
+                f"The points bend away from the law (quadratic term in exp(H): p = {p:.1g}), {ends}ward at both ends: "
+                "its ceiling is not to be trusted."
             )
     if unit == "percent":
         said.append(
