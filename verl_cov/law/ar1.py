@@ -1,8 +1,8 @@
 """A straight line through points whose noise remembers itself: intervals that stay honest with few points.
 
 Successive validations of a run share a policy, so their noise is autocorrelated, while the regressor, exp(H), only
-falls. Sandwich errors (Newey-West) need many points for that: at 20 points they cover 75 to 85 % where they claim 95
-(docs of :mod:`verl_cov.law.estimate`). Here the noise is a stationary AR(1) whose coefficient rho is not estimated
+falls. Sandwich errors (Newey-West) need many points for that: at 20 points they cover 70 to 91 % where they claim 95
+(:func:`verl_cov.law.estimate.estimate`). Here the noise is a stationary AR(1) whose coefficient rho is not estimated
 and then believed, but averaged over: given rho, generalised least squares is exact and its errors are Student's t
 with n - 2 degrees of freedom; the restricted likelihood of the residuals (Harville 1974, doi:10.1093/biomet/61.2.383)
 says how well each rho fits; the answer is the mixture of those t distributions, rho being uniform on [-0.95, 0.95]
@@ -125,7 +125,7 @@ def regress(design: Array, y: Array, gap: Array, *, rho: Array = RHO) -> Mixture
     params = np.einsum("jpq,jnq,jn->jp", inverse, x, z)
     squares = ((z - np.einsum("jnp,jp->jn", x, params)) ** 2).sum(1)
     # Points that lie on the line leave rounding errors: they must not choose a rho, or divide by zero.
-    squares = np.maximum(squares, n * (1e-13 * max(float(np.abs(y).max()), 1e-280)) ** 2)
+    squares = np.maximum(squares, n * (1e-13 * max(float(np.abs(y).max()), 1e-100)) ** 2)
     log_weight = -np.log(fresh).sum(1) - 0.5 * np.linalg.slogdet(information)[1] - 0.5 * (n - p) * np.log(squares)
     weight = np.exp(log_weight - log_weight.max())
     keep = weight > _NEGLIGIBLE

@@ -112,7 +112,7 @@ def _trend(size: Array, y: Array, level: float) -> Trend:
         out = size == one
         left_out[out] = design[out] @ np.linalg.lstsq(design[~out], y[~out], rcond=None)[0] - y[out]
     bend_p = end_p = math.nan
-    exact = float(np.abs(result.resid).max()) <= 1e-12 * max(float(np.abs(y).max()), 1e-280)  # rounding does not bend
+    exact = float(np.abs(result.resid).max()) <= 1e-12 * max(float(np.abs(y).max()), 1e-100)  # rounding does not bend
     if np.unique(size).size > 3 and not exact:
         centred = x - x.mean()
         bend_p = float(OLS(y, np.column_stack((np.ones_like(x), centred, centred**2))).fit().pvalues[2])

@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+
+from benchmarks.law_coverage import simulate
+from verl_cov.law import fit, forecast, rolling_origin
+from verl_cov.law.examples import qwen25_math
+
+RNG = np.random.default_rng
+
+
+def run(n=59, rho=0.3, seed=0):
+    return (np.arange(n) * 4, *simulate(RNG(seed), n, rho))
+
+
+def test_fits_the_papers_share_and_predicts_the_rest_by_the_law():
+    """36 of 236 steps, a validation every 4: the first 9 of 59 points."""
+    steps, entropy, score = run()
+    made = forecast(steps, entropy, score)
+    assert made.n == 9
+    assert made.estimate.law == fit(entropy[:9], score[:9])
+    assert made.step.tolist() == steps[9:].tolist()
+    np.testing.assert_array_equal(made.score, score[9:])
+    np.testing.assert_array_equal(made.entropy, entropy[9:])
+    np.testing.assert_allclose(made.predicted, made.estimate.law.predict(entropy[9:]))
+    assert made.rmse_rest == pytest.approx(np.sqrt(np.mean((made.predicted - score[9:]) ** 2)))
+    assert made.final_error == pytest.approx(made.predicted[-1] - score[-1])
+    assert made.coverage == np.mean((made.low <= score[9:]) & (score[9:] <= made.high))
+
+
+def test_a_run_on_the_law_is_known_from_three_points():
+    entropy, score = qwen25_math()[3].curve(20)
+    made = forecast(np.arange(20), entropy, score)
+    assert made.n == 3
+    assert made.rmse_rest < 1e-12
+    assert made.estimate.ceiling.value == pytest.approx(0.386)
+    assert np.all(made.high - made.low < 1e-9)
+
+
+def test_the_order_of_the_points_does_not_matter():
+    columns = np.stack(run())
+    shuffled = columns[:, RNG(1).permutation(columns.shape[1])]
+    one, other = forecast(*columns), forecast(*shuffled)
+    for name in ("step", "predicted", "low", "high"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.6])
+def test_intervals_hold_the_rest_of_simulated_runs(rho):
+    coverage = [forecast(*run(40, rho, seed), share=0.3).coverage for seed in range(100)]
+    assert 0.90 < np.mean(coverage) < 0.995
+
+
+def test_an_interval_for_a_new_point_is_wider_than_that_of_the_law():
+    made = forecast(*run(), share=0.5)
+    law = [made.estimate.at(entropy) for entropy in made.entropy]
+    assert np.all(made.high[5:] - made.low[5:] > [i.high - i.low for i in law[5:]])
+
+
+def test_rolling_origin_has_a_row_for_each_share_and_learns():
+    rows = rolling_origin(*run())
+    assert [(row.share, row.n) for row in rows] == [(0.1, 6), (0.15, 9), (0.2, 12), (0.3, 18), (0.5, 30), (0.75, 45)]
+    made = forecast(*run(), share=0.3)
+    assert (rows[3].rmse_rest, rows[3].final_error, rows[3].coverage, rows[3].ceiling) == (
+        made.rmse_rest,
+        made.final_error,
+        made.coverage,
+        made.estimate.ceiling,
+    )
+    width = [row.ceiling.high - row.ceiling.low for row in rows]
+    assert width[-1] < width[0] / 3
+
+
+def test_shares_that_mean_the_same_points_have_one_row():
+    assert [row.n for row in rolling_origin(*run(12))] == [3, 4, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("points", "share", "message"),
+    [
+        (run(4), 1.0, "share must be between 0 and 1"),
+        (run(3), 0.15, "3 points leave none to predict"),
+        (([0, 1, 2, 3], [0.1] * 4, [1, 2, 3, 4]), 0.15, "distinct entropy, got 1"),
+        (([0, 1, 2, 3], [0.1, 0.2, 0.3, np.nan], [1, 2, 3, 4]), 0.15, "finite"),
+        (([0, 1, 2, 2], [0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4]), 0.15, "step 2 comes twice"),
+        (([0, 1, 2], [0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4]), 0.15, "one value for each"),
+    ],
+)
+def test_refuses_what_cannot_be_forecast(points, share, message):
+    with pytest.raises(ValueError, match=message):
+        forecast(*points, share=share)

@@ -1,0 +1,112 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from verl_cov.law import scale
+from verl_cov.law.examples import qwen25_math
+
+MODELS = qwen25_math()
+
+
+def paper(models):
+    return scale([m.parameters for m in models], [m.a for m in models], [m.b for m in models])
+
+
+def test_the_papers_line_overshoots_its_own_largest_model():
+    """Read off Fig. 3: 0.5B to 7B promise 32B 0.07 more in a, 0.12 more in b, 5 points more in the ceiling."""
+    largest = MODELS[-1]
+    predicted = paper(MODELS[:4]).predict(largest.parameters)
+    assert predicted.a.value - largest.a == pytest.approx(0.07, abs=0.005)
+    assert predicted.b.value - largest.b == pytest.approx(0.12, abs=0.005)
+    assert predicted.ceiling.value - (largest.b - largest.a) == pytest.approx(0.05, abs=0.005)
+    assert predicted.b.low > largest.b  # and the interval, which believes in the line, does not save it
+    assert paper(MODELS[:4]).warnings == ()  # the four give no sign of it
+
+    all_sizes = paper(MODELS)
+    assert all_sizes.b.left_out[-1] == pytest.approx(predicted.b.value - largest.b)
+    assert any("b bends at the largest size" in sentence and "+0.124" in sentence for sentence in all_sizes.warnings)
+    assert (all_sizes.a.slope.value, all_sizes.a.intercept.value) == pytest.approx((0.046, 0.102), abs=1e-3)
+    assert (all_sizes.b.slope.value, all_sizes.b.intercept.value) == pytest.approx((0.116, 0.333), abs=1e-3)
+
+
+def test_agrees_with_scipy():
+    x, y = np.log([m.parameters for m in MODELS]), [m.b for m in MODELS]
+    right, made = stats.linregress(x, y), paper(MODELS).b
+    assert (made.slope.value, made.slope.se) == pytest.approx((right.slope, right.stderr))
+    assert (made.intercept.value, made.intercept.se) == pytest.approx((right.intercept, right.intercept_stderr))
+    predicted = made.predict(72.0)
+    rest = y - right.intercept - right.slope * x
+    spread = math.sqrt(rest @ rest / 3 * (1 + 1 / 5 + (math.log(72) - x.mean()) ** 2 / (5 * x.var())))
+    half = stats.t.ppf(0.975, 3) * spread
+    assert predicted.value == pytest.approx(right.intercept + right.slope * math.log(72))
+    assert (predicted.low, predicted.high) == pytest.approx((predicted.value - half, predicted.value + half))
+    assert made.rmse == pytest.approx(np.sqrt(np.mean(rest**2)))
+
+
+@given(st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1))
+def test_recovers_lines_without_noise_and_does_not_warn(a0, a1, b0, b1):
+    size = np.array([0.5, 1.5, 3, 7, 32])
+    made = scale(size, a0 + a1 * np.log(size), b0 + b1 * np.log(size))
+    assert (made.a.intercept.value, made.a.slope.value) == pytest.approx((a0, a1), abs=1e-9)
+    predicted = made.predict(100)
+    assert predicted.b.value == pytest.approx(b0 + b1 * math.log(100), abs=1e-9)
+    assert predicted.ceiling.value == pytest.approx(predicted.b.value - predicted.a.value, abs=1e-9)
+    assert made.warnings == ()
+    np.testing.assert_allclose(made.a.left_out, 0, atol=1e-9)
+
+
+def test_the_unit_of_the_sizes_and_their_order_do_not_matter():
+    shuffled = [MODELS[i] for i in (3, 0, 4, 2, 1)]
+    made, counted = paper(MODELS), scale(*([f(m) for m in shuffled] for f in (lambda m: 1e9 * m.parameters, A, B)))
+    assert counted.predict(72e9).ceiling.high == pytest.approx(made.predict(72).ceiling.high)
+    np.testing.assert_allclose(counted.a.left_out, made.a.left_out)
+    assert counted.warnings == made.warnings
+
+
+def A(model):
+    return model.a
+
+
+def B(model):
+    return model.b
+
+
+def test_a_size_is_left_out_with_all_its_runs():
+    size = [1, 1, 3, 3, 9]
+    y = np.array([0.1, 0.3, 0.4, 0.4, 0.9])
+    line = np.polyfit(np.log([3, 3, 9]), y[2:], 1)
+    made = scale(size, y, y)
+    np.testing.assert_allclose(made.a.left_out[:2], np.polyval(line, 0) - y[:2])
+
+
+def test_a_bend_in_the_middle_is_seen_by_the_quadratic_term():
+    size = np.exp(np.arange(8.0))
+    bowl = 0.01 * (np.arange(8) - 3.5) ** 2 + np.array([1, -1, 1, -1, 1, -1, 1, -1]) * 0.02
+    made = scale(size, bowl, bowl)
+    assert made.a.bend_p < 0.05
+    assert any(sentence.startswith("a ") for sentence in made.warnings)
+
+
+def test_three_sizes_cannot_show_a_bend():
+    made = paper(MODELS[:3])
+    assert math.isnan(made.a.bend_p)
+    assert math.isnan(made.a.end_p)
+    assert made.warnings == ("Three sizes leave no room to see whether the line bends.",)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (([1, 2, 3], [1, 2], [1, 2, 3]), "same length"),
+        (([1, 2, 3], [1, 2, math.nan], [1, 2, 3]), "finite"),
+        (([0, 2, 3], [1, 2, 3], [1, 2, 3]), "positive"),
+        (([2, 2, 3], [1, 2, 3], [1, 2, 3]), "at least 3 different sizes, got 2"),
+    ],
+)
+def test_refuses_what_has_no_trend(columns, message):
+    with pytest.raises(ValueError, match=message):
+        scale(*columns)
