@@ -13,8 +13,7 @@ import numpy as np
 import typer
 from scipy.signal import lfilter
 
-from verl_cov.law.ar1 import regress
-from verl_cov.law.estimate import Method, _errors, bend, line_of, series
+from verl_cov.law.estimate import Method, bend, errors_by, line_of, series
 
 A, B, NOISE = 0.211, 0.597, 0.01  # Qwen2.5-7B on math, digitised from the paper's Fig. 3; noise of 2,000 answers
 TRUTH = np.array([A, B, B - A])
@@ -37,8 +36,7 @@ def covered(method: Method, entropy: np.ndarray, score: np.ndarray, runs: list[i
     """[3] whether the 95 % intervals of a, b and the ceiling hold the truth."""
     points = series(entropy, score, None, runs)
     line = line_of(points.x)
-    design = line.design(points.x)
-    errors = regress(design, points.score, points.gap) if method == "ar1" else _errors(method, design, points, DRAWS, 0)
+    errors = errors_by(method, line.design(points.x), points, DRAWS, 0)
     low, high = errors.quantiles(line.coefficients(), 0.95)
     return (low <= TRUTH) & (high >= TRUTH)
 

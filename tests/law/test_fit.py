@@ -92,6 +92,8 @@ def test_refuses_what_cannot_be_fitted(entropy, score, message):
         fit(entropy, score)
 
 
-def test_the_law_imports_neither_verl_nor_torch_nor_matplotlib():
-    code = "import sys, verl_cov.law; print(sorted({'verl', 'torch', 'matplotlib'} & set(sys.modules)))"
+def test_the_law_imports_neither_verl_nor_torch_nor_matplotlib_nor_statsmodels():
+    heavy = {"verl", "torch", "matplotlib", "statsmodels", "pandas"}
+    code = "import sys; from verl_cov.law import estimate, fit; points = [.3, .2, .1], [.1, .2, .3]; fit(*points); "
+    code += f"estimate(*points); print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -46,7 +46,7 @@ def test_the_order_of_the_points_does_not_matter():
 
 @pytest.mark.parametrize("rho", [0.0, 0.6])
 def test_intervals_hold_the_rest_of_simulated_runs(rho):
-    coverage = [forecast(*run(40, rho, seed), share=0.3).coverage for seed in range(100)]
+    coverage = [forecast(*run(40, rho, seed), share=0.3).coverage for seed in range(60)]
     assert 0.90 < np.mean(coverage) < 0.995
 
 

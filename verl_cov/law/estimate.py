@@ -218,7 +218,7 @@ def estimate(
         huber = fit(fitted.entropy, fitted.score)
         law = _judged(huber, points)
     mixture = regress(line.design(fitted.x), fitted.score, fitted.gap)
-    errors = mixture if method == "ar1" else _errors(method, line.design(fitted.x), fitted, draws, seed)
+    errors = mixture if method == "ar1" else errors_by(method, line.design(fitted.x), fitted, draws, seed)
     a, b, ceiling = _intervals(errors, line.coefficients(), [law.a, law.b, law.ceiling], level)
     unit = unit_of(points.score)
     return Estimate(
@@ -233,7 +233,7 @@ def estimate(
         n=points.score.size,
         runs=number,
         robust=robust,
-        warnings=tuple(_warnings(law, points, line, unit, number, vocabulary, controlled)),
+        warnings=tuple(_warnings(law, points, fitted, unit, number, vocabulary, controlled)),
         line=line,
         errors=errors,
     )
@@ -292,7 +292,10 @@ class Draws:
         return (self.params @ contrasts.T).std(0, ddof=1)
 
 
-def _errors(method: Method, design: Array, points: Series, draws: int, seed: int) -> Errors:
+def errors_by(method: Method, design: Array, points: Series, draws: int, seed: int) -> Errors:
+    """Uncertainty of the coefficients of scores on design [n, 2] by one method of the module."""
+    if method == "ar1":
+        return regress(design, points.score, points.gap)
     if method == "bootstrap":
         return _bootstrap(design, points, draws, seed)
     from statsmodels.regression.linear_model import OLS  # here: its import takes a second, which `fit` need not pay
@@ -385,7 +388,7 @@ def bend(points: Series) -> tuple[float, float]:
 
 
 def _warnings(
-    law: LawFit, points: Series, line: Line, unit: Unit, runs: int, vocabulary: int | None, controlled: bool
+    law: LawFit, points: Series, fitted: Series, unit: Unit, runs: int, vocabulary: int | None, controlled: bool
 ) -> list[str]:
     said = []
     n, x = points.score.size, points.x
@@ -416,7 +419,7 @@ def _warnings(
     if float(points.entropy.min()) < 0:
         said.append(f"Entropy {points.entropy.min():.3g} is negative: the entropy of a policy over tokens cannot be.")
     if n >= FEW_POINTS and np.unique(x).size > 3 and law.rmse > 1e-9 * float(np.abs(points.score).max()):
-        p, sign = bend(points)
+        p, sign = bend(fitted)
         if p < BEND_P:
             ends = "up" if sign > 0 else "down"
             said.append(
