@@ -36,7 +36,11 @@ BEND_P = 0.01
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate, its standard error, and the ends of its interval. All in the unit of the score."""
+    """An estimate, its standard error, and the ends of its interval. All in the unit of the score.
+
+    value: by least squares. Under strong autocorrelation an interval by `ar1` is centred elsewhere; in 1 of 150
+    simulated runs of 40 points with correlation 0.9 the value lay outside.
+    """
 
     value: float
     se: float
