@@ -5,6 +5,7 @@ import pytest
 import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from benchmarks.law_coverage import one_run, several_runs
 from verl_cov.law import estimate, fit
@@ -87,6 +88,29 @@ def test_ols_and_newey_west_against_statsmodels_in_its_own_coordinates():
     se = np.sqrt(np.diag(20 / 18 * bread @ meat @ bread))
     found = estimate(entropy, score, method="hac")
     np.testing.assert_allclose([found.a.se, found.b.se], se)
+    assert found.a.high - found.a.value == pytest.approx(stats.t.ppf(0.975, 1.5 * 20 / 6) * found.a.se)
+
+
+def test_the_bootstrap_draws_circular_blocks_of_residuals_scaled_for_leverage():
+    """Its covariance has a closed form: residuals in one block keep their circular autocovariance, others have none."""
+    entropy, score = run()
+    design = np.stack((-np.exp(entropy), np.ones(20)), 1)
+    solve, influence = np.linalg.pinv(design), sm.OLS(score, design).fit().get_influence()
+    residual = influence.resid / np.sqrt(1 - influence.hat_matrix_diag)
+    residual -= residual.mean()
+    covariance = [residual @ np.roll(residual, lag) / 20 for lag in range(20)]
+    block = np.arange(20) // bandwidth(20)
+    dense = [[covariance[abs(i - j)] if block[i] == block[j] else 0 for j in range(20)] for i in range(20)]
+    found = estimate(entropy, score, method="bootstrap", draws=40_000)
+    np.testing.assert_allclose([found.a.se, found.b.se], np.sqrt(np.diag(solve @ dense @ solve.T)), rtol=0.02)
+
+
+def test_only_the_proportions_of_the_steps_matter():
+    points, steps = run(), np.r_[0:10, 12:32:2]
+    found = ends(estimate(*points, steps))
+    np.testing.assert_allclose(ends(estimate(*points, 40 * steps + 7)), found)
+    assert not np.allclose(ends(estimate(*points)), found, rtol=1e-3)
+    np.testing.assert_allclose(ends(estimate(*points, np.arange(20) * 4)), ends(estimate(*points)))
 
 
 def test_clustered_errors_of_like_runs_are_those_of_their_mean():

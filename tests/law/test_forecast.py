@@ -27,6 +27,10 @@ def test_fits_the_papers_share_and_predicts_the_rest_by_the_law():
     assert made.coverage == np.mean((made.low <= score[9:]) & (score[9:] <= made.high))
 
 
+def test_a_share_that_is_whole_is_not_rounded_up():
+    assert forecast(*run(100), share=0.07).n == 7
+
+
 def test_a_run_on_the_law_is_known_from_three_points():
     entropy, score = qwen25_math()[3].curve(20)
     made = forecast(np.arange(20), entropy, score)

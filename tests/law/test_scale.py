@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -45,6 +46,13 @@ def test_agrees_with_scipy():
     assert predicted.value == pytest.approx(right.intercept + right.slope * math.log(72))
     assert (predicted.low, predicted.high) == pytest.approx((predicted.value - half, predicted.value + half))
     assert made.rmse == pytest.approx(np.sqrt(np.mean(rest**2)))
+
+
+def test_the_end_is_judged_as_statsmodels_judges_an_outlier():
+    x = np.log([m.parameters for m in MODELS])
+    result = sm.OLS([m.b for m in MODELS], sm.add_constant(x)).fit()
+    outlier = result.get_influence().resid_studentized_external[-1]
+    assert paper(MODELS).b.end_p == pytest.approx(2 * stats.t.sf(abs(outlier), 2))
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1))

@@ -73,7 +73,7 @@ def forecast(
         raise ValueError(f"share must be between 0 and 1, got {share}")
     points = series(entropy, score, steps)
     h, r, at = points.entropy, points.score, np.asarray(steps, dtype=np.float64)[points.order]
-    # Rounded before it is rounded up: 0.15 x 20 is 3.0000000000000004 in float64 on no machine we wish to depend on.
+    # Rounded before it is rounded up: 0.07 x 100 is 7.000000000000001 in float64.
     k = max(FEWEST, math.ceil(round(share * h.size, 9)))
     if k >= h.size:
         raise ValueError(f"{h.size} points leave none to predict after the first {k}")
