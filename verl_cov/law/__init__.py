@@ -1,4 +1,4 @@
-"""The entropy-performance law of arXiv 2505.22617 (Eq. 6): read the logs of runs, fit R = -a exp(H) + b, forecast, compare.
+"""The entropy-performance law of arXiv 2505.22617 (Eq. 6): read logs of runs, fit R = -a exp(H) + b, forecast, compare.
 
 Knows logs and numbers, and imports neither verl nor torch: it works on the metrics of any run, on any machine.
 :mod:`~verl_cov.law.plots` is not imported here, so that fitting does not cost an import of matplotlib; the modules that

@@ -53,7 +53,7 @@ def fit(entropy: ArrayLike, score: ArrayLike) -> LawFit:
     for name, values in (("entropy", h), ("score", r)):
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
-            raise ValueError(f"{name}[{bad[0]}] is {values[bad[0]]}: drop the points without a value, `join` does so")
+            raise ValueError(f"{name}[{bad[0]}] is {values[bad[0]]}: drop the points without a value, `points` does so")
 
     order = np.lexsort((r, h))  # sums in float64 depend on the order: fix it
     h, r = h[order], r[order]
