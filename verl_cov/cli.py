@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from verl_cov import __version__
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Clip-Cov and KL-Cov for verl.")
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="Clip-Cov and KL-Cov for verl; where a run's entropy goes, and where its score ends.",
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -57,9 +66,7 @@ def tokens(
 
 @app.command()
 def watch(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Metrics files of verl's `file` logger, folders of runs, or folders of those.")
-    ],
+    runs: Annotated[list[Path], typer.Argument(help="Logs of runs, folders of runs, or folders of those; see `fit`.")],
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
     png: Annotated[Path | None, typer.Option(help="Also draw this picture, again whenever a run has gone on.")] = None,
@@ -69,6 +76,224 @@ def watch(
 
     try:
         live.watch(runs, interval=interval, once=once, png=png)
+    except (OSError, ValueError) as error:
+        _fail(str(error))
+
+
+Runs = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Logs (verl's file or console logger, TensorBoard, W&B, CSV), folders of runs, or folders of those."
+    ),
+]
+EntropyKey = Annotated[str | None, typer.Option(help="Key of the entropy, if not the one that is found.")]
+ScoreKey = Annotated[str | None, typer.Option(help="Key of the score, or several with * (their mean).")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Output = Annotated[Path | None, typer.Option("-o", "--output", help="Write to this file as well: .json or .png.")]
+Share = Annotated[float, typer.Option("--fraction", help="Share of the points, by step, to fit; the paper's is 0.15.")]
+
+
+@app.command()
+def fit(
+    runs: Runs,
+    entropy_key: EntropyKey = None,
+    score_key: ScoreKey = None,
+    pool: Annotated[bool, typer.Option("--pool", help="One law for all runs: they differ in their seed only.")] = False,
+    method: Annotated[str | None, typer.Option(help="ar1, cluster, hac, bootstrap or ols; see docs/law.md.")] = None,
+    robust: Annotated[bool, typer.Option("--robust", help="Weigh outliers down (Huber).")] = False,
+    as_json: AsJson = False,
+    output: Output = None,
+) -> None:
+    """Fit the law R = -a exp(H) + b to runs: a, b, the ceiling b - a, with intervals and warnings."""
+    from dataclasses import replace
+
+    from verl_cov.law import commands, figures
+
+    with _one_line():
+        loaded = commands.load(runs, entropy_key, score_key)
+        if pool and len(loaded) > 1:
+            law = commands.fit_together(loaded, method, robust)
+            name = f"{len(loaded)} runs: {', '.join(run.name for run in loaded[:5])}"
+            fitted = [(replace(loaded[0], name=name, notes=tuple(n for run in loaded for n in run.notes)), law)]
+        else:
+            fitted = commands.fit_each(loaded, method, robust)
+        found = [commands.fit_json(run, law) for run, law in fitted]
+        _save(output, found[0] if len(found) == 1 else {"runs": found}, lambda: figures.laws(fitted))
+    if as_json:
+        typer.echo(commands.dumps(found[0] if len(found) == 1 else {"runs": found}), nl=False)
+        return
+    console = _console()
+    console.print(commands.fit_table(fitted))
+    for run, law in fitted:
+        _say(console, commands.left_line(run, law) if not pool else "", law.warnings, run.notes)
+
+
+@app.command()
+def forecast(
+    runs: Runs,
+    fraction: Share = 0.15,
+    entropy_key: EntropyKey = None,
+    score_key: ScoreKey = None,
+    as_json: AsJson = False,
+    output: Output = None,
+) -> None:
+    """Fit the first points of runs and predict the rest; how early was each run predictable?"""
+    from verl_cov.law import commands, figures
+
+    with _one_line():
+        made = commands.forecast_each(commands.load(runs, entropy_key, score_key), fraction)
+        found = [commands.forecast_json(*one) for one in made]
+        _save(output, found[0] if len(found) == 1 else {"runs": found}, lambda: figures.forecast(*made[0][:2]))
+    if as_json:
+        typer.echo(commands.dumps(found[0] if len(found) == 1 else {"runs": found}), nl=False)
+        return
+    console = _console()
+    for run, one, origins in made:
+        console.print(f"{run.name}: fitted to the first {one.n} of {run.steps.size} points", markup=False, style="bold")
+        console.print(
+            f"The rest from its entropy: RMSE {one.rmse_rest:.3g}, error at the end {one.final_error:+.3g}, "
+            f"{100 * one.coverage:.0f} % of the points in their 95 % interval"
+        )
+        console.print(commands.forecast_table(one, origins))
+        _say(console, "", one.estimate.warnings, run.notes)
+
+
+@app.command(name="compare")
+def compare_command(
+    runs: Runs,
+    entropy_key: EntropyKey = None,
+    score_key: ScoreKey = None,
+    as_json: AsJson = False,
+    output: Output = None,
+) -> None:
+    """Do runs (algorithms, say) share one law?"""
+    from verl_cov.law import commands, figures
+
+    with _one_line():
+        found = commands.compare_runs(commands.load(runs, entropy_key, score_key))
+        _save(output, commands.compare_json(found), lambda: figures.comparison(found))
+    if as_json:
+        typer.echo(commands.dumps(commands.compare_json(found)), nl=False)
+        return
+    console = _console()
+    console.print(commands.compare_table(found))
+    for line in commands.compare_lines(found):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+@app.command()
+def scale(
+    sizes: Annotated[
+        list[str] | None, typer.Argument(help="SIZE=RUN each, or one CSV with columns parameters, a, b.")
+    ] = None,
+    predict: Annotated[
+        float | None, typer.Option(help="Size to predict the law of, in the unit of the others.")
+    ] = None,
+    example: Annotated[bool, typer.Option("--example", help="The paper's Qwen2.5 models, 0.5B to 7B.")] = False,
+    entropy_key: EntropyKey = None,
+    score_key: ScoreKey = None,
+    as_json: AsJson = False,
+    output: Output = None,
+) -> None:
+    """The law's a and b against model size, and what a larger model would reach."""
+    from verl_cov.law import commands, figures
+    from verl_cov.law.examples import qwen25_math
+
+    with _one_line():
+        if example:
+            small = qwen25_math()[:-1]
+            values = [[law.parameters for law in small], [law.a for law in small], [law.b for law in small]]
+            (parameters, a, b), names = values, [law.model for law in small]
+            predict = predict or qwen25_math()[-1].parameters
+        else:
+            parameters, a, b, names = commands.read_sizes(sizes or [], entropy_key, score_key)
+        found = commands.scaling(parameters, a, b)
+        if predict is not None and not predict > 0:
+            raise ValueError(f"--predict {predict:g} must be a number of parameters, above 0")
+        _save(output, commands.scale_json(found, names, predict), lambda: figures.sizes(found, a, b, predict))
+    if as_json:
+        typer.echo(commands.dumps(commands.scale_json(found, names, predict)), nl=False)
+        return
+    console = _console()
+    console.print(commands.scale_table(found, a, b, names, predict))
+    if example:
+        real = qwen25_math()[-1]
+        console.print(
+            f"{real.model} really has a {real.a:.3f}, b {real.b:.3f}, ceiling {real.b - real.a:.3f}: the line bends"
+        )
+    _say(console, "", found.warnings, ())
+
+
+@app.command()
+def plot(
+    runs: Runs,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture, a .png.")] = Path("law.png"),
+    entropy_key: EntropyKey = None,
+    score_key: ScoreKey = None,
+) -> None:
+    """Draw score against entropy with the law and its ceiling."""
+    from verl_cov.law import commands, figures
+
+    with _one_line():
+        if output.suffix.lower() != ".png":
+            raise ValueError(f"-o {output}: give a file that ends with .png")
+        fitted = commands.fit_each(commands.load(runs, entropy_key, score_key))
+        commands.write(output, figures.png(figures.laws(fitted)))
+    typer.echo(f"written: {output}")
+
+
+@app.command()
+def report(
+    runs: Runs,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The page, an .html.")] = Path("report.html"),
+    fraction: Share = 0.15,
+    entropy_key: EntropyKey = None,
+    score_key: ScoreKey = None,
+) -> None:
+    """Everything the law says of runs, on one page that needs no other file."""
+    from verl_cov.law import commands
+    from verl_cov.law.report import page
+
+    with _one_line():
+        commands.write(output, page(commands.load(runs, entropy_key, score_key), fraction).encode())
+    typer.echo(f"written: {output}")
+
+
+def _save(output: Path | None, found: object, draw: Callable[[], object]) -> None:
+    from verl_cov.law import commands, figures
+
+    if output is None:
+        return
+    if output.suffix.lower() == ".json":
+        commands.write(output, commands.dumps(found).encode())
+    elif output.suffix.lower() == ".png":
+        commands.write(output, figures.png(draw()))  # type: ignore[arg-type]
+    else:
+        raise ValueError(f"-o {output}: give a file that ends with .json or .png")
+
+
+def _say(console: Console, line: str, warnings: Sequence[str], notes: Sequence[str]) -> None:
+    for text, style in [
+        (line, ""),
+        *((f"Warning: {w}", "yellow") for w in warnings),
+        *((note, "dim") for note in notes),
+    ]:
+        if text:
+            console.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=140)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """What is wrong with the input ends the program with one line and code 2."""
+    try:
+        yield
     except (OSError, ValueError) as error:
         _fail(str(error))
 

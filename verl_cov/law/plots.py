@@ -28,7 +28,7 @@ ENTROPY_KEY = "actor/entropy"  # nats per token
 FIT_RUN = "vanilla"  # the run the law is fitted to: the paper's law is about policies without entropy control
 
 _DEMO_RUNS = ("vanilla", "clip_cov", "kl_cov")
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _Draw = Callable[[Axes, Mapping[str, Run]], None]
 _GREY = "#5a5a5a"
@@ -132,7 +132,7 @@ def look(runs: Mapping[str, Run], name: str) -> dict[str, Any]:
     """The three runs of the demo keep their looks whether the others are there or not; other names share the rest."""
     order = [*_DEMO_RUNS, *(other for other in runs if other not in _DEMO_RUNS)]
     index = order.index(name)
-    return {"color": _PALETTE[index % len(_PALETTE)], "marker": _MARKERS[index % len(_MARKERS)]}
+    return {"color": PALETTE[index % len(PALETTE)], "marker": _MARKERS[index % len(_MARKERS)]}
 
 
 def dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
@@ -245,12 +245,12 @@ def draw_law(axes: Axes, runs: Mapping[str, Run], fit_run: str) -> None:
         inside = (grid >= fitted.min()) & (grid <= fitted.max())
         axes.plot(grid, law.predict(grid), linestyle=":", **line)  # dotted where the law leaves its points
         axes.plot(grid[inside], law.predict(grid[inside]), label=label, **line)
-    _entropy_axis(axes, low, high, log)
+    entropy_axis(axes, low, high, log)
     _from_zero(axes)
     axes.legend(loc="lower right", edgecolor="#d0d0d0")  # the law rises from left to right: that corner is free
 
 
-def _entropy_axis(axes: Axes, low: float, high: float, log: bool) -> None:
+def entropy_axis(axes: Axes, low: float, high: float, log: bool) -> None:
     """Entropy from high on the left to low on the right, as in the paper: training goes to the right."""
     if log:
         axes.set_xscale("log")

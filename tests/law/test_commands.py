@@ -1,0 +1,200 @@
+"""The commands of the law: what they print, their JSON, their files, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from typer.testing import CliRunner
+
+from verl_cov import cli
+from verl_cov.law.examples import qwen25_math
+
+A, B = 0.2, 0.8
+
+
+def write(path, a=A, b=B, steps=60, noise=0.004, seed=0, percent=1, control=False):
+    """A log of verl's `file` logger whose score follows the law, validated every second step."""
+    random = np.random.default_rng(seed)
+    entropy = np.exp(-np.arange(steps + 2) / 25)
+    lines = []
+    for step in range(steps + 2):
+        data = {} if step == 0 else {"actor/entropy": entropy[step - 1]}
+        if step % 2 == 0 and step <= steps:
+            score = b - a * math.exp(entropy[step]) + noise * random.normal()
+            data["val-core/task/acc/mean@1"] = percent * score
+        if control and step:
+            data |= {"actor/cov/selected_tokens": 3.0, "actor/cov/threshold": 2.0}
+        lines.append(json.dumps({"step": step, "data": data}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def run(*arguments):
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+    return result
+
+
+def parsed(*arguments):
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_fit_finds_the_law_with_its_interval(tmp_path):
+    log = write(tmp_path / "run" / "metrics.jsonl")
+    found = parsed("fit", log)
+    assert found["a"] == pytest.approx(A, abs=0.01)
+    assert found["b"] == pytest.approx(B, abs=0.02)
+    assert found["ceiling"] == pytest.approx(found["b"] - found["a"])
+    for key, truth in (("a", A), ("b", B), ("ceiling", B - A)):
+        low, high = found[f"{key}_interval"]
+        assert low < truth < high
+    # Step 0 with step 1, ..., step 60 with step 61.
+    assert (found["n"], found["unit"], found["warnings"]) == (31, "fraction", [])
+    assert (found["entropy_key"], found["score_key"]) == ("actor/entropy", "val-core/task/acc/mean@1")
+    text = run("fit", log).output
+    assert f"{found['a']:.3f} [{found['a_interval'][0]:.3f}, {found['a_interval'][1]:.3f}]" in text
+    assert "what entropy is left buys" in text
+
+
+def test_percent_and_control_are_said(tmp_path):
+    percent = parsed("fit", write(tmp_path / "percent.jsonl", percent=100))
+    assert percent["unit"] == "percent"
+    assert percent["a"] == pytest.approx(100 * A, rel=0.05)
+    controlled = parsed("fit", write(tmp_path / "kl.jsonl", control=True))
+    assert any("not expected to follow" in warning for warning in controlled["warnings"])
+
+
+def test_several_runs_are_fitted_each_or_together(tmp_path):
+    for seed in range(3):
+        write(tmp_path / "seeds" / f"seed{seed}" / "metrics.jsonl", seed=seed)
+    each = parsed("fit", tmp_path / "seeds")["runs"]
+    assert [one["name"] for one in each] == ["seed0", "seed1", "seed2"]
+    together = parsed("fit", tmp_path / "seeds", "--pool")
+    assert (together["runs"], together["n"], together["method"]) == (3, 93, "cluster")
+    assert together["a"] == pytest.approx(np.mean([one["a"] for one in each]), rel=1e-6)
+
+
+def test_forecast_predicts_the_rest_and_says_how_early_it_could(tmp_path):
+    found = parsed("forecast", write(tmp_path / "run.jsonl"), "--fraction", "0.2")
+    assert found["n"] == math.ceil(0.2 * 31)
+    assert len(found["predictions"]) == 31 - found["n"]
+    errors = [row["predicted"] - row["score"] for row in found["predictions"]]
+    assert found["rmse_rest"] == pytest.approx(np.sqrt(np.mean(np.square(errors))))
+    assert found["final_error"] == pytest.approx(errors[-1])
+    inside = [row["low"] <= row["score"] <= row["high"] for row in found["predictions"]]
+    assert found["coverage"] == pytest.approx(np.mean(inside))
+    assert found["coverage"] >= 0.8
+    assert [row["n"] for row in found["how_early"]] == sorted({row["n"] for row in found["how_early"]})
+    assert "RMSE of the rest" in run("forecast", tmp_path / "run.jsonl").output
+
+
+def test_compare_tells_one_law_from_two(tmp_path):
+    same = [write(tmp_path / f"same{seed}.jsonl", seed=seed) for seed in range(2)]
+    other = write(tmp_path / "other.jsonl", a=0.1, b=0.9, seed=7)
+    assert parsed("compare", *same)["wald_p"] > 0.01
+    found = parsed("compare", *same, other)
+    assert found["wald_p"] < 1e-6
+    assert found["pair_p_holm"][0][2] < 1e-4 < found["pair_p_holm"][0][1]
+    assert "same0 and other differ" in run("compare", *same, other).output
+
+
+def test_scale_shows_that_the_papers_own_line_bends():
+    found = parsed("scale", "--example")
+    real = qwen25_math()[-1]
+    assert found["predicted_a"] - real.a == pytest.approx(0.07, abs=0.01)
+    assert found["predicted_b"] - real.b == pytest.approx(0.12, abs=0.01)
+    assert found["predicted_ceiling"] - (real.b - real.a) == pytest.approx(0.05, abs=0.01)
+    assert "Qwen2.5-32B really has a 0.236" in run("scale", "--example").output
+
+
+def test_scale_reads_runs_and_tables(tmp_path):
+    sizes = (0.5, 1.5, 7, 32)
+    runs = [f"{size}={write(tmp_path / f'{size}.jsonl', a=0.1 + 0.02 * math.log(size), noise=0)}" for size in sizes]
+    found = parsed("scale", *reversed(runs), "--predict", "70")
+    assert found["parameters"] == list(sizes)
+    assert found["predicted_a"] == pytest.approx(0.1 + 0.02 * math.log(70), abs=1e-6)
+    table = tmp_path / "sizes.csv"
+    rows = [f"{size},{0.1 + 0.02 * math.log(size)},{B}" for size in sizes]
+    table.write_text("# my models\nparameters,a,b\n" + "\n".join(rows))
+    assert parsed("scale", table)["a"]["slope"] == pytest.approx(found["a"]["slope"], abs=1e-6)
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    log = write(tmp_path / "run.jsonl")
+    for command, name in (("fit", "fit.png"), ("forecast", "forecast.png"), ("plot", "law.png")):
+        assert run(command, log, "-o", tmp_path / name).exit_code == 0
+        assert imread(io.BytesIO((tmp_path / name).read_bytes()))[..., :3].std() > 0.02
+    assert run("fit", log, "-o", tmp_path / "fit.json").exit_code == 0
+    assert json.loads((tmp_path / "fit.json").read_text()) == parsed("fit", log)
+    assert run("scale", "--example", "-o", tmp_path / "sizes.png").exit_code == 0
+    assert run("compare", log, write(tmp_path / "two.jsonl", seed=1), "-o", tmp_path / "compare.png").exit_code == 0
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for output in ("fit.txt", "none/fit.json", "."):
+        assert run("fit", log, "-o", tmp_path / output).exit_code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_the_report_is_one_page_that_needs_no_other_file(tmp_path):
+    write(tmp_path / "runs" / "<b>bold" / "metrics.jsonl")
+    write(tmp_path / "runs" / "other" / "metrics.jsonl", a=0.1, seed=3, control=True)
+    assert run("report", tmp_path / "runs", "-o", tmp_path / "report.html").exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;bold" in page
+    assert "<b>bold" not in page
+    assert page.count("data:image/png;base64,") == 4  # laws, comparison, a forecast each
+    assert not re.search(r'(?:src|href)="(?!data:|https://arxiv.org)', page)
+    for part in ("Do the runs share one law?", "How early was it predictable?", "not expected to follow", "at H = 0"):
+        assert part in page
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ["holds no metrics"]),
+        ("", ["not a log that we know"]),
+        ('{"step": 1, "data": {"loss": 1.0}}\n', ["no score"]),
+        ('{"step": 1, "data": {"val-core/x/acc/mean@1": 0.5, "policy_H": 1}}\n', ["no entropy", "--entropy-key"]),
+        (
+            '{"step": 0, "data": {"val-core/x/acc/mean@1": 0.5}}\n{"step": 1, "data": {"actor/entropy": 1}}\n',
+            ["1 point"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "forecast", "report", "plot"])
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, command, content, parts):
+    log = tmp_path / "run.jsonl"
+    if content is not None:
+        log.write_text(content)
+    result = run(command, log, *(["-o", tmp_path / "out.html"] if command == "report" else []))
+    assert result.exit_code == 2
+    assert result.output.startswith("verl-cov: ")
+    assert result.output.count("\n") == 1
+    for part in parts:
+        assert part in result.output
+    assert [path for path in tmp_path.iterdir() if path != log] == []
+
+
+def test_bad_options_are_one_line_too(tmp_path):
+    log = write(tmp_path / "run.jsonl")
+    for arguments, part in (
+        (["fit", log, "--method", "magic"], "magic"),
+        (["forecast", log, "--fraction", "1.5"], "between 0 and 1"),
+        (["compare", log], "at least two runs"),
+        (["scale", "seven=run"], "SIZE=RUN"),
+        (["scale"], "at least 3 different sizes"),
+        (["scale", tmp_path / "none.csv"], "none.csv"),
+        (["scale", "--example", "--predict", "-1"], "above 0"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2, arguments
+        assert part in result.output
+        assert result.output.count("\n") == 1

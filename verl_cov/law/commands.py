@@ -1,0 +1,366 @@
+"""What `verl-cov fit`, `forecast`, `compare`, `scale`, `plot` and `report` do: logs in, tables and JSON out.
+
+Everything that can be wrong with the input raises ValueError or OSError with one line for the user. Files are written
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from verl_cov.law.compare import Comparison, compare
+from verl_cov.law.estimate import Estimate, Interval, estimate
+from verl_cov.law.forecast import Forecast, Origin, forecast, rolling_origin
+from verl_cov.law.points import Points, points
+from verl_cov.law.readers import find_runs, read_metrics
+from verl_cov.law.scale import Scaling, scale
+
+# Below this a log is read before a progress bar could be seen.
+_PROGRESS_BYTES = 50_000_000
+
+
+# --- from logs to fits ------------------------------------------------------------------------------------------------
+
+
+def load(arguments: Sequence[Path], entropy_key: str | None = None, score_key: str | None = None) -> list[Points]:
+    """The points of every run that the arguments mean (see :func:`verl_cov.law.readers.find_runs`).
+
+    Long logs show their progress on standard error. Raises ValueError or OSError, one line, the run named.
+    """
+    found = []
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        for name, paths in find_runs(arguments):
+            task: Any = None
+
+            def show(done: int, total: int, name: str = name) -> None:
+                nonlocal task
+                if task is None and total >= _PROGRESS_BYTES:
+                    task = bar.add_task(f"reading {name}", total=total)
+                if task is not None:
+                    bar.update(task, completed=done)
+
+            found.append(points(read_metrics(paths, progress=show), name, entropy_key, score_key))
+    return found
+
+
+def fit_each(runs: Sequence[Points], method: str | None = None, robust: bool = False) -> list[tuple[Points, Estimate]]:
+    """Each run's law. Raises ValueError with the run's name."""
+    return [(run, _estimate(run, method, robust)) for run in runs]
+
+
+def fit_together(runs: Sequence[Points], method: str | None = None, robust: bool = False) -> Estimate:
+    """One law for runs that differ in their seed only."""
+    return estimate(
+        np.concatenate([run.entropy for run in runs]),
+        np.concatenate([run.score for run in runs]),
+        np.concatenate([run.steps for run in runs]),
+        runs=[run.name for run in runs for _ in run.steps],
+        method=method,  # type: ignore[arg-type]
+        robust=robust,
+        controlled=any(run.control for run in runs),
+    )
+
+
+def _estimate(run: Points, method: str | None, robust: bool) -> Estimate:
+    try:
+        return estimate(
+            run.entropy,
+            run.score,
+            run.steps,
+            method=method,  # type: ignore[arg-type]
+            robust=robust,
+            controlled=run.control is not None,
+        )
+    except ValueError as error:
+        raise ValueError(f"{run.name}: {error}") from error
+
+
+def forecast_each(runs: Sequence[Points], share: float) -> list[tuple[Points, Forecast, list[Origin]]]:
+    """Each run's rest, from its first ``share`` of points, and how early it was predictable."""
+    made = []
+    for run in runs:
+        try:
+            one = forecast(run.steps, run.entropy, run.score, share=share)
+            made.append((run, one, rolling_origin(run.steps, run.entropy, run.score)))
+        except ValueError as error:
+            raise ValueError(f"{run.name}: {error}") from error
+    return made
+
+
+def compare_runs(runs: Sequence[Points]) -> Comparison:
+    """Whether the runs share one law."""
+    return compare({run.name: (run.entropy, run.score, run.steps) for run in runs})
+
+
+def read_sizes(
+    arguments: Sequence[str], entropy_key: str | None, score_key: str | None
+) -> tuple[list[float], list[float], list[float], list[str]]:
+    """(parameters, a, b, names), ascending by size, of arguments SIZE=RUN, or one CSV with columns parameters, a, b."""
+    if len(arguments) == 1 and "=" not in arguments[0]:
+        with open(arguments[0], encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+        try:
+            table = [(float(row["parameters"]), float(row["a"]), float(row["b"])) for row in rows]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{arguments[0]}: a table needs numbers in columns parameters, a, b ({error!r})"
+            ) from error
+        names = [row.get("model") or f"{size:g}" for row, (size, _, _) in zip(rows, table, strict=True)]
+    else:
+        table, names = [], []
+        for argument in arguments:
+            size, _, run = argument.partition("=")
+            try:
+                parameters = float(size)
+            except ValueError:
+                raise ValueError(f"{argument!r}: give SIZE=RUN, such as 7=runs/7b, or one CSV file") from None
+            for points_, law in fit_each(load([Path(run)], entropy_key, score_key)):
+                table.append((parameters, law.a.value, law.b.value))
+                names.append(points_.name)
+    order = sorted(range(len(table)), key=lambda at: table[at])
+    sizes, a, b = ([table[at][column] for at in order] for column in range(3))
+    return sizes, a, b, [names[at] for at in order]
+
+
+# --- as JSON ----------------------------------------------------------------------------------------------------------
+
+
+def fit_json(run: Points, law: Estimate) -> dict[str, Any]:
+    """One run's fit as a JSON object."""
+    return {
+        "name": run.name,
+        "a": law.a.value,
+        "b": law.b.value,
+        "ceiling": law.ceiling.value,
+        "a_interval": _ends(law.a),
+        "b_interval": _ends(law.b),
+        "ceiling_interval": _ends(law.ceiling),
+        "level": law.level,
+        "method": law.method,
+        "r2": _finite(law.law.r2),
+        "rmse": law.law.rmse,
+        "n": law.n,
+        "runs": law.runs,
+        "unit": law.unit,
+        "autocorrelation": law.autocorrelation,
+        "entropy_key": run.entropy_key,
+        "score_key": run.score_key,
+        "warnings": list(law.warnings),
+        "notes": list(run.notes),
+    }
+
+
+def forecast_json(run: Points, made: Forecast, origins: Sequence[Origin]) -> dict[str, Any]:
+    """One run's forecast as a JSON object: the fit's, and what it said of the rest."""
+    columns = {
+        "step": made.step,
+        "entropy": made.entropy,
+        "score": made.score,
+        "predicted": made.predicted,
+        "low": made.low,
+        "high": made.high,
+    }
+    left = made.estimate.gain(float(run.entropy[made.n - 1]))
+    return fit_json(run, made.estimate) | {
+        "fraction": made.share,
+        "predictions": [{key: float(values[at]) for key, values in columns.items()} for at in range(made.step.size)],
+        "rmse_rest": made.rmse_rest,
+        "final_error": made.final_error,
+        "coverage": made.coverage,
+        "gain_left": left.value,
+        "gain_left_interval": _ends(left),
+        "how_early": [
+            {
+                "fraction": row.share,
+                "n": row.n,
+                "rmse_rest": row.rmse_rest,
+                "final_error": row.final_error,
+                "coverage": row.coverage,
+                "ceiling": row.ceiling.value,
+                "ceiling_interval": _ends(row.ceiling),
+            }
+            for row in origins
+        ],
+    }
+
+
+def compare_json(found: Comparison) -> dict[str, Any]:
+    """The comparison as a JSON object."""
+    return {
+        "f": _finite(found.f),
+        "f_p": _finite(found.f_p),
+        "wald": _finite(found.wald),
+        "wald_p": _finite(found.wald_p),
+        "runs": [
+            {"name": name, **{key: getattr(found, key)[at].value for key in ("a", "b", "ceiling")}}
+            | {f"{key}_interval": _ends(getattr(found, key)[at]) for key in ("a", "b", "ceiling")}
+            for at, name in enumerate(found.names)
+        ],
+        "pair_p_holm": [[_finite(value) for value in row] for row in found.pair_p_holm],
+    }
+
+
+def scale_json(found: Scaling, names: Sequence[str], target: float | None) -> dict[str, Any]:
+    """The trend over sizes as a JSON object."""
+    result: dict[str, Any] = {"parameters": list(map(float, found.parameters)), "names": list(names)}
+    for key in ("a", "b", "ceiling"):
+        trend = getattr(found, key)
+        result[key] = {
+            "slope": trend.slope.value,
+            "slope_interval": _ends(trend.slope),
+            "intercept": trend.intercept.value,
+            "rmse": trend.rmse,
+            "left_out_errors": list(map(float, trend.left_out)),
+            "bend_p": _finite(trend.bend_p),
+        }
+    if target is not None:
+        made = found.predict(target)
+        for key in ("a", "b", "ceiling"):
+            interval: Interval = getattr(made, key)
+            result[f"predicted_{key}"], result[f"predicted_{key}_interval"] = interval.value, _ends(interval)
+        result["predicted_parameters"] = target
+    return result | {"warnings": list(found.warnings)}
+
+
+def dumps(value: Any) -> str:
+    """JSON that any reader takes: no NaN."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _ends(interval: Interval) -> list[float | None]:
+    return [_finite(interval.low), _finite(interval.high)]
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+# --- as tables --------------------------------------------------------------------------------------------------------
+
+
+def fit_table(fitted: Sequence[tuple[Points, Estimate]]) -> Table:
+    """One row a run."""
+    table = _table("R = -a exp(H) + b; in brackets 95 % intervals", "run", "a", "b", "ceiling b - a", "R²", "RMSE", "n")
+    for run, law in fitted:
+        cells = [_with_ends(interval) for interval in (law.a, law.b, law.ceiling)]
+        table.add_row(_text(run.name), *cells, f"{law.law.r2:.3f}", f"{law.law.rmse:.3g}", str(law.n))
+    return table
+
+
+def left_line(run: Points, law: Estimate) -> str:
+    """What the rest of the entropy will buy, by the law."""
+    now, left = float(run.entropy[-1]), law.gain(float(run.entropy[-1]))
+    return (
+        f"{run.name}: at {now:.3g} nats per token the score is {run.score[-1]:.3g}; what entropy is left buys "
+        f"{left.value:.2g} more by the law ({left.low:.2g} to {left.high:.2g}), to {law.ceiling.value:.3g} at H = 0"
+    )
+
+
+def forecast_table(made: Forecast, origins: Sequence[Origin]) -> Table:
+    """How early the run was predictable, a row a share of it."""
+    title = "Fitted to the first points, against the rest"
+    table = _table(title, "first", "points", "ceiling", "RMSE of the rest", "error at the end", "in the interval")
+    for row in origins:
+        table.add_row(
+            f"{100 * row.share:.0f} %",
+            str(row.n),
+            _with_ends(row.ceiling),
+            f"{row.rmse_rest:.3g}",
+            f"{row.final_error:+.3g}",
+            f"{100 * row.coverage:.0f} %",
+        )
+    return table
+
+
+def compare_table(found: Comparison, most: int = 40) -> Table:
+    """One row a run."""
+    table = _table("95 % intervals", "run", "a", "b", "ceiling b - a")
+    for at, name in enumerate(found.names[:most]):
+        cells = [_with_ends(intervals[at]) for intervals in (found.a, found.b, found.ceiling)]
+        table.add_row(_text(name), *cells)
+    if len(found.names) > most:
+        table.add_row(f"... {len(found.names) - most} more", "", "", "")
+    return table
+
+
+def compare_lines(found: Comparison) -> list[str]:
+    """The verdict in words."""
+    same = "no sign that they differ" if found.wald_p >= 0.05 else "they differ"
+    lines = [
+        f"One law for all {len(found.names)} runs? Wald test p = {found.wald_p:.2g}: {same}. "
+        f"(F-test p = {found.f_p:.2g}, which takes neighbouring validations for independent)"
+    ]
+    pairs = [
+        (found.pair_p_holm[i, j], found.names[i], found.names[j])
+        for i in range(len(found.names))
+        for j in range(i + 1, len(found.names))
+        if found.pair_p_holm[i, j] < 0.05
+    ]
+    for p, one, other in sorted(pairs)[:10]:
+        lines.append(f"{one} and {other} differ (p = {p:.2g}, corrected for the number of pairs)")
+    if len(pairs) > 10:
+        lines.append(f"... and {len(pairs) - 10} more pairs")
+    return lines
+
+
+def scale_table(
+    found: Scaling, a: Sequence[float], b: Sequence[float], names: Sequence[str], target: float | None
+) -> Table:
+    """One row a size: the coefficients, and the error of the trend through the other sizes."""
+    table = _table(
+        "In parentheses: predicted from the other sizes, less real", "size", "run", "a", "b", "ceiling b - a"
+    )
+    for at, size in enumerate(found.parameters):
+        values = {"a": a[at], "b": b[at], "ceiling": b[at] - a[at]}
+        cells = [f"{value:.3f} ({getattr(found, key).left_out[at]:+.3f})" for key, value in values.items()]
+        table.add_row(f"{size:g}", _text(names[at]), *cells)
+    if target is not None:
+        made = found.predict(target)
+        table.add_row(f"{target:g}", "predicted", *(_with_ends(getattr(made, key)) for key in ("a", "b", "ceiling")))
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="left" if at == 0 else "right")
+    return table
+
+
+def _with_ends(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]".replace("[", r"\[")
+
+
+def _text(name: str) -> str:
+    return name.replace("[", r"\[")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, whole or not at all. Raises OSError."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def scaling(sizes: Sequence[float], a: Sequence[float], b: Sequence[float]) -> Scaling:
+    """The trend over sizes (already in order)."""
+    return scale(sizes, a, b)
