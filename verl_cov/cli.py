@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,14 +109,21 @@ def fit(
     """Fit the law R = -a exp(H) + b to runs: a, b, the ceiling b - a, with intervals and warnings."""
     from dataclasses import replace
 
+    import numpy as np
+
     from verl_cov.law import commands, figures
 
     with _one_line():
+        _check(output, runs)
         loaded = commands.load(runs, entropy_key, score_key)
         if pool and len(loaded) > 1:
             law = commands.fit_together(loaded, method, robust)
             name = f"{len(loaded)} runs: {', '.join(run.name for run in loaded[:5])}"
-            fitted = [(replace(loaded[0], name=name, notes=tuple(n for run in loaded for n in run.notes)), law)]
+            columns = {
+                key: np.concatenate([getattr(run, key) for run in loaded]) for key in ("steps", "entropy", "score")
+            }
+            notes = tuple(note for run in loaded for note in run.notes)
+            fitted = [(replace(loaded[0], name=name, notes=notes, **columns), law)]
         else:
             fitted = commands.fit_each(loaded, method, robust)
         found = [commands.fit_json(run, law) for run, law in fitted]
@@ -141,7 +150,10 @@ def forecast(
     from verl_cov.law import commands, figures
 
     with _one_line():
+        _check(output, runs, fraction)
         made = commands.forecast_each(commands.load(runs, entropy_key, score_key), fraction)
+        if output is not None and output.suffix.lower() == ".png" and len(made) > 1:
+            raise ValueError(f"-o {output}: the picture of a forecast is of one run; `verl-cov report` has several")
         found = [commands.forecast_json(*one) for one in made]
         _save(output, found[0] if len(found) == 1 else {"runs": found}, lambda: figures.forecast(*made[0][:2]))
     if as_json:
@@ -154,7 +166,7 @@ def forecast(
             f"The rest from its entropy: RMSE {one.rmse_rest:.3g}, error at the end {one.final_error:+.3g}, "
             f"{100 * one.coverage:.0f} % of the points in their 95 % interval"
         )
-        console.print(commands.forecast_table(one, origins))
+        console.print(commands.forecast_table(run, origins))
         _say(console, "", one.estimate.warnings, run.notes)
 
 
@@ -170,14 +182,16 @@ def compare_command(
     from verl_cov.law import commands, figures
 
     with _one_line():
-        found = commands.compare_runs(commands.load(runs, entropy_key, score_key))
-        _save(output, commands.compare_json(found), lambda: figures.comparison(found))
+        _check(output, runs)
+        loaded = commands.load(runs, entropy_key, score_key)
+        found = commands.compare_runs(loaded)
+        _save(output, commands.compare_json(loaded, found), lambda: figures.comparison(found))
     if as_json:
-        typer.echo(commands.dumps(commands.compare_json(found)), nl=False)
+        typer.echo(commands.dumps(commands.compare_json(loaded, found)), nl=False)
         return
     console = _console()
     console.print(commands.compare_table(found))
-    for line in commands.compare_lines(found):
+    for line in commands.compare_lines(loaded, found):
         console.print(line, markup=False, soft_wrap=True)
 
 
@@ -196,20 +210,23 @@ def scale(
     output: Output = None,
 ) -> None:
     """The law's a and b against model size, and what a larger model would reach."""
+    import math
+
     from verl_cov.law import commands, figures
     from verl_cov.law.examples import qwen25_math
 
     with _one_line():
+        _check(output, [])
+        if predict is not None and not (predict > 0 and math.isfinite(predict)):
+            raise ValueError(f"--predict {predict:g} must be a number of parameters, above 0")
         if example:
             small = qwen25_math()[:-1]
             values = [[law.parameters for law in small], [law.a for law in small], [law.b for law in small]]
             (parameters, a, b), names = values, [law.model for law in small]
-            predict = predict or qwen25_math()[-1].parameters
+            predict = qwen25_math()[-1].parameters if predict is None else predict
         else:
             parameters, a, b, names = commands.read_sizes(sizes or [], entropy_key, score_key)
         found = commands.scaling(parameters, a, b)
-        if predict is not None and not predict > 0:
-            raise ValueError(f"--predict {predict:g} must be a number of parameters, above 0")
         _save(output, commands.scale_json(found, names, predict), lambda: figures.sizes(found, a, b, predict))
     if as_json:
         typer.echo(commands.dumps(commands.scale_json(found, names, predict)), nl=False)
@@ -235,8 +252,7 @@ def plot(
     from verl_cov.law import commands, figures
 
     with _one_line():
-        if output.suffix.lower() != ".png":
-            raise ValueError(f"-o {output}: give a file that ends with .png")
+        commands.check_output(output, (".png",), runs)
         fitted = commands.fit_each(commands.load(runs, entropy_key, score_key))
         commands.write(output, figures.png(figures.laws(fitted)))
     typer.echo(f"written: {output}")
@@ -255,6 +271,8 @@ def report(
     from verl_cov.law.report import page
 
     with _one_line():
+        commands.check_output(output, (".html", ".htm"), runs)
+        _check(None, runs, fraction)
         commands.write(output, page(commands.load(runs, entropy_key, score_key), fraction).encode())
     typer.echo(f"written: {output}")
 
@@ -265,11 +283,18 @@ def _save(output: Path | None, found: object, draw: Callable[[], object]) -> Non
     if output is None:
         return
     if output.suffix.lower() == ".json":
-        commands.write(output, commands.dumps(found).encode())
-    elif output.suffix.lower() == ".png":
-        commands.write(output, figures.png(draw()))  # type: ignore[arg-type]
+        commands.write(output, commands.dumps(found).encode(errors="replace"))
     else:
-        raise ValueError(f"-o {output}: give a file that ends with .json or .png")
+        commands.write(output, figures.png(draw()))  # type: ignore[arg-type]
+
+
+def _check(output: Path | None, runs: Sequence[Path], fraction: float = 0.5) -> None:
+    from verl_cov.law import commands
+
+    if not 0 < fraction < 1:
+        raise ValueError(f"--fraction {fraction:g} must be between 0 and 1")
+    if output is not None:
+        commands.check_output(output, (".json", ".png"), runs)
 
 
 def _say(console: Console, line: str, warnings: Sequence[str], notes: Sequence[str]) -> None:
@@ -294,7 +319,7 @@ def _one_line() -> Iterator[None]:
     """What is wrong with the input ends the program with one line and code 2."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ArithmeticError) as error:
         _fail(str(error))
 
 
@@ -305,4 +330,7 @@ def _fail(message: str) -> None:
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII only still gets the numbers
     app()

@@ -139,7 +139,11 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     assert run("compare", log, write(tmp_path / "two.jsonl", seed=1), "-o", tmp_path / "compare.png").exit_code == 0
     before = sorted(path.name for path in tmp_path.iterdir())
     for output in ("fit.txt", "none/fit.json", "."):
-        assert run("fit", log, "-o", tmp_path / output).exit_code == 2
+        result = run("fit", log, "-o", tmp_path / output)
+        assert result.exit_code == 2
+        assert "tmp" not in result.output.replace(str(tmp_path), "")
+    assert run("report", log, "-o", log).exit_code == run("report", log, "-o", tmp_path / "x.csv").exit_code == 2
+    assert run("forecast", log, tmp_path / "two.jsonl", "-o", tmp_path / "x.png").exit_code == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
@@ -154,6 +158,70 @@ def test_the_report_is_one_page_that_needs_no_other_file(tmp_path):
     assert not re.search(r'(?:src|href)="(?!data:|https://arxiv.org)', page)
     for part in ("Do the runs share one law?", "How early was it predictable?", "not expected to follow", "at H = 0"):
         assert part in page
+
+
+def test_runs_that_cannot_be_put_side_by_side_are_refused(tmp_path):
+    plain, percent = write(tmp_path / "plain.jsonl"), write(tmp_path / "percent.jsonl", percent=100, seed=1)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(plain.read_bytes())
+    other = tmp_path / "other.jsonl"
+    other.write_text(plain.read_text().replace("val-core/task", "val-core/elsewhere"))
+    for arguments in (["compare"], ["fit", "--pool"]):
+        for log, part in ((percent, "different units"), (copy, "the same run"), (other, "--score-key")):
+            result = run(*arguments, plain, log)
+            assert result.exit_code == 2
+            assert part in result.output
+    assert "--score-key" in run("scale", f"1={plain}", f"3={other}", f"7={plain}").output
+    assert run("report", plain, percent, "-o", tmp_path / "report.html").exit_code == 0
+    assert "They were not compared" in (tmp_path / "report.html").read_text()
+
+
+def test_side_by_side_runs_take_an_entropy_that_all_have(tmp_path):
+    plain, ours = write(tmp_path / "plain.jsonl"), tmp_path / "ours.jsonl"
+    lines = [json.loads(line) for line in write(tmp_path / "base.jsonl", seed=1).read_text().splitlines()]
+    for line in lines:
+        if "actor/entropy" in line["data"]:
+            line["data"]["actor/cov/entropy"] = 0.5 * line["data"]["actor/entropy"]
+    ours.write_text("\n".join(map(json.dumps, lines)))
+    assert parsed("fit", ours)["entropy_key"] == "actor/cov/entropy"
+    found = parsed("compare", plain, ours)
+    assert found["entropy_key"] == "actor/entropy"
+    assert found["wald_p"] > 0.01
+    assert "with actor/entropy" in run("compare", plain, ours).output
+
+
+def test_two_runs_one_after_the_other_in_one_log_are_no_run(tmp_path):
+    long, short = write(tmp_path / "long.jsonl"), write(tmp_path / "short.jsonl", steps=20, seed=1)
+    both = tmp_path / "both.jsonl"
+    both.write_text(long.read_text() + short.read_text())
+    result = run("fit", both)
+    assert result.exit_code == 2
+    assert "begins again from its first step" in result.output
+    both.write_text(short.read_text() + long.read_text())  # begun anew and gone further: the second counts
+    assert parsed("fit", both)["a"] == pytest.approx(parsed("fit", long)["a"])
+
+
+def test_errors_of_sizes_stand_with_their_run(tmp_path):
+    table = tmp_path / "sizes.csv"
+    table.write_text("parameters,a,b,model\n1,0.2,0.5,one\n1,0.1,0.6,two\n3,0.2,0.7,three\n7,0.25,0.8,four\n")
+    lines = {line.split()[1]: line for line in run("scale", table).output.splitlines() if line[:1].isdigit()}
+    line = np.polyfit(np.log([3, 7]), [0.2, 0.25], 1)  # the size is left out whole
+    for name, a in (("one", 0.2), ("two", 0.1)):
+        assert f"{a:.3f} ({np.polyval(line, 0) - a:+.3f})" in lines[name]
+
+
+def test_odd_values_and_names_are_no_traceback(tmp_path):
+    huge = tmp_path / "huge.csv"
+    huge.write_text(
+        "step,actor/entropy,val-core/x/mean@1\n" + "\n".join(f"{i},{1 / (i + 1)},{i}e200" for i in range(9))
+    )
+    assert run("fit", huge).exit_code in (0, 2)
+    flat = tmp_path / "flat.csv"
+    rows = [f"{i},{1.0 if i < 4 else 1 / i},{0.1 * i}" for i in range(20)]
+    flat.write_text("step,actor/entropy,val-core/x/mean@1\n" + "\n".join(rows))
+    assert run("forecast", flat, "--fraction", "0.5").exit_code == 0  # its first shares have one entropy
+    named = write(tmp_path / "a\\[b] [red] 模型.jsonl")
+    assert "a\\[b] [red]" in run("fit", named, "-o", tmp_path / "x.png").output
 
 
 @pytest.mark.parametrize(
@@ -193,6 +261,9 @@ def test_bad_options_are_one_line_too(tmp_path):
         (["scale"], "at least 3 different sizes"),
         (["scale", tmp_path / "none.csv"], "none.csv"),
         (["scale", "--example", "--predict", "-1"], "above 0"),
+        (["scale", "--example", "--predict", "0"], "above 0"),
+        (["scale", "--example", "--predict", "inf", "--json"], "above 0"),
+        (["report", log, "--fraction", "1.5"], "between 0 and 1"),
     ):
         result = run(*arguments)
         assert result.exit_code == 2, arguments

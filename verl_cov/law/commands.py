@@ -18,12 +18,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from verl_cov.law.compare import Comparison, compare
-from verl_cov.law.estimate import Estimate, Interval, estimate
+from verl_cov.law.estimate import Estimate, Interval, estimate, unit_of
 from verl_cov.law.forecast import Forecast, Origin, forecast, rolling_origin
-from verl_cov.law.points import Points, points
-from verl_cov.law.readers import find_runs, read_metrics
+from verl_cov.law.points import ENTROPY_KEYS, Points, points
+from verl_cov.law.readers import Run, find_runs, read_metrics
 from verl_cov.law.scale import Scaling, scale
 
 # Below this a log is read before a progress bar could be seen.
@@ -38,7 +39,7 @@ def load(arguments: Sequence[Path], entropy_key: str | None = None, score_key: s
 
     Long logs show their progress on standard error. Raises ValueError or OSError, one line, the run named.
     """
-    found = []
+    logs: list[tuple[str, Run]] = []
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -52,8 +53,36 @@ def load(arguments: Sequence[Path], entropy_key: str | None = None, score_key: s
                 if task is not None:
                     bar.update(task, completed=done)
 
-            found.append(points(read_metrics(paths, progress=show), name, entropy_key, score_key))
+            logs.append((name.encode(errors="replace").decode(), read_metrics(paths, progress=show)))
+    found = [points(run, name, entropy_key, score_key) for name, run in logs]
+    if entropy_key is None and len({run.entropy_key for run in found}) > 1:
+        # One log has a better definition of entropy than another: side by side they need the same.
+        shared = [key for key in ENTROPY_KEYS if all(np.isfinite(run.column(key)).any() for _, run in logs)]
+        if shared:
+            found = [points(run, name, shared[0], score_key) for name, run in logs]
     return found
+
+
+def comparable(runs: Sequence[Points]) -> None:
+    """Raise ValueError unless the runs are different ones, of the same entropy, score and unit."""
+    for what, option, values in (
+        ("entropies", "--entropy-key", {run.entropy_key for run in runs}),
+        ("scores", "--score-key", {run.score_key for run in runs}),
+    ):
+        if len(values) > 1:
+            raise ValueError(f"the runs have different {what} ({', '.join(sorted(values))}): name one with {option}")
+    units = {unit_of(run.score) for run in runs}
+    if len(units) > 1:
+        raise ValueError(
+            f"the runs have scores of different units ({', '.join(sorted(units))}): they have no law in common"
+        )
+    seen: dict[tuple[int, ...], list[Points]] = {}
+    for run in runs:
+        for other in seen.setdefault(tuple(run.steps.tolist()), []):
+            # To three digits: a console log rounds.
+            if np.allclose(run.score, other.score, rtol=1e-3) and np.allclose(run.entropy, other.entropy, rtol=1e-3):
+                raise ValueError(f"{other.name} and {run.name} are the same run: give it once")
+        seen[tuple(run.steps.tolist())].append(run)
 
 
 def fit_each(runs: Sequence[Points], method: str | None = None, robust: bool = False) -> list[tuple[Points, Estimate]]:
@@ -62,7 +91,8 @@ def fit_each(runs: Sequence[Points], method: str | None = None, robust: bool = F
 
 
 def fit_together(runs: Sequence[Points], method: str | None = None, robust: bool = False) -> Estimate:
-    """One law for runs that differ in their seed only."""
+    """One law for runs that differ in their seed only. Raises ValueError, also if they differ in more."""
+    comparable(runs)
     return estimate(
         np.concatenate([run.entropy for run in runs]),
         np.concatenate([run.score for run in runs]),
@@ -101,7 +131,8 @@ def forecast_each(runs: Sequence[Points], share: float) -> list[tuple[Points, Fo
 
 
 def compare_runs(runs: Sequence[Points]) -> Comparison:
-    """Whether the runs share one law."""
+    """Whether the runs share one law. Raises ValueError, also if they cannot be compared."""
+    comparable(runs)
     return compare({run.name: (run.entropy, run.score, run.steps) for run in runs})
 
 
@@ -120,7 +151,7 @@ def read_sizes(
             ) from error
         names = [row.get("model") or f"{size:g}" for row, (size, _, _) in zip(rows, table, strict=True)]
     else:
-        table, names = [], []
+        table, names, loaded = [], [], []
         for argument in arguments:
             size, _, run = argument.partition("=")
             try:
@@ -130,7 +161,9 @@ def read_sizes(
             for points_, law in fit_each(load([Path(run)], entropy_key, score_key)):
                 table.append((parameters, law.a.value, law.b.value))
                 names.append(points_.name)
-    order = sorted(range(len(table)), key=lambda at: table[at])
+                loaded.append(points_)
+        comparable(loaded)
+    order = sorted(range(len(table)), key=lambda at: (table[at][0], table[at][2], table[at][1]))  # as `scale` does
     sizes, a, b = ([table[at][column] for at in order] for column in range(3))
     return sizes, a, b, [names[at] for at in order]
 
@@ -176,6 +209,7 @@ def forecast_json(run: Points, made: Forecast, origins: Sequence[Origin]) -> dic
     left = made.estimate.gain(float(run.entropy[made.n - 1]))
     return fit_json(run, made.estimate) | {
         "fraction": made.share,
+        "fraction_used": made.n / run.steps.size,
         "predictions": [{key: float(values[at]) for key, values in columns.items()} for at in range(made.step.size)],
         "rmse_rest": made.rmse_rest,
         "final_error": made.final_error,
@@ -197,9 +231,11 @@ def forecast_json(run: Points, made: Forecast, origins: Sequence[Origin]) -> dic
     }
 
 
-def compare_json(found: Comparison) -> dict[str, Any]:
-    """The comparison as a JSON object."""
+def compare_json(runs: Sequence[Points], found: Comparison) -> dict[str, Any]:
+    """The comparison of ``runs`` as a JSON object."""
     return {
+        "entropy_key": runs[0].entropy_key,
+        "score_key": runs[0].score_key,
         "f": _finite(found.f),
         "f_p": _finite(found.f_p),
         "wald": _finite(found.wald),
@@ -262,20 +298,24 @@ def fit_table(fitted: Sequence[tuple[Points, Estimate]]) -> Table:
 
 def left_line(run: Points, law: Estimate) -> str:
     """What the rest of the entropy will buy, by the law."""
-    now, left = float(run.entropy[-1]), law.gain(float(run.entropy[-1]))
+    now = float(run.entropy[-1])
+    left, there = law.gain(now), law.at(now)
+    begin = f"{run.name}: at {now:.3g} nats per token the score is {run.score[-1]:.3g}"
+    if law.a.value <= 0:
+        return f"{begin}; a is not above 0, so the law says nothing of what entropy buys"
     return (
-        f"{run.name}: at {now:.3g} nats per token the score is {run.score[-1]:.3g}; what entropy is left buys "
-        f"{left.value:.2g} more by the law ({left.low:.2g} to {left.high:.2g}), to {law.ceiling.value:.3g} at H = 0"
+        f"{begin}, by the law {there.value:.3g}; what entropy is left buys {left.value:.2g} more "
+        f"({left.low:.2g} to {left.high:.2g}), to {law.ceiling.value:.3g} at H = 0"
     )
 
 
-def forecast_table(made: Forecast, origins: Sequence[Origin]) -> Table:
-    """How early the run was predictable, a row a share of it."""
+def forecast_table(run: Points, origins: Sequence[Origin]) -> Table:
+    """How early the run was predictable, a row a share of it (at least three points)."""
     title = "Fitted to the first points, against the rest"
     table = _table(title, "first", "points", "ceiling", "RMSE of the rest", "error at the end", "in the interval")
     for row in origins:
         table.add_row(
-            f"{100 * row.share:.0f} %",
+            f"{100 * row.n / run.steps.size:.0f} %",
             str(row.n),
             _with_ends(row.ceiling),
             f"{row.rmse_rest:.3g}",
@@ -296,7 +336,7 @@ def compare_table(found: Comparison, most: int = 40) -> Table:
     return table
 
 
-def compare_lines(found: Comparison) -> list[str]:
+def compare_lines(runs: Sequence[Points], found: Comparison) -> list[str]:
     """The verdict in words."""
     same = "no sign that they differ" if found.wald_p >= 0.05 else "they differ"
     lines = [
@@ -313,6 +353,7 @@ def compare_lines(found: Comparison) -> list[str]:
         lines.append(f"{one} and {other} differ (p = {p:.2g}, corrected for the number of pairs)")
     if len(pairs) > 10:
         lines.append(f"... and {len(pairs) - 10} more pairs")
+    lines.append(f"Of {runs[0].score_key} with {runs[0].entropy_key}.")
     return lines
 
 
@@ -340,15 +381,25 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _with_ends(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]".replace("[", r"\[")
+def _with_ends(interval: Interval) -> Text:
+    return Text(f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]")  # brackets are no markup
 
 
-def _text(name: str) -> str:
-    return name.replace("[", r"\[")
+def _text(name: str) -> Text:
+    return Text(name)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+def check_output(output: Path, endings: Sequence[str], inputs: Sequence[Path] = ()) -> None:
+    """Raise ValueError unless ``output`` is a file that can be written without harm."""
+    if output.suffix.lower() not in endings:
+        raise ValueError(f"-o {output}: give a file that ends with {' or '.join(endings)}")
+    if not output.parent.is_dir() or output.is_dir():
+        raise ValueError(f"-o {output}: give a file in a folder that exists")
+    if output.resolve() in {path.resolve() for path in inputs}:
+        raise ValueError(f"-o {output} is one of the logs: give another name")
 
 
 def write(path: Path, content: bytes) -> None:

@@ -253,7 +253,9 @@ def unit_of(score: Array) -> Unit:
     low, high = float(score.min()), float(score.max())
     if low < 0 or high > 100:
         return "other"
-    return "fraction" if high <= 1 else "percent"
+    if high <= 1:
+        return "fraction"
+    return "percent" if high > 5 else "other"  # rewards with a bonus go a little beyond 1
 
 
 def bandwidth(n: int) -> int:

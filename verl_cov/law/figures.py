@@ -7,6 +7,7 @@ Every function returns a figure; :func:`png` makes it bytes.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,7 +29,8 @@ _MOST_RUNS = 12  # more would be a tangle; the tables hold them all
 def png(figure: Figure) -> bytes:
     """The figure as a PNG."""
     FigureCanvasAgg(figure)  # and not pyplot: no global state
-    with io.BytesIO() as file, rc_context(TEXT):
+    with io.BytesIO() as file, rc_context(TEXT), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of a run's name, which the font need not have
         figure.savefig(file, dpi=130, facecolor="white", format="png")
         return file.getvalue()
 
@@ -43,7 +45,7 @@ def laws(fitted: Sequence[tuple[Points, Estimate]]) -> Figure:
         for (points, estimate), colour in zip(shown, _colours(), strict=False):
             label = f"{_plain(points.name)}: a {estimate.a.value:.3g}, b {estimate.b.value:.3g}"
             axes.plot(points.entropy, points.score, "o", color=colour, markeredgecolor="white", markersize=6)
-            grid = np.geomspace(max(points.entropy.min(), 1e-4), points.entropy.max(), 200)
+            grid = _grid(points.entropy)
             axes.plot(grid, estimate.law.predict(grid), color=colour, linewidth=1.6, label=label)
             axes.axhline(estimate.ceiling.value, color=colour, linestyle=":", linewidth=1.2)
         _entropies(axes, [points.entropy for points, _ in shown])
@@ -66,7 +68,7 @@ def forecast(points: Points, made: Forecast) -> Figure:
             "score",
         )
         order = np.argsort(made.entropy)
-        grid = np.geomspace(max(points.entropy.min(), 1e-4), points.entropy.max(), 200)
+        grid = _grid(points.entropy)
         left.plot(grid, made.estimate.law.predict(grid), color="black", linewidth=1.5, label="law of the first points")
         for axes, x, rest in ((left, points.entropy, made.entropy), (right, points.steps, made.step)):
             at = order if axes is left else np.arange(rest.size)
@@ -128,6 +130,11 @@ def sizes(found: Scaling, a: Sequence[float], b: Sequence[float], target: float 
             low, high = min(y.min(), made[-1].value), max(y.max(), made[-1].value)
             axes.set_ylim(low - 0.5 * (high - low), high + 0.5 * (high - low))
         return figure
+
+
+def _grid(entropy: np.ndarray) -> np.ndarray:
+    low, high = float(entropy.min()), float(entropy.max())
+    return np.geomspace(low, high, 200) if low > 0 else np.linspace(low, high, 200)
 
 
 def _entropies(axes: Axes, entropies: Sequence[np.ndarray]) -> None:

@@ -114,7 +114,10 @@ def rolling_origin(
     """
     rows: list[Origin] = []
     for share in sorted(shares):
-        made = forecast(steps, entropy, score, share=share, level=level)
+        try:
+            made = forecast(steps, entropy, score, share=share, level=level)
+        except ValueError:  # the first points may all have one entropy: a later share has more
+            continue
         if not rows or made.n > rows[-1].n:
             rows.append(Origin(share, made.n, made.rmse_rest, made.final_error, made.coverage, made.estimate.ceiling))
     return rows

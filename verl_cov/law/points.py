@@ -123,6 +123,11 @@ def points(run: Run, name: str, entropy_key: str | None = None, score_key: str |
             f"{name}: the step runs backwards {run.repeats} times in {len(run.steps)} steps, with other values: "
             "several runs write to this log; give each a log of its own"
         )
+    if run.left_over:
+        raise NoPoints(
+            f"{name}: the log begins again from its first step, and its last {_count(run.left_over, 'step')} "
+            "are of the run before: give each run a log of its own"
+        )
     scores = _score_keys(run, name, keys, score_key, notes)
     chosen_score = score_key or scores[0]
     chosen_entropy = _entropy_key(name, keys, entropy_key, scores[0], notes)

@@ -27,12 +27,7 @@ def page(runs: Sequence[Points], share: float) -> str:
     parts = [_headline(fitted), _picture(figures.png(figures.laws(fitted)), "score against entropy with the laws")]
     parts += [_laws(fitted)]
     if len(fitted) > 1:
-        found = commands.compare_runs(runs)
-        parts += [
-            "<h2>Do the runs share one law?</h2>",
-            *(f"<p>{_text(line)}</p>" for line in commands.compare_lines(found)),
-        ]
-        parts.append(_picture(figures.png(figures.comparison(found)), "intervals of a, b and the ceiling"))
+        parts += _compared(runs)
     for run, law in fitted:
         parts += _run(run, law, share)
     body = "\n".join(parts)
@@ -44,6 +39,16 @@ def page(runs: Sequence[Points], share: float) -> str:
         f"2505.22617</a>; made by verl-cov {__version__}. 95 % intervals under autocorrelated noise.</p>\n"
         "</body></html>\n"
     )
+
+
+def _compared(runs: Sequence[Points]) -> list[str]:
+    parts = ["<h2>Do the runs share one law?</h2>"]
+    try:
+        found = commands.compare_runs(runs)
+    except ValueError as error:
+        return [*parts, f"<p>They were not compared: {_text(str(error))}.</p>"]
+    parts += [f"<p>{_text(line)}</p>" for line in commands.compare_lines(runs, found)]
+    return [*parts, _picture(figures.png(figures.comparison(found)), "intervals of a, b and the ceiling")]
 
 
 def _headline(fitted: Sequence[tuple[Points, Estimate]]) -> str:
@@ -84,7 +89,7 @@ def _run(run: Points, law: Estimate, share: float) -> list[str]:
         parts.append(_picture(figures.png(figures.forecast(run, made)), f"forecast of {run.name}"))
         rows = [
             (
-                f"{100 * row.share:.0f} %",
+                f"{100 * row.n / run.steps.size:.0f} %",
                 str(row.n),
                 _ends(row.ceiling),
                 f"{row.rmse_rest:.3g}",

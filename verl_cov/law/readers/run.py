@@ -42,13 +42,15 @@ class Run:
 
     steps: [n], ascending, distinct. records: one dict a step. damaged: number of lines dropped, whole or in part.
     repeats: how often a record did not come after the one before it and replaced most of what its step had. A resumed
-    run does that once a launch; where it is a habit, several runs write to one log.
+    run does that once a launch; where it is a habit, several runs write to one log. left_over: steps at the end that
+    were written before the log last began again from its first step: those of another run.
     """
 
     steps: NDArray[np.int64]
     records: tuple[dict[str, Any], ...]
     damaged: int = 0
     repeats: int = 0
+    left_over: int = 0
 
     def column(self, key: str) -> NDArray[np.float64]:
         """[n] values of `key`, one a step; nan where the step has none, or none that is a number."""
@@ -76,7 +78,7 @@ def merge(records: Iterable[Record]) -> Run:
     """
     merged: dict[int, dict[str, Any]] = {}
     damaged = repeats = 0
-    last = -1
+    last = furthest = -1  # furthest: since the log last began again from its first step
     for record in records:
         if record is None:
             damaged += 1
@@ -88,11 +90,16 @@ def merge(records: Iterable[Record]) -> Run:
         else:
             # Half of the values, or the time of logging would make a repeat of a step's second record.
             replaced = sum(key in known and known[key] != value for key, value in data.items())
-            repeats += step <= last and 2 * replaced > len(data)
+            repeat = step <= last and 2 * replaced > len(data)
+            repeats += repeat
+            if repeat and step == min(merged):
+                furthest = -1
             known.update(data)
         last = step
+        furthest = max(furthest, step)
     steps = sorted(merged)
-    return Run(np.array(steps, dtype=np.int64), tuple(merged[step] for step in steps), damaged, repeats)
+    left_over = sum(step > furthest for step in steps)
+    return Run(np.array(steps, dtype=np.int64), tuple(merged[step] for step in steps), damaged, repeats, left_over)
 
 
 def step_key(keys: Iterable[str]) -> str | None:
