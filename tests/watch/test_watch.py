@@ -249,7 +249,15 @@ def test_live_it_follows_a_run_and_ends_with_ctrl_c(tmp_path):
         "0.1",
     ]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "50"}
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        # Tests that run in the background inherit an ignored SIGINT, and would hand it on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     os.close(theirs)
     seen = ""
 
