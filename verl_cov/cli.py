@@ -214,6 +214,7 @@ def scale(
 
     from verl_cov.law import commands, figures
     from verl_cov.law.examples import qwen25_math
+    from verl_cov.law.scale import scale as trend
 
     with _one_line():
         _check(output, [])
@@ -226,7 +227,7 @@ def scale(
             predict = qwen25_math()[-1].parameters if predict is None else predict
         else:
             parameters, a, b, names = commands.read_sizes(sizes or [], entropy_key, score_key)
-        found = commands.scaling(parameters, a, b)
+        found = trend(parameters, a, b)
         _save(output, commands.scale_json(found, names, predict), lambda: figures.sizes(found, a, b, predict))
     if as_json:
         typer.echo(commands.dumps(commands.scale_json(found, names, predict)), nl=False)

@@ -25,7 +25,7 @@ from verl_cov.law.estimate import Estimate, Interval, estimate, unit_of
 from verl_cov.law.forecast import Forecast, Origin, forecast, rolling_origin
 from verl_cov.law.points import ENTROPY_KEYS, Points, points
 from verl_cov.law.readers import Run, find_runs, read_metrics
-from verl_cov.law.scale import Scaling, scale
+from verl_cov.law.scale import Scaling
 
 # Below this a log is read before a progress bar could be seen.
 _PROGRESS_BYTES = 50_000_000
@@ -410,8 +410,3 @@ def write(path: Path, content: bytes) -> None:
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
-
-
-def scaling(sizes: Sequence[float], a: Sequence[float], b: Sequence[float]) -> Scaling:
-    """The trend over sizes (already in order)."""
-    return scale(sizes, a, b)
