@@ -107,29 +107,19 @@ def fit(
     output: Output = None,
 ) -> None:
     """Fit the law R = -a exp(H) + b to runs: a, b, the ceiling b - a, with intervals and warnings."""
-    from dataclasses import replace
-
-    import numpy as np
-
     from verl_cov.law import commands, figures
 
     with _one_line():
         _check(output, runs)
         loaded = commands.load(runs, entropy_key, score_key)
         if pool and len(loaded) > 1:
-            law = commands.fit_together(loaded, method, robust)
-            name = f"{len(loaded)} runs: {', '.join(run.name for run in loaded[:5])}"
-            columns = {
-                key: np.concatenate([getattr(run, key) for run in loaded]) for key in ("steps", "entropy", "score")
-            }
-            notes = tuple(note for run in loaded for note in run.notes)
-            fitted = [(replace(loaded[0], name=name, notes=notes, **columns), law)]
+            fitted = [commands.fit_together(loaded, method, robust)]
         else:
             fitted = commands.fit_each(loaded, method, robust)
-        found = [commands.fit_json(run, law) for run, law in fitted]
-        _save(output, found[0] if len(found) == 1 else {"runs": found}, lambda: figures.laws(fitted))
+        answer = commands.one_or_all([commands.fit_json(run, law) for run, law in fitted])
+        _save(output, answer, lambda: figures.laws(fitted))
     if as_json:
-        typer.echo(commands.dumps(found[0] if len(found) == 1 else {"runs": found}), nl=False)
+        typer.echo(commands.dumps(answer), nl=False)
         return
     console = _console()
     console.print(commands.fit_table(fitted))
@@ -154,10 +144,10 @@ def forecast(
         made = commands.forecast_each(commands.load(runs, entropy_key, score_key), fraction)
         if output is not None and output.suffix.lower() == ".png" and len(made) > 1:
             raise ValueError(f"-o {output}: the picture of a forecast is of one run; `verl-cov report` has several")
-        found = [commands.forecast_json(*one) for one in made]
-        _save(output, found[0] if len(found) == 1 else {"runs": found}, lambda: figures.forecast(*made[0][:2]))
+        answer = commands.one_or_all([commands.forecast_json(*one) for one in made])
+        _save(output, answer, lambda: figures.forecast(*made[0][:2]))
     if as_json:
-        typer.echo(commands.dumps(found[0] if len(found) == 1 else {"runs": found}), nl=False)
+        typer.echo(commands.dumps(answer), nl=False)
         return
     console = _console()
     for run, one, origins in made:
@@ -185,9 +175,10 @@ def compare_command(
         _check(output, runs)
         loaded = commands.load(runs, entropy_key, score_key)
         found = commands.compare_runs(loaded)
-        _save(output, commands.compare_json(loaded, found), lambda: figures.comparison(found))
+        answer = commands.compare_json(loaded, found)
+        _save(output, answer, lambda: figures.comparison(found))
     if as_json:
-        typer.echo(commands.dumps(commands.compare_json(loaded, found)), nl=False)
+        typer.echo(commands.dumps(answer), nl=False)
         return
     console = _console()
     console.print(commands.compare_table(found))
@@ -228,9 +219,10 @@ def scale(
         else:
             parameters, a, b, names = commands.read_sizes(sizes or [], entropy_key, score_key)
         found = trend(parameters, a, b)
-        _save(output, commands.scale_json(found, names, predict), lambda: figures.sizes(found, a, b, predict))
+        answer = commands.scale_json(found, names, predict)
+        _save(output, answer, lambda: figures.sizes(found, a, b, predict))
     if as_json:
-        typer.echo(commands.dumps(commands.scale_json(found, names, predict)), nl=False)
+        typer.echo(commands.dumps(answer), nl=False)
         return
     console = _console()
     console.print(commands.scale_table(found, a, b, names, predict))

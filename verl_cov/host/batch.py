@@ -114,11 +114,7 @@ class Tokens:
 
     def uids(self) -> list[str] | None:
         """verl's name of each row's prompt, if the batch has it."""
-        from verl.utils import tensordict_utils as tu
-
-        if "uid" not in self.data:
-            return None
-        return [str(uid) for uid in tu.get(self.data, "uid")]
+        return uids_of(self.data)
 
     def identity(self, group: ProcessGroup | None) -> Callable[[Tensor], Tensor]:
         """The token identities, worked out (with the other ranks of ``group``) when they are first asked for."""
@@ -169,6 +165,13 @@ class Tokens:
             self.data[FIELD] = torch.nested.as_nested_tensor(list(parts), layout=torch.jagged)
         else:
             self.data[FIELD] = values.view(mask.shape)
+
+
+def uids_of(data: Any) -> list[str] | None:
+    """verl's name of each row's prompt, if the batch has it."""
+    from verl.utils import tensordict_utils as tu
+
+    return [str(uid) for uid in tu.get(data, "uid")] if "uid" in data else None
 
 
 def _flat(field: Tensor) -> Tensor:

@@ -141,7 +141,6 @@ def clip_scale(grad_norms: Any, clip_grad: float | None) -> float:
 
 def _keep_entropies(worker: Any, data: Any, output: Any) -> None:
     """Remember the entropies of a dense (legacy) batch until it is trained on."""
-    from verl.utils import tensordict_utils as tu
     from verl.workers.utils.padding import no_padding_2_padding
 
     if (
@@ -154,7 +153,7 @@ def _keep_entropies(worker: Any, data: Any, output: Any) -> None:
     if cov is None or cov.cov_metrics != "full" or data["response_mask"].is_nested:
         return
     padded = no_padding_2_padding(output["entropy"], data)
-    worker._verl_cov_entropies = ([str(uid) for uid in tu.get(data, "uid")], padded.float().flatten())
+    worker._verl_cov_entropies = (batch.uids_of(data), padded.float().flatten())
 
 
 def _kept_entropies(worker: Any, tokens: Tokens) -> Tensor | None:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +91,26 @@ def fit_each(runs: Sequence[Points], method: str | None = None, robust: bool = F
     return [(run, _estimate(run, method, robust)) for run in runs]
 
 
-def fit_together(runs: Sequence[Points], method: str | None = None, robust: bool = False) -> Estimate:
-    """One law for runs that differ in their seed only. Raises ValueError, also if they differ in more."""
+def fit_together(runs: Sequence[Points], method: str | None = None, robust: bool = False) -> tuple[Points, Estimate]:
+    """One law for runs that differ in their seed only, and all their points. Raises ValueError, also if they differ in
+    more."""
     comparable(runs)
-    return estimate(
-        np.concatenate([run.entropy for run in runs]),
-        np.concatenate([run.score for run in runs]),
-        np.concatenate([run.steps for run in runs]),
+    together = replace(
+        runs[0],
+        name=f"{len(runs)} runs: {', '.join(run.name for run in runs[:5])}",
+        notes=tuple(note for run in runs for note in run.notes),
+        **{key: np.concatenate([getattr(run, key) for run in runs]) for key in ("steps", "entropy", "score")},
+    )
+    law = estimate(
+        together.entropy,
+        together.score,
+        together.steps,
         runs=[run.name for run in runs for _ in run.steps],
         method=method,  # type: ignore[arg-type]
         robust=robust,
         controlled=any(run.control for run in runs),
     )
+    return together, law
 
 
 def _estimate(run: Points, method: str | None, robust: bool) -> Estimate:
@@ -269,6 +278,11 @@ def scale_json(found: Scaling, names: Sequence[str], target: float | None) -> di
             result[f"predicted_{key}"], result[f"predicted_{key}_interval"] = interval.value, _ends(interval)
         result["predicted_parameters"] = target
     return result | {"warnings": list(found.warnings)}
+
+
+def one_or_all(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The only run's object, or one that holds those of several."""
+    return found[0] if len(found) == 1 else {"runs": list(found)}
 
 
 def dumps(value: Any) -> str:
