@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verl_cov import __version__
+from verl_cov import __version__, terminal
+from verl_cov.recipes import cli as recipes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +21,9 @@ app = typer.Typer(
     add_completion=False,
     help="Clip-Cov and KL-Cov for verl; where a run's entropy goes, and where its score ends.",
 )
+
+
+app.add_typer(recipes.app, name="recipes")
 
 
 @app.callback(invoke_without_command=True)
@@ -59,9 +62,9 @@ def tokens(
         dump = token_dump.read(path)
         console.print(token_dump.view(dump, step, top))
     except FileNotFoundError:
-        _fail(f"there is no {path}: train with policy_loss.cov_dump_every=10, say, to have it written")
+        terminal.fail(f"there is no {path}: train with policy_loss.cov_dump_every=10, say, to have it written")
     except (OSError, ValueError) as error:
-        _fail(f"{path}: {error}")
+        terminal.fail(f"{path}: {error}")
     if dump.damaged:
         console.print(f"Damaged lines left out: {dump.damaged}")
 
@@ -79,7 +82,7 @@ def watch(
     try:
         live.watch(runs, interval=interval, once=once, png=png)
     except (OSError, ValueError) as error:
-        _fail(str(error))
+        terminal.fail(str(error))
 
 
 Runs = Annotated[
@@ -109,7 +112,7 @@ def fit(
     """Fit the law R = -a exp(H) + b to runs: a, b, the ceiling b - a, with intervals and warnings."""
     from verl_cov.law import commands, figures
 
-    with _one_line():
+    with terminal.one_line():
         _check(output, runs)
         loaded = commands.load(runs, entropy_key, score_key)
         if pool and len(loaded) > 1:
@@ -121,7 +124,7 @@ def fit(
     if as_json:
         typer.echo(commands.dumps(answer), nl=False)
         return
-    console = _console()
+    console = terminal.console()
     console.print(commands.fit_table(fitted))
     for run, law in fitted:
         _say(console, commands.left_line(run, law) if not pool else "", law.warnings, run.notes)
@@ -139,7 +142,7 @@ def forecast(
     """Fit the first points of runs and predict the rest; how early was each run predictable?"""
     from verl_cov.law import commands, figures
 
-    with _one_line():
+    with terminal.one_line():
         _check(output, runs, fraction)
         made = commands.forecast_each(commands.load(runs, entropy_key, score_key), fraction)
         if output is not None and output.suffix.lower() == ".png" and len(made) > 1:
@@ -149,7 +152,7 @@ def forecast(
     if as_json:
         typer.echo(commands.dumps(answer), nl=False)
         return
-    console = _console()
+    console = terminal.console()
     for run, one, origins in made:
         console.print(f"{run.name}: fitted to the first {one.n} of {run.steps.size} points", markup=False, style="bold")
         console.print(
@@ -171,7 +174,7 @@ def compare_command(
     """Do runs (algorithms, say) share one law?"""
     from verl_cov.law import commands, figures
 
-    with _one_line():
+    with terminal.one_line():
         _check(output, runs)
         loaded = commands.load(runs, entropy_key, score_key)
         found = commands.compare_runs(loaded)
@@ -180,7 +183,7 @@ def compare_command(
     if as_json:
         typer.echo(commands.dumps(answer), nl=False)
         return
-    console = _console()
+    console = terminal.console()
     console.print(commands.compare_table(found))
     for line in commands.compare_lines(loaded, found):
         console.print(line, markup=False, soft_wrap=True)
@@ -207,7 +210,7 @@ def scale(
     from verl_cov.law.examples import qwen25_math
     from verl_cov.law.scale import scale as trend
 
-    with _one_line():
+    with terminal.one_line():
         _check(output, [])
         if predict is not None and not (predict > 0 and math.isfinite(predict)):
             raise ValueError(f"--predict {predict:g} must be a number of parameters, above 0")
@@ -224,7 +227,7 @@ def scale(
     if as_json:
         typer.echo(commands.dumps(answer), nl=False)
         return
-    console = _console()
+    console = terminal.console()
     console.print(commands.scale_table(found, a, b, names, predict))
     if example:
         real = qwen25_math()[-1]
@@ -244,7 +247,7 @@ def plot(
     """Draw score against entropy with the law and its ceiling."""
     from verl_cov.law import commands, figures
 
-    with _one_line():
+    with terminal.one_line():
         commands.check_output(output, (".png",), runs)
         fitted = commands.fit_each(commands.load(runs, entropy_key, score_key))
         commands.write(output, figures.png(figures.laws(fitted)))
@@ -263,7 +266,7 @@ def report(
     from verl_cov.law import commands
     from verl_cov.law.report import page
 
-    with _one_line():
+    with terminal.one_line():
         commands.check_output(output, (".html", ".htm"), runs)
         _check(None, runs, fraction)
         commands.write(output, page(commands.load(runs, entropy_key, score_key), fraction).encode())
@@ -298,27 +301,6 @@ def _say(console: Console, line: str, warnings: Sequence[str], notes: Sequence[s
     ]:
         if text:
             console.print(text, style=style, markup=False, soft_wrap=True)
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=140)
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """What is wrong with the input ends the program with one line and code 2."""
-    try:
-        yield
-    except (OSError, ValueError, ArithmeticError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> None:
-    typer.echo(f"verl-cov: {message}", err=True)
-    raise typer.Exit(2)
 
 
 def main() -> None:

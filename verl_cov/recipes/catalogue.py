@@ -1,0 +1,159 @@
+"""Which recipes there are: the files of `verl_cov/conf/recipe` and `verl_cov/conf/experiment`. No verl, no Hydra.
+
+A recipe is one file of each group, MODEL ALGORITHM ENTROPY TASK SCALE, or an experiment, which names them and may hold
+several runs: EXPERIMENT/RUN.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+CONF = Path(__file__).parent.parent / "conf"
+GROUPS = ("model", "algorithm", "entropy", "task", "scale")
+# What the paper has and this version has not: named, so that asking for it gets an answer.
+NOT_YET: Mapping[str, Mapping[str, str]] = {
+    "algorithm": {"prime": "PRIME (Fig. 6) is not there yet: verl 0.9 has no trainer for it"}
+}
+
+
+class UnknownRecipe(ValueError):
+    """A name that no file has; the message holds the nearest ones."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A recipe: `choices` (group -> file), or an experiment's; `overrides` are the run's own and the user's, in order.
+
+    name: of the run's folder, its checkpoints and its logs.
+    """
+
+    choices: Mapping[str, str]
+    experiment: str | None = None
+    run: str | None = None
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        if self.experiment is None:
+            return "-".join(self.choices[group] for group in GROUPS if group != "scale")
+        return self.experiment + (f"-{self.run}" if self.run else "")
+
+    def hydra_overrides(self) -> list[str]:
+        """What stands after `python -m verl.trainer.main_ppo`."""
+        if self.experiment is None:
+            asked = [f"+recipe/{group}={self.choices[group]}" for group in GROUPS]
+        else:
+            asked = [f"+experiment={self.experiment}"]
+        return [*asked, *self.overrides]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A file of `verl_cov/conf/experiment`. choices: its groups; runs: name -> overrides, none if it is one run."""
+
+    name: str
+    about: str
+    choices: Mapping[str, str]
+    runs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def selection(self, run: str | None = None, overrides: Sequence[str] = ()) -> Selection:
+        """The run of that name; None: the first if there are several. Raises UnknownRecipe."""
+        if run is None and self.runs:
+            run = next(iter(self.runs))
+        if run is not None and run not in self.runs:
+            raise UnknownRecipe(unknown(f"run of {self.name}", run, self.runs))
+        own = self.runs[run] if run is not None else ()
+        choices = dict(self.choices)
+        for override in [*own, *overrides]:
+            key, _, value = override.partition("=")
+            if key.startswith("recipe/") and key.removeprefix("recipe/") in choices:
+                choices[key.removeprefix("recipe/")] = value
+        return Selection(choices, self.name, run, (*own, *overrides))
+
+
+@functools.cache
+def options(group: str) -> dict[str, str]:
+    """name -> what its file says it is, of a group; shared parts (`_base`) left out. "experiment" is a group here."""
+    folder = CONF / "experiment" if group == "experiment" else CONF / "recipe" / group
+    return {path.stem: about(path) for path in sorted(folder.glob("[!_]*.yaml"))}
+
+
+def about(path: Path) -> str:
+    """The comment at the head of a file, in one line."""
+    lines = path.read_text().splitlines()[1:]  # after `# @package _global_`
+    head = [line.lstrip("# ") for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
+    return " ".join(head)
+
+
+@functools.cache
+def experiment(name: str) -> Experiment:
+    """Raises UnknownRecipe."""
+    if name not in options("experiment"):
+        raise UnknownRecipe(unknown("experiment", name, options("experiment")))
+    path = CONF / "experiment" / f"{name}.yaml"
+    content = yaml.safe_load(path.read_text())
+    choices = {
+        key.removeprefix("/recipe/"): value
+        for default in content["defaults"]
+        if isinstance(default, dict)
+        for key, value in default.items()
+    }
+    runs = {str(run): tuple(overrides) for run, overrides in content["recipe"].get("runs", {}).items()}
+    return Experiment(name, about(path), choices, runs)
+
+
+def parse(words: Sequence[str], scale: str | None = None) -> Selection:
+    """A recipe from the words of a command line: `EXPERIMENT[/RUN]` or `MODEL ALGORITHM ENTROPY TASK`, then overrides.
+
+    scale: the group `scale`; None: the experiment's, or what fits the model (`natural_scale`). Raises UnknownRecipe.
+    """
+    names = [word for word in words if not _is_override(word)]
+    overrides = tuple(word for word in words if _is_override(word))
+    if len(names) == 1:
+        name, _, run = names[0].partition("/")
+        if name not in options("experiment") and run == "" and name in options("model"):
+            raise UnknownRecipe(f"{name} is a model: give MODEL ALGORITHM ENTROPY TASK, or an experiment")
+        if scale is not None:
+            overrides = (f"recipe/scale={check('scale', scale)}", *overrides)
+        return experiment(name).selection(run or None, overrides)
+    if len(names) != len(GROUPS) - 1:
+        raise UnknownRecipe(
+            f"a recipe is EXPERIMENT[/RUN] or MODEL ALGORITHM ENTROPY TASK, not {' '.join(names) or 'nothing'}"
+            "; `verl-cov recipes list` has them all"
+        )
+    choices = {group: check(group, name) for group, name in zip(GROUPS, names, strict=False)}
+    choices["scale"] = check("scale", scale) if scale is not None else natural_scale(choices["model"])
+    return Selection(choices, overrides=overrides)
+
+
+def natural_scale(model: str) -> str:
+    """The smallest of our scales that a model's runs in the paper need: cpu, node8 or nodes4x8."""
+    if model == "tiny":
+        return "cpu"
+    return "nodes4x8" if model in ("qwen2.5-32b", "mistral-small-24b") else "node8"
+
+
+def check(group: str, name: str) -> str:
+    """`name`, if the group has it. Raises UnknownRecipe."""
+    if name not in options(group):
+        raise UnknownRecipe(NOT_YET.get(group, {}).get(name) or unknown(group, name, options(group)))
+    return name
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """One line for a name that is not there: the nearest names, or all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [one for one in known if name and name in one]
+    return f"there is no {what} {name!r}: " + (
+        f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+    )
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word or word.startswith("~")

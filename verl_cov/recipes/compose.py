@@ -1,0 +1,107 @@
+"""verl's configuration for a recipe, composed by Hydra from verl's own defaults, and how it differs from them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from verl_cov.recipes import sources
+from verl_cov.recipes.catalogue import Selection, unknown
+
+PRIMARY = ("verl.trainer.config", "ppo_trainer")
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """What `python -m verl.trainer.main_ppo OVERRIDES` composes, interpolations not yet resolved.
+
+    Raises ValueError, in one line, for what Hydra refuses: an unknown file, a misspelt key.
+    """
+    if GlobalHydra.instance().is_initialized():  # a caller's own: left as it is
+        return _compose(overrides)
+    with initialize_config_module(PRIMARY[0], version_base=None):
+        return _compose(overrides)
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    try:
+        return hydra_compose(PRIMARY[1], overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        line = " ".join(str(error).split())
+        misspelt = re.match(r"Could not override '([^']+)'", line)
+        raise ValueError(unknown("field", misspelt[1], _flat(_defaults())) if misspelt else line) from None
+
+
+def resolved(config: DictConfig) -> DictConfig:
+    """`config` with all interpolations resolved in place, as verl's task runner does it. Raises ValueError."""
+    try:
+        OmegaConf.resolve(config)
+    except OmegaConfBaseException as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return config
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key that a recipe sets. default: verl's, or `ABSENT`; setting: file and comment, None: the command line's."""
+
+    key: str
+    default: Any
+    value: Any
+    setting: sources.Setting | None
+
+    @property
+    def same(self) -> bool:
+        return self.default == self.value
+
+
+ABSENT = "-"
+
+
+def changes(selection: Selection) -> list[Change]:
+    """Every key that the recipe's files or overrides set, in the order of verl's configuration, resolved."""
+    wins = sources.by_key(selection)
+    given = {word.lstrip("+~").partition("=")[0] for word in selection.overrides if not word.startswith("recipe/")}
+    before, after = _flat(_defaults()), _flat(resolved(compose(selection.hydra_overrides())))
+    keys = [key for key in after if (key in wins or key in given) and not key.startswith("recipe.runs")]
+    found = [None if key in given else _explained(wins[key], wins, given) for key in keys]
+    return [Change(key, before.get(key, ABSENT), after[key], one) for key, one in zip(keys, found, strict=True)]
+
+
+def _explained(
+    setting: sources.Setting, wins: Mapping[str, sources.Setting], given: set[str]
+) -> sources.Setting | None:
+    """`lr: ${recipe.lr}` says nothing of itself: why is what stands beside recipe.lr, or the command line."""
+    refers = re.match(r"\$\{(?:oc\.select:)?(recipe\.[\w.]+)", str(setting.value))
+    if refers and refers[1] in given:
+        return None
+    return replace(wins[refers[1]], key=setting.key) if refers and not setting.why else setting
+
+
+@functools.cache
+def _defaults() -> DictConfig:
+    return resolved(compose([]))
+
+
+def _flat(config: DictConfig) -> dict[str, Any]:
+    """Dotted key -> value; a list is one value."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        for key, value in node.items():
+            if isinstance(value, dict) and value:
+                walk(value, f"{prefix}{key}.")
+            else:
+                flat[f"{prefix}{key}"] = value
+
+    walk(OmegaConf.to_container(config), "")
+    return flat

@@ -1,0 +1,80 @@
+"""The command, environment and folder of a run: `runs/NAME/` holds its checkpoints and metrics, 001.jsonl, 002.jsonl...
+
+verl's file logger empties the file it is given (verl/utils/tracking.py opens it with "wb"), so that each launch gets a
+file of its own; `verl-cov watch`, `fit` and `report` read them as one run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from verl_cov.demo.launch import quote
+from verl_cov.recipes.catalogue import Selection
+
+
+@dataclass(frozen=True)
+class Launch:
+    """argv and what is added to the environment; folder: of the run."""
+
+    argv: list[str]
+    environment: Mapping[str, str]
+    folder: Path
+
+    def shell(self) -> str:
+        """As a line for a shell."""
+        added = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
+        return " ".join([*added, shlex.join(["python", *self.argv[1:]])])
+
+
+def launch(selection: Selection, data: Path, toy: Path, runs: Path) -> Launch:
+    """data: where `verl-cov data prepare` wrote; toy: the tiny model's folder; runs: the folder of runs."""
+    folder = (runs / selection.name).absolute()
+    argv = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(selection, data, toy, folder)]
+    environment = {"VERL_FILE_LOGGER_PATH": str(next_segment(folder))}
+    if selection.choices["scale"] == "cpu":
+        environment |= {"VERL_PLATFORM": "cpu", "TOKENIZERS_PARALLELISM": "false"}
+        # Its own Ray: the logical GPUs and CPUs of +verl_cov=cpu cannot be given to a cluster that runs already.
+        environment["RAY_ADDRESS"] = "local"
+    return Launch(argv, environment, folder)
+
+
+def overrides(selection: Selection, data: Path, toy: Path, folder: Path) -> list[str]:
+    """What stands on verl's command line. Paths are absolute: Ray's workers have working folders of their own."""
+    own = [f"recipe.name={selection.name}"]
+    if selection.choices["task"] == "toy" or selection.choices["model"] == "tiny":
+        own.append(f"recipe.toy={_value(toy.absolute())}")
+    if selection.choices["task"] != "toy":
+        own.append(f"recipe.data={_value(data.absolute())}")
+    own.append(f"trainer.default_local_dir={_value(folder / 'checkpoints')}")
+    own.append(f"hydra.run.dir={_value(folder / 'hydra')}")
+    # The user's last, so that they win; the recipe's own groups and runs before ours, which name them.
+    asked = selection.hydra_overrides()
+    return [*asked[: len(asked) - len(selection.overrides)], *own, *selection.overrides]
+
+
+def _value(path: Path) -> str:
+    """A path in Hydra's override grammar, in quotes only where it needs them."""
+    return str(path) if re.fullmatch(r"[\w./-]+", str(path)) else quote(path)
+
+
+def next_segment(folder: Path) -> Path:
+    """The first of 001.jsonl, 002.jsonl, ... that is not there."""
+    number = 1
+    while (folder / f"{number:03}.jsonl").exists():
+        number += 1
+    return folder / f"{number:03}.jsonl"
+
+
+def start(launch: Launch) -> None:
+    """Become the training: signals and the exit code are its own."""
+    launch.folder.mkdir(parents=True, exist_ok=True)
+    with (launch.folder / "command.txt").open("a") as file:
+        file.write(launch.shell() + "\n")
+    sys.stdout.flush()
+    os.execvpe(launch.argv[0], launch.argv, {**os.environ, **launch.environment})

