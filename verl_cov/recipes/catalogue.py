@@ -40,9 +40,15 @@ class Selection:
 
     @property
     def name(self) -> str:
+        """`recipe.name`, if it is given. Two recipes that differ in a group have two names."""
+        given = [word.partition("=")[2] for word in self.overrides if word.startswith("recipe.name=")]
+        if given:
+            return given[-1]
         if self.experiment is None:
             return "-".join(self.choices[group] for group in GROUPS if group != "scale")
-        return self.experiment + (f"-{self.run}" if self.run else "")
+        usual = experiment(self.experiment).selection(self.run).choices
+        swapped = [self.choices[group] for group in GROUPS if self.choices[group] != usual[group]]
+        return "-".join([self.experiment, *([self.run] if self.run else []), *swapped])
 
     def hydra_overrides(self) -> list[str]:
         """What stands after `python -m verl.trainer.main_ppo`."""
@@ -68,13 +74,15 @@ class Experiment:
             run = next(iter(self.runs))
         if run is not None and run not in self.runs:
             raise UnknownRecipe(unknown(f"run of {self.name}", run, self.runs))
-        own = self.runs[run] if run is not None else ()
+        asked = [*(self.runs[run] if run is not None else ()), *overrides]
         choices = dict(self.choices)
-        for override in [*own, *overrides]:
+        for override in asked:
             key, _, value = override.partition("=")
-            if key.startswith("recipe/") and key.removeprefix("recipe/") in choices:
-                choices[key.removeprefix("recipe/")] = value
-        return Selection(choices, self.name, run, (*own, *overrides))
+            if key.startswith("recipe/"):
+                choices[key.removeprefix("recipe/")] = check(key.removeprefix("recipe/"), value)
+        groups = {f"recipe/{group}": name for group, name in choices.items() if name != self.choices[group]}
+        swaps = [f"{group}={name}" for group, name in groups.items()]  # each group once: the last word on it
+        return Selection(choices, self.name, run, (*swaps, *(word for word in asked if not word.startswith("recipe/"))))
 
 
 @functools.cache
@@ -141,6 +149,8 @@ def natural_scale(model: str) -> str:
 
 def check(group: str, name: str) -> str:
     """`name`, if the group has it. Raises UnknownRecipe."""
+    if group not in GROUPS:
+        raise UnknownRecipe(unknown("group", group, GROUPS))
     if name not in options(group):
         raise UnknownRecipe(NOT_YET.get(group, {}).get(name) or unknown(group, name, options(group)))
     return name

@@ -11,6 +11,7 @@ import typer
 from verl_cov import terminal
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from rich.console import Console
 
     from verl_cov.recipes.catalogue import Selection
@@ -93,8 +94,11 @@ def check(
     runs: Runs = Path("runs"),
 ) -> None:
     """What a recipe needs and this machine lacks: model, data, GPUs, memory. Exit code 1 if something is missing."""
+    from verl_cov.recipes import launch
+
     with terminal.one_line():
-        missing = _check(_selection(words, scale), data, toy, runs, terminal.console())
+        selection = _selection(words, scale)
+        missing = _check(_composed(selection, launch.launch(selection, data, toy, runs)), terminal.console())
     raise typer.Exit(1 if missing else 0)
 
 
@@ -104,6 +108,7 @@ def run(
     scale: Scale = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and end.")] = False,
     unchecked: Annotated[bool, typer.Option("--unchecked", help="Start even if something is missing.")] = False,
+    changed: Annotated[bool, typer.Option("--changed", help="Go on with a run, with other settings.")] = False,
     data: Data = Path("data"),
     toy: Toy = Path("runs/cache"),
     runs: Runs = Path("runs"),
@@ -114,14 +119,24 @@ def run(
     with terminal.one_line():
         selection = _selection(words, scale)
         started = launch.launch(selection, data, toy, runs)
+        config = _composed(selection, started)
         if dry_run:
-            _composed(selection, started)
             typer.echo(started.shell())
             return
+        console = terminal.console()
+        if launch.finished(started, config.trainer.total_training_steps):
+            console.print(f"{started.folder} is finished: {config.trainer.total_training_steps} steps", markup=False)
+            return
+        before = launch.started_before(started)
+        if before is not None and not changed:
+            others = " ".join(word for word in before if word not in started.argv) or "fewer overrides"
+            raise ValueError(
+                f"{started.folder} was started with other settings ({others}), and verl would go on from its "
+                "checkpoint: give this run a name of its own (recipe.name=NAME), or --changed to go on with that one"
+            )
         if selection.choices["model"] == "tiny" or selection.choices["task"] == "toy":
             _make_toy(toy)
-        console = terminal.console()
-        if _check(selection, data, toy, runs, console) and not unchecked:
+        if _check(config, console) and not unchecked:
             console.print("Not started. --unchecked starts it all the same.")
             raise typer.Exit(1)
     launch.start(started)
@@ -130,10 +145,6 @@ def run(
 @app.command()
 def commands(
     name: Annotated[str, typer.Argument(help="An experiment.")],
-    scale: Scale = None,
-    data: Data = Path("data"),
-    toy: Toy = Path("runs/cache"),
-    runs: Runs = Path("runs"),
 ) -> None:
     """The runs of an experiment, one EXPERIMENT/RUN a line: what recipes/sweep.sh goes through."""
     from verl_cov.recipes import catalogue
@@ -150,7 +161,7 @@ def _selection(words: list[str], scale: str | None) -> Selection:
     return catalogue.parse(words, scale)
 
 
-def _composed(selection: Selection, started: Launch):
+def _composed(selection: Selection, started: Launch) -> DictConfig:
     """The resolved configuration of exactly what would run. Raises ValueError."""
     from verl_cov.recipes import compose
 
@@ -160,14 +171,13 @@ def _composed(selection: Selection, started: Launch):
     return compose.resolved(compose.compose([word for word in argv if not word.startswith("hydra.")]))
 
 
-def _check(selection: Selection, data: Path, toy: Path, runs: Path, console: Console) -> int:
+def _check(config: DictConfig, console: Console) -> int:
     """Print what was looked at; how much is missing."""
     from contextlib import redirect_stdout
     from io import StringIO
 
-    from verl_cov.recipes import launch, machine
+    from verl_cov.recipes import machine
 
-    config = _composed(selection, launch.launch(selection, data, toy, runs))
     missing = 0
     findings = machine.check(config)
     while True:

@@ -38,7 +38,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         line = " ".join(str(error).split())
         misspelt = re.match(r"Could not override '([^']+)'", line)
-        raise ValueError(unknown("field", misspelt[1], _flat(_defaults())) if misspelt else line) from None
+        raise ValueError(unknown("field", misspelt[1], flat(_defaults())) if misspelt else line) from None
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -71,7 +71,7 @@ def changes(selection: Selection) -> list[Change]:
     """Every key that the recipe's files or overrides set, in the order of verl's configuration, resolved."""
     wins = sources.by_key(selection)
     given = {word.lstrip("+~").partition("=")[0] for word in selection.overrides if not word.startswith("recipe/")}
-    before, after = _flat(_defaults()), _flat(resolved(compose(selection.hydra_overrides())))
+    before, after = flat(_defaults()), flat(resolved(compose(selection.hydra_overrides())))
     keys = [key for key in after if (key in wins or key in given) and not key.startswith("recipe.runs")]
     found = [None if key in given else _explained(wins[key], wins, given) for key in keys]
     return [Change(key, before.get(key, ABSENT), after[key], one) for key, one in zip(keys, found, strict=True)]
@@ -92,7 +92,7 @@ def _defaults() -> DictConfig:
     return resolved(compose([]))
 
 
-def _flat(config: DictConfig) -> dict[str, Any]:
+def flat(config: DictConfig) -> dict[str, Any]:
     """Dotted key -> value; a list is one value."""
     flat: dict[str, Any] = {}
 

@@ -6,6 +6,7 @@ file of its own; `verl-cov watch`, `fit` and `report` read them as one run.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,8 @@ from pathlib import Path
 
 from verl_cov.demo.launch import quote
 from verl_cov.recipes.catalogue import Selection
+
+COMMANDS = "commands.jsonl"  # in a run's folder: the arguments of each launch
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def launch(selection: Selection, data: Path, toy: Path, runs: Path) -> Launch:
 
 def overrides(selection: Selection, data: Path, toy: Path, folder: Path) -> list[str]:
     """What stands on verl's command line. Paths are absolute: Ray's workers have working folders of their own."""
-    own = [f"recipe.name={selection.name}"]
+    own = [f"recipe.name={_value(Path(selection.name))}"]
     if selection.choices["task"] == "toy" or selection.choices["model"] == "tiny":
         own.append(f"recipe.toy={_value(toy.absolute())}")
     if selection.choices["task"] != "toy":
@@ -71,10 +74,24 @@ def next_segment(folder: Path) -> Path:
     return folder / f"{number:03}.jsonl"
 
 
+def started_before(launch: Launch) -> list[str] | None:
+    """The arguments of the folder's last launch, if they were others: verl would go on from its checkpoint just so."""
+    record = launch.folder / COMMANDS
+    lines = record.read_text().splitlines() if record.is_file() else []
+    before = json.loads(lines[-1]) if lines else launch.argv[1:]
+    return None if before == launch.argv[1:] else before
+
+
+def finished(launch: Launch, steps: int | None) -> bool:
+    """Whether the folder holds the checkpoint of the last of so many steps, which verl saves at every end."""
+    latest = launch.folder / "checkpoints" / "latest_checkpointed_iteration.txt"  # verl/utils/checkpoint
+    return steps is not None and latest.is_file() and int(latest.read_text()) >= steps
+
+
 def start(launch: Launch) -> None:
     """Become the training: signals and the exit code are its own."""
     launch.folder.mkdir(parents=True, exist_ok=True)
-    with (launch.folder / "command.txt").open("a") as file:
-        file.write(launch.shell() + "\n")
+    with (launch.folder / COMMANDS).open("a") as file:
+        file.write(json.dumps(launch.argv[1:]) + "\n")
     sys.stdout.flush()
     os.execvpe(launch.argv[0], launch.argv, {**os.environ, **launch.environment})

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# A Ray cluster for runs on several nodes, and a run on it. verl-cov must be installed on every node.
+#
+#   recipes/ray.sh head                                  # on the first node; prints what the others need
+#   recipes/ray.sh worker 10.0.0.1                       # on each other node
+#   recipes/ray.sh submit sec4-32b/kl_cov [overrides]    # on the head, from a folder that all nodes see
+#   recipes/ray.sh stop                                  # on each node
+#
+# PORT (6379) is Ray's, DASHBOARD (8265) is where jobs are submitted; the dashboard listens on the head only.
+set -euo pipefail
+port=${PORT:-6379} dashboard=${DASHBOARD:-8265}
+case ${1:-} in
+  head)
+    ray start --head --port "$port" --dashboard-host 127.0.0.1 --dashboard-port "$dashboard"
+    echo "On the other nodes: recipes/ray.sh worker $(hostname -I | cut -d' ' -f1)"
+    ;;
+  worker) ray start --address "${2:?"the address of the head"}:$port" ;;
+  submit)
+    shift
+    # The folder is shared: nothing is uploaded, and paths are absolute (a job has a working folder of its own).
+    ray job submit --address "http://127.0.0.1:$dashboard" --runtime-env-json '{"env_vars": {"RAY_ADDRESS": "auto"}}' \
+      -- verl-cov recipes run --data "$PWD/data" --toy "$PWD/runs/cache" --runs "$PWD/runs" "$@"
+    ;;
+  stop) ray stop ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac
