@@ -11,7 +11,7 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -35,6 +35,8 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 def _compose(overrides: Sequence[str]) -> DictConfig:
     try:
         return hydra_compose(PRIMARY[1], overrides=list(overrides))
+    except OverrideParseException as error:
+        raise ValueError(f"{error.override} is not in Hydra's grammar: {error.message.splitlines()[0]}") from None
     except (HydraException, OmegaConfBaseException) as error:
         line = " ".join(str(error).split())
         misspelt = re.match(r"Could not override '([^']+)'", line)

@@ -1,0 +1,97 @@
+"""Every cell of the matrix, composed by Hydra on the installed verl and put through verl's own checks; and its record."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import hydra._internal.config_loader_impl as loader
+import pytest
+from hydra import initialize_config_module
+
+from recipes import matrix
+from verl_cov.host import recipe_check
+from verl_cov.recipes import catalogue, compose
+
+
+@pytest.fixture
+def parse_files_once(monkeypatch):
+    """Hydra reads and parses all of verl's YAML for each composition: most of its time. Composition itself is Hydra's."""
+    parsed = {}
+
+    class Shared(loader.CachingConfigRepository):
+        def __init__(self, delegate):
+            super().__init__(delegate)
+            self.cache = parsed
+
+    monkeypatch.setattr(loader, "CachingConfigRepository", Shared)
+
+
+@pytest.mark.parametrize("model", catalogue.options("model"))
+def test_every_cell_is_a_configuration_that_verl_accepts(model, parse_files_once, untrained_model):
+    """32 cells (algorithm x control) for each of seven tasks; verl's checks fail on the first bad field."""
+    count = 0
+    with initialize_config_module(compose.PRIMARY[0], version_base=None):
+        for cell in matrix.cells(model):
+            config = compose.resolved(compose.compose(cell.hydra_overrides()))
+            for group, name in cell.choices.items():
+                assert config.recipe[group] == name
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                recipe_check.check(config, untrained_model)
+            no_op = "KL-Cov will do NOTHING" in said.getvalue()
+            assert no_op is (cell.choices["algorithm"] == "on_policy" and cell.choices["entropy"] == "kl_cov")
+            count += 1
+    assert count == 32 * (1 if model == "tiny" else 7)
+
+
+@pytest.mark.parametrize("name", catalogue.options("experiment"))
+def test_every_run_of_every_experiment_is_accepted(name, parse_files_once, untrained_model):
+    found = catalogue.experiment(name)
+    with initialize_config_module(compose.PRIMARY[0], version_base=None):
+        for run in found.runs or [None]:
+            selection = found.selection(run)
+            config = compose.resolved(compose.compose(selection.hydra_overrides()))
+            assert config.recipe.experiment == name
+            with contextlib.redirect_stdout(io.StringIO()):
+                recipe_check.check(config, untrained_model)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("actor_rollout_ref.actor.loss_agg_mode=token", "actor_rollout_ref.actor"),
+        ("data.train_batch_size=8", "train_batch_size (8) must be >="),
+        ("+actor_rollout_ref.rollout.nn=8", "actor_rollout_ref.rollout: "),
+        ("+actor_rollout_ref.model.nn=8", "actor_rollout_ref.model: "),
+        ("+actor_rollout_ref.ref.nn=8", "actor_rollout_ref.ref: "),
+        ("actor_rollout_ref.actor.policy_loss.kl_cov_ratio=0.2", "kl_cov_ratio"),
+        ("actor_rollout_ref.actor.policy_loss.loss_mode=verl_cov.kl_covv", "did you mean verl_cov.kl_cov"),
+    ],
+)
+def test_the_check_can_fail(override, says, untrained_model):
+    """That verl's dataclasses and validation are really reached."""
+    words = ["qwen2.5-7b", "grpo", "kl_cov", "math", override]
+    config = compose.resolved(compose.compose(catalogue.parse(words).hydra_overrides()))
+    with pytest.raises(ValueError, match=r".") as raised:
+        recipe_check.check(config, untrained_model)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_record_of_trained_cells_is_of_the_files_as_they_are():
+    """Each algorithm with each control has trained with exactly the configuration that it composes to now."""
+    behind = [cell for cell, selection in matrix.trained().items() if not matrix.up_to_date(cell, selection)]
+    assert not behind, "run `python -m recipes.matrix train` and `write`"
+    assert len(matrix.record()) == len(matrix.trained()) == 32
+
+
+def test_the_tables_are_of_the_files_as_they_are():
+    assert matrix.tables() in matrix.README.read_text(), "run `python -m recipes.matrix write`"
+
+
+def test_a_changed_value_makes_a_record_stale():
+    cell = matrix.trained()["grpo/kl_cov"]
+    other = catalogue.parse([*["sec4-7b"], *cell.overrides, "actor_rollout_ref.actor.ppo_epochs=2"])
+    moved = catalogue.parse([*["sec4-7b"], *cell.overrides, "recipe.toy=/elsewhere"])
+    assert matrix.digest(cell) != matrix.digest(other)
+    assert matrix.digest(cell) == matrix.digest(moved)
