@@ -33,7 +33,7 @@ _KINDS = (".parquet", ".arrow", ".jsonl", ".json", ".csv")
 # What the Hub and `datasets` put beside the data.
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
 _SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "valid", "val", "dev")}
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _BATCH = 256  # rows decoded at a time; Eurus-2's tests can be megabytes a row
 
 
