@@ -123,6 +123,12 @@ class TestRemove:
         # Preparing it again does not bring them back.
         assert not prepare(SETS["gsm8k"], "sample", tmp_path).fresh
 
+    def test_a_file_without_a_stamp(self, tmp_path: Path):
+        training = write(tmp_path / "t.parquet", ["a", "b"])
+        assert remove(find(training, [write(tmp_path / "e.parquet", ["a"], "math500")])) == 1
+        assert [row["prompt"][0]["content"][:1] for row in pq.read_table(training).to_pylist()] == ["b"]
+        assert not (tmp_path / "t.json").exists()
+
     def test_what_changed_meanwhile_is_left_alone(self, tmp_path: Path):
         training = write(tmp_path / "t.parquet", ["a", "b"])
         found = find(training, [write(tmp_path / "e.parquet", ["a"], "math500")])

@@ -148,8 +148,8 @@ class TestMathematics:
 class TestCode:
     def test_a_program(self):
         tests = {"inputs": ["1 2\n", ["3", "4"]], "outputs": ["3\n", ["7"]]}
-        content = "Add.\n\nWrite Python code to solve the problem. Present the code in \n```python\nYour code\n```\nat the end."
-        item = read("eurus2_rl_code", eurus(content, json.dumps(tests), "code"))
+        asked = "Write Python code to solve the problem. Present the code in \n```python\nYour code\n```\nat the end."
+        item = read("eurus2_rl_code", eurus(f"Add.\n\n{asked}", json.dumps(tests), "code"))
         assert item.question == "Add."
         assert json.loads(item.ground_truth) == {"kind": "stdio", "inputs": ["1 2\n", "3\n4"], "outputs": ["3\n", "7"]}
         assert "standard input" in item.task

@@ -167,7 +167,7 @@ class TestWarnings:
 
     def test_another_format_is_named(self, tmp_path: Path):
         source = write(tmp_path / "a.jsonl", [{"Problem": "Q", "Solution": "A"}] * 3)
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match="nearest format") as error:
             prepare(AIME24, source, tmp_path)
         assert str(error.value) == (
             f"aime24: {source} has the fields Problem, Solution; of the nearest format, Problem and Answer, it lacks "
@@ -245,6 +245,24 @@ class TestFiles:
         assert path.read_bytes() == before
         assert read_stamp(path) is not None
         assert not list((tmp_path / "out").glob("*.partial"))
+
+    def test_an_old_stamp_never_stands_beside_a_new_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """As many rows in both: only the stamp could tell them apart."""
+        old, new = write(tmp_path / "old.jsonl", gsm8k(50)), write(tmp_path / "new.jsonl", gsm8k(60)[10:])
+        path = prepare(GSM8K, old, tmp_path).path
+        replace = os.replace
+
+        def dies_before_the_stamp(source: Path, target: Path) -> None:
+            if target == stamp_of(path):
+                raise KeyboardInterrupt
+            replace(source, target)
+
+        monkeypatch.setattr(module.os, "replace", dies_before_the_stamp)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(GSM8K, new, tmp_path)
+        monkeypatch.undo()
+        assert prepare(GSM8K, old, tmp_path).fresh
+        assert read(path)[0]["reward_model"]["ground_truth"] == "0"
 
     def test_killed_in_the_middle(self, tmp_path: Path):
         """SIGKILL while it writes: no file, and the next run finishes."""

@@ -127,7 +127,7 @@ class TestFolders:
     def test_another_split_is_refused_where_it_is_another_set(self, tmp_path: Path):
         path = parquet(tmp_path / "train-00000-of-00001.parquet")
         wanted = (Hub("PRIME-RL/Eurus-2-RL-Data", split="validation"),)
-        with pytest.raises(ValueError, match="this is the split train of the source; .* its split validation"):
+        with pytest.raises(ValueError, match=r"this is the split train of the source; .* its split validation"):
             Files(path, wanted, strict=True)
         assert read(path, wanted) == ROWS
 
