@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_cov.tasks.prepare import lock, read_stamp, replacing
-from verl_cov.tasks.rows import check_file, question_of
+from verl_cov.tasks.rows import batches, check_file, question_of
 
 WORDS = 13
 COMMON = 10  # a 13-gram in more training questions than this is a common phrase
@@ -168,7 +168,7 @@ def remove(found: Contamination) -> int:
                 raise ValueError(f"{path}: it was changed meanwhile; look again")
             start = 0
             with pq.ParquetWriter(partial, file.schema_arrow, compression="zstd") as writer:
-                for batch in file.iter_batches(batch_size=1024):
+                for batch in batches(file):
                     keep = [start + offset not in found.indexes for offset in range(batch.num_rows)]
                     start += batch.num_rows
                     kept = batch.filter(pa.array(keep))
@@ -199,7 +199,7 @@ def _questions(path: Path) -> Iterator[tuple[int, str]]:
     """(row, the user's question without our instruction, which every row has)."""
     with pq.ParquetFile(path) as file:
         row = 0
-        for batch in file.iter_batches(batch_size=1024, columns=["prompt"]):
+        for batch in batches(file, columns=["prompt"]):
             for prompt in batch.column(0).to_pylist():
                 yield row, question_of(prompt[-1]["content"])
                 row += 1

@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ _TESTS: dict[str, dict[str, type]] = {
     "pytest": {"tests": str},
 }
 _MAX_TEMPERATURE = 2.0
+FIRST = 64  # rows that a check looks into when it is not a full one
 
 
 def with_instruction(question: str, ability: str, task: str = "") -> str:
@@ -121,7 +122,8 @@ def check_file(path: Path | str, *, full: bool = False) -> FileReport:
             raise ValueError(f"{path}: it has no rows")
         seen: dict[str, Counter[Any]] = {"data_source": Counter(), "split": Counter(), "temperature": Counter()}
         checked = 0
-        for row in read_rows(file, 1024 if full else 64):
+        found = batches(file, 1024 if full else FIRST, SCHEMA.names)
+        for row in (row for batch in found for row in batch.to_pylist()):
             try:
                 check_row(row)
             except ValueError as error:
@@ -130,15 +132,18 @@ def check_file(path: Path | str, *, full: bool = False) -> FileReport:
             seen["split"][row["extra_info"]["split"]] += 1
             seen["temperature"][row["extra_info"]["temperature"]] += 1
             checked += 1
-            if not full and checked == 64:
+            if not full and checked == FIRST:
                 break
     return FileReport(path, rows, checked, *(tuple(counts) for counts in seen.values()))
 
 
-def read_rows(file: pq.ParquetFile, batch: int = 1024) -> Iterator[dict[str, Any]]:
-    """The rows of the schema's columns, a batch in memory at a time."""
-    for record in file.iter_batches(batch_size=batch, columns=SCHEMA.names):
-        yield from record.to_pylist()
+def batches(file: pq.ParquetFile, size: int = 1024, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """A parquet file's rows, at most `size` at a time.
+
+    One row group after another: `iter_batches` over a whole file keeps what it has read until it is through.
+    """
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(batch_size=size, row_groups=[group], columns=columns)
 
 
 def check_schema(schema: pa.Schema, path: Path) -> None:

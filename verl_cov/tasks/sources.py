@@ -26,6 +26,8 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from verl_cov.tasks.rows import batches
+
 Row = dict[str, Any]
 
 # In the order of preference: a folder may hold the same data twice.
@@ -190,12 +192,12 @@ def _read(path: Path, columns: Collection[str]) -> Iterator[Row]:
     if kind == ".parquet":
         with pq.ParquetFile(path) as file:
             names = [name for name in file.schema_arrow.names if name in columns] or None
-            for batch in file.iter_batches(batch_size=_BATCH, columns=names):
+            for batch in batches(file, _BATCH, names):
                 yield from batch.to_pylist()
         return
     if kind == ".arrow":
-        with pa.memory_map(str(path)) as memory, _arrow(memory) as batches:
-            for batch in batches:
+        with pa.memory_map(str(path)) as memory, _arrow(memory) as stream:
+            for batch in stream:
                 for start in range(0, batch.num_rows, _BATCH):
                     yield from batch.slice(start, _BATCH).to_pylist()
         return
