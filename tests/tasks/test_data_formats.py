@@ -73,6 +73,9 @@ class TestMathematics:
         item = read("dapo_math_17k", row)
         assert (item.question, item.ground_truth, item.id) == ("Find $x$.\n\nWith $y$.", "3", "some-uuid")
 
+    def test_long_white_space_takes_no_time(self):
+        assert strip_instruction("a" + " " * 300_000 + "b").startswith("a ")
+
     def test_instructions_inside_a_question_stay(self):
         text = "Please reason step by step, and put your final answer within \\boxed{}. said the king."
         assert strip_instruction(text) == text
@@ -141,7 +144,7 @@ class TestMathematics:
 
     def test_several_answers(self):
         assert several(["$k = 1$", "$k = -1$", ""]) == "k = 1, k = -1"
-        assert several("[2, 3]") == ""  # numbers are not how the file has them
+        assert several("[2, 3]") == several([2, 3.0]) == "2, 3"
         assert several("(2, 3)") == "(2, 3)"
 
 

@@ -31,7 +31,8 @@ WORDS = 13
 COMMON = 10  # a 13-gram in more training questions than this is a common phrase
 
 # \w without the underscore, and one East Asian character at a time.
-_WORD = re.compile(r"[぀-ヿ㐀-䶿一-鿿가-힯]|[^\W_぀-ヿ㐀-䶿一-鿿가-힯]+")
+_EAST_ASIAN = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_WORD = re.compile(rf"[{_EAST_ASIAN}]|[^\W_{_EAST_ASIAN}]+")
 _IGNORED = re.compile(r"[\s$]+")
 
 

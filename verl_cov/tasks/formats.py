@@ -112,8 +112,8 @@ def several(answers: Any) -> str:
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             parsed = None
         answers = parsed if isinstance(parsed, list) else [answers]
-    texts = [unwrap_dollars(str(one)) for one in answers or [] if _filled(one)]
-    return ", ".join(texts)
+    texts = [number_or_text(one) for one in answers or []]
+    return ", ".join(unwrap_dollars(text) for text in texts if text)
 
 
 def unwrap_dollars(text: str) -> str:
@@ -157,21 +157,21 @@ def olympiad(row: Row) -> Item:
 _INSTRUCTIONS = (
     # DAPO-Math-17k, before and after.
     r"\ASolve the following math problem step by step\.[^\n]*\n+",
-    r"\s*Remember to put your answer on its own line after \"Answer:\"\.?\s*\Z",
+    r"Remember to put your answer on its own line after \"Answer:\"\.?\Z",
     # Eurus-2-RL-Data, mathematics and code.
-    r"\s*Present the answer in LaTex format: \\boxed\{Your answer\}\s*\Z",
-    r"\s*Write Python code to solve the problem\. "
-    r"Present the code in\s*```python\s*Your code\s*```\s*at the end\.?\s*\Z",
+    r"Present the answer in LaTex format: \\boxed\{Your answer\}\Z",
+    r"Write Python code to solve the problem\. "
+    r"Present the code in\s*```python\s*Your code\s*```\s*at the end\.?\Z",
     # Qwen2.5-Math's evaluation and most of the recipes that follow it; GSM8K as verl's example prepares it.
-    r"\s*Please reason step by step, and put your final answer within \\+boxed\{\}\.?\s*\Z",
-    r"\s*Let's think step by step and output the final answer (?:after \"####\"|within \\+boxed\{\})\.?\s*\Z",
+    r"Please reason step by step, and put your final answer within \\+boxed\{\}\.?\Z",
+    r"Let's think step by step and output the final answer (?:after \"####\"|within \\+boxed\{\})\.?\Z",
 )
 _INSTRUCTION = re.compile("|".join(_INSTRUCTIONS))
 
 
 def strip_instruction(question: str) -> str:
     """The question without the instructions that we know of, at its beginning and its end."""
-    return _INSTRUCTION.sub("", question).strip()
+    return _INSTRUCTION.sub("", question.strip()).strip()
 
 
 def chat(ability: str) -> Format:
