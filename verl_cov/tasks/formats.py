@@ -224,8 +224,8 @@ STDIO_TASK = "The program reads from standard input and prints to standard outpu
 def inputs_outputs(ground_truth: Any) -> tuple[str, str]:
     """(tests, task) from the format of APPS, TACO and Eurus-2: {"inputs", "outputs"} and, for functions, "fn_name".
 
-    Functions' outputs stand in a list of their own there, [[4], [0]], by APPS's way of comparing; a problem whose
-    outputs all do is unwrapped. (A function whose every result is a list of one element cannot be told from it.)
+    Most functions' outputs stand in a list of their own there, [[4], [0]], some do not. A result that is a list of one
+    element cannot be told from a wrapped one, so they stay as they are: the verifier accepts both, as APPS's does.
     """
     tests = _parsed(ground_truth) if isinstance(ground_truth, str) else ground_truth
     if not isinstance(tests, Mapping):
@@ -241,8 +241,6 @@ def inputs_outputs(ground_truth: Any) -> tuple[str, str]:
             raise Unusable("the function's name is not a name")
         if not all(isinstance(arguments, list) for arguments in inputs):
             raise Unusable("a function's arguments are not a list")
-        if all(isinstance(output, list) and len(output) == 1 for output in outputs):
-            outputs = [output[0] for output in outputs]
         return _tests(kind="call", function=name, inputs=inputs, outputs=outputs), f"Define the function `{name}`."
     texts = [[_lines(one) for one in side] for side in (inputs, outputs)]
     return _tests(kind="stdio", inputs=texts[0], outputs=texts[1]), STDIO_TASK

@@ -17,6 +17,7 @@ The tests of a code problem are one of
 
     {"kind": "stdio", "inputs": [str, ...], "outputs": [str, ...]}                  the program reads stdin and prints
     {"kind": "call", "function": str, "inputs": [[arg, ...], ...], "outputs": [value, ...]}
+        (a value may stand in a list of its own, [value], as APPS has it)
     {"kind": "asserts", "asserts": ["assert f(1) == 2", ...]}                       each assert a test
     {"kind": "pytest", "tests": "from solution import f\ndef test_f(): ..."}        each test function a test
 
