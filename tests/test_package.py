@@ -35,6 +35,7 @@ def test_the_wheel_has_the_configs_the_search_path_plugin_and_the_entry_point(tm
         assert f"verl_cov/conf/verl_cov/{name}.yaml" in names
     assert "hydra_plugins/verl_cov_searchpath.py" in names
     assert "verl_cov/law/data/qwen2.5-math.csv" in names
+    assert "verl_cov/tasks/samples/gsm8k.jsonl" in names
     # With it, this wheel would own the namespace and hide every other Hydra plugin of the environment.
     assert "hydra_plugins/__init__.py" not in names
     assert "[verl.plugins]\nverl_cov = verl_cov.plugin" in entry_points

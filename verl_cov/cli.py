@@ -12,6 +12,7 @@ import typer
 
 from verl_cov import __version__, terminal
 from verl_cov.recipes import cli as recipes
+from verl_cov.tasks import data_cli
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,9 +22,8 @@ app = typer.Typer(
     add_completion=False,
     help="Clip-Cov and KL-Cov for verl; where a run's entropy goes, and where its score ends.",
 )
-
-
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(data_cli.app, name="data")
 
 
 @app.callback(invoke_without_command=True)

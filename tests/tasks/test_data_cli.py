@@ -1,0 +1,97 @@
+"""`verl-cov data` as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from verl_cov.cli import app
+from verl_cov.tasks.sets import SETS
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["data", *map(str, arguments)])
+
+
+def said(result: Result) -> str:
+    """The one line that a failure ends with."""
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("verl-cov: ")
+    return line
+
+
+def test_list_names_every_set():
+    result = run("list")
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in SETS)
+    assert "455,261" in result.stdout
+    assert "greedy" in result.stdout
+
+
+def test_prepare_everything_and_check_it(tmp_path: Path):
+    result = run("prepare", *SETS, "--from", "sample", "-o", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert {path.stem for path in tmp_path.glob("*.parquet")} == set(SETS)
+    assert "eurus2_rl_math: 1 of 3 questions are in math500" in result.stdout  # evaluation sets came first
+    assert "gsm8k: 1 of 3 questions are in gsm8k_test" in result.stdout
+    assert "2 duplicates, 1 of them with another answer" in result.stdout
+    assert "not for training" in result.stdout
+    checked = run("check", "--full", *sorted(tmp_path.glob("*.parquet")))
+    assert checked.exit_code == 0, checked.output
+    assert len(checked.stdout.splitlines()) == len(SETS)
+    again = run("prepare", "gsm8k", "--from", "sample", "-o", tmp_path)
+    assert "was there already" in again.stdout
+    assert "are in gsm8k_test" not in again.stdout
+
+
+def test_contamination(tmp_path: Path):
+    run("prepare", "gsm8k", "gsm8k_test", "math500", "--from", "sample", "-o", tmp_path)
+    files = sorted(tmp_path.glob("*.parquet"))
+    looked = run("contamination", *files)
+    assert looked.exit_code == 0
+    assert "1 rows in all; `verl-cov data contamination --remove` takes them out" in looked.stdout
+    assert pq.read_metadata(tmp_path / "gsm8k.parquet").num_rows == 3
+    removed = run("contamination", "--remove", *files)
+    assert "gsm8k.parquet: 1 rows removed, 2 left" in removed.stdout
+    assert pq.read_metadata(tmp_path / "gsm8k.parquet").num_rows == 2
+    assert "none of 2 questions is in gsm8k_test, math500" in run("contamination", *files).stdout
+    assert "1 removed that are in gsm8k_test" in run("prepare", "gsm8k", "--from", "sample", "-o", tmp_path).stdout
+
+
+def test_failures_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "there is no set 'math50': did you mean math500?" in said(run("prepare", "math50", "-o", tmp_path))
+    assert "no such file or folder" in said(run("prepare", "math500", "--from", tmp_path / "x.jsonl", "-o", tmp_path))
+    assert "omni_math_rule.jsonl" in said(run("prepare", "omni_math", "-o", tmp_path))
+    assert "cannot be read from the Hugging Face Hub" in said(run("prepare", "math500", "-o", tmp_path))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x"}) + "\n")
+    assert "has the fields text" in said(run("prepare", "math500", "--from", tmp_path / "a.jsonl", "-o", tmp_path))
+    assert "not a parquet file" in said(run("check", tmp_path / "a.jsonl"))
+    assert "there is no such file" in said(run("check", tmp_path / "b.parquet"))
+    (tmp_path / "file").write_text("")
+    assert "file" in said(run("prepare", "math500", "--from", "sample", "-o", tmp_path / "file"))
+
+
+def test_an_unknown_number_of_rows(tmp_path: Path):
+    row = {"problem": "What is 1 + 1?", "answer": "2"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    command = ("prepare", "math500", "--from", tmp_path / "a.jsonl", "-o", tmp_path)
+    assert "Warning: 1 rows, where the known source has 500" in run(*command).stdout
+    assert "1 rows, where the known source has 500 (--strict)" in said(run(*command, "--strict"))
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from typer.testing import CliRunner; from verl_cov.cli import app;"
+        "assert CliRunner().invoke(app, ['data', '--help']).exit_code == 0;"
+        "print(sorted({'torch', 'pyarrow', 'datasets', 'verl', 'filelock'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
