@@ -25,6 +25,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from verl_cov.names import unknown
 from verl_cov.recipes import catalogue, compose, launch, machine
 from verl_cov.recipes.catalogue import NOT_YET, Selection
 from verl_cov.recipes.memory import GB
@@ -175,9 +176,9 @@ def main() -> int:
     parser.add_argument("what", choices=("train", "write"))
     parser.add_argument("cells", nargs="*", metavar="ALGORITHM/ENTROPY")
     options = parser.parse_args()
-    unknown = [cell for cell in options.cells if cell not in trained()]
-    if unknown:
-        parser.error(catalogue.unknown("cell", unknown[0], trained()))
+    for cell in options.cells:
+        if cell not in trained():
+            parser.error(unknown("cell", cell, trained()))
     if options.what == "train":
         return train(options.cells)
     write()

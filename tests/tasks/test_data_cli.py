@@ -67,7 +67,7 @@ def test_contamination(tmp_path: Path):
 
 def test_failures_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert "there is no set 'math50': did you mean math500?" in said(run("prepare", "math50", "-o", tmp_path))
+    assert "there is no set 'math50': did you mean math500" in said(run("prepare", "math50", "-o", tmp_path))
     assert "no such file or folder" in said(run("prepare", "math500", "--from", tmp_path / "x.jsonl", "-o", tmp_path))
     assert "omni_math_rule.jsonl" in said(run("prepare", "omni_math", "-o", tmp_path))
     assert "cannot be read from the Hugging Face Hub" in said(run("prepare", "math500", "-o", tmp_path))

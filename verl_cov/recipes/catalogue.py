@@ -6,13 +6,14 @@ several runs: EXPERIMENT/RUN.
 
 from __future__ import annotations
 
-import difflib
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+
+from verl_cov.names import unknown
 
 CONF = Path(__file__).parent.parent / "conf"
 GROUPS = ("model", "algorithm", "entropy", "task", "scale")
@@ -154,15 +155,6 @@ def check(group: str, name: str) -> str:
     if name not in options(group):
         raise UnknownRecipe(NOT_YET.get(group, {}).get(name) or unknown(group, name, options(group)))
     return name
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """One line for a name that is not there: the nearest names, or all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [one for one in known if name and name in one]
-    return f"there is no {what} {name!r}: " + (
-        f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-    )
 
 
 def _is_override(word: str) -> bool:

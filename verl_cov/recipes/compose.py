@@ -15,8 +15,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from verl_cov.names import unknown
 from verl_cov.recipes import sources
-from verl_cov.recipes.catalogue import Selection, unknown
+from verl_cov.recipes.catalogue import Selection
 
 PRIMARY = ("verl.trainer.config", "ppo_trainer")
 

@@ -98,25 +98,45 @@ def _positions(checkpoint: Path | None) -> int | None:
 
 
 def _data(config: DictConfig) -> Iterator[Finding]:
-    from verl_cov.tasks.prepare import check_file
+    """Every file; those that our reward function scores are held to its schema (verl_cov/tasks/rows.py)."""
+    from verl_cov.tasks.rows import check_file
 
+    ours = config.reward.custom_reward_function.path == "pkg://verl_cov.tasks.reward"
+    lost: list[Path] = []
     for split in ("train_files", "val_files"):
         files = config.data[split]
         for name in files if isinstance(files, list | ListConfig) else [files]:
             path = Path(str(name)).expanduser()
             if not path.is_file():
-                yield Finding("data", True, f"{path} is not there: {_how_to_make(path)}")
+                lost.append(path)
                 continue
             try:
-                yield Finding("data", False, f"{path}: {check_file(path)}")
+                rows = check_file(path).rows if ours else _rows(path, config.data.prompt_key)
+                yield Finding("data", False, f"{path}: {rows:,} rows")
             except ValueError as error:
                 yield Finding("data", True, str(error))
+    for folder in dict.fromkeys(path.parent for path in lost):
+        names = [path.stem for path in lost if path.parent == folder]
+        fix = f"verl-cov data prepare {' '.join(names)} -o {folder}"
+        if folder.name == "countdown":
+            fix = f"python -m verl_cov.tasks.countdown {folder}"
+        yield Finding("data", True, f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not in {folder}: `{fix}`")
 
 
-def _how_to_make(path: Path) -> str:
-    if path.parent.name == "countdown":
-        return "`verl-cov recipes run` makes it, or `python -m verl_cov.tasks.countdown DIR`"
-    return f"`verl-cov data prepare {path.stem} -o {path.parent}`"
+def _rows(path: Path, prompt_key: str) -> int:
+    """How many rows a parquet file has. Raises ValueError if it is none, or lacks what verl reads of every row."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} is not a parquet file: {' '.join(str(error).split())}") from None
+    with file:
+        for field in (prompt_key, "data_source", "reward_model"):
+            if field not in file.schema_arrow.names:
+                raise ValueError(f"{path}: the field {field} is missing (found: {', '.join(file.schema_arrow.names)})")
+        return file.metadata.num_rows
 
 
 def _package(name: str, fix: str) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from verl_cov import terminal
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -48,7 +50,7 @@ def list_command() -> None:
             one.license or "?",
             one.where,
         )
-    _console().print(table)
+    terminal.console().print(table)
 
 
 @app.command()
@@ -60,12 +62,11 @@ def prepare(
     force: Annotated[bool, typer.Option("--force", help="Make the files again.")] = False,
 ) -> None:
     """Write sets as verl reads them: deduplicated, with instructions and copies. A second run does nothing."""
-    from verl_cov.cli import _one_line
     from verl_cov.tasks import contamination
     from verl_cov.tasks.prepare import prepare as make
 
-    console = _console()
-    with _one_line():
+    console = terminal.console()
+    with terminal.one_line():
         # Evaluation sets first: training sets are compared with them.
         for dataset in sorted(_sets(names), key=lambda one: one.split == "train"):
             with _bar(f"preparing {dataset.name}") as show:
@@ -85,12 +86,11 @@ def check(
     full: Annotated[bool, typer.Option("--full", help="Look into every row, not only the first 64.")] = False,
 ) -> None:
     """Check files against what the recipes and verl expect. Exit code 2 with one line: file, row, field, fix."""
-    from verl_cov.cli import _one_line
     from verl_cov.tasks.rows import check_file
 
-    console = _console()
+    console = terminal.console()
     for path in files:
-        with _one_line():
+        with terminal.one_line():
             report = check_file(path, full=full)
         sampled = [t for t in report.temperatures if t is not None]
         console.print(
@@ -108,11 +108,10 @@ def contamination_command(
     remove: Annotated[bool, typer.Option("--remove", help="Take what is found out of the training files.")] = False,
 ) -> None:
     """Find training questions that are in evaluation sets: the same question, or 13 words in a row."""
-    from verl_cov.cli import _one_line
     from verl_cov.tasks import contamination
 
-    console = _console()
-    with _one_line():
+    console = terminal.console()
+    with terminal.one_line():
         training, evaluation = contamination.split_files(files)
         with _bar("comparing") as show:
             every = list(contamination.find_each(training, evaluation, show))
@@ -126,16 +125,13 @@ def contamination_command(
 
 
 def _sets(names: list[str]) -> list[DataSet]:
-    import difflib
-
+    from verl_cov.names import unknown
     from verl_cov.tasks.sets import SETS
 
     found = []
     for name in dict.fromkeys(names):
         if name not in SETS:
-            close = difflib.get_close_matches(name, SETS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"use {', '.join(SETS)}"
-            raise ValueError(f"there is no set {name!r}: {hint}")
+            raise ValueError(unknown("set", name, SETS))
         found.append(SETS[name])
     return found
 
@@ -189,12 +185,6 @@ def _say_contamination(console: Console, found: Contamination, hint: bool = True
 
 def _print(console: Console, text: str, style: str = "") -> None:
     console.print(text, markup=False, style=style, soft_wrap=True)
-
-
-def _console() -> Console:
-    from verl_cov.cli import _console as console
-
-    return console()
 
 
 @contextmanager
