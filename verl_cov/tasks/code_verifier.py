@@ -149,7 +149,7 @@ def _tests(ground_truth: str) -> list[_Test]:
         kind = truth["kind"]
     except (TypeError, ValueError, KeyError):
         raise _damaged('it must be JSON with a "kind"', ground_truth) from None
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise _damaged(f'"kind" must be one of {", ".join(_KINDS)}, got {kind!r}', ground_truth)
     try:
         tests = list(_KINDS[kind](truth))

@@ -95,7 +95,10 @@ def last_boxed(response: str) -> str | None:
 # --- light comparison -------------------------------------------------------------------------------------------------
 
 # What changes how an answer looks and not what it says.
-_LOOKS = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|,|!|;|:|quad|qquad)(?![A-Za-z])|\\?\$|~|\\ ")
+# The lookbehind: two backslashes end a row of a matrix.
+_LOOKS = re.compile(
+    r"(?<!\\)\\(?:(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|quad|qquad)(?![A-Za-z])|[,!;: ])|\\?\$|~"
+)
 _FRACTION_STYLES = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<=\d)\{,\}(?=\d{3})")
 

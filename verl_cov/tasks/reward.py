@@ -71,7 +71,7 @@ def compute_score(
     )
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8, typed=True)  # True is no 1
 def _limits(test_seconds: int, memory_mb: int) -> sandbox.Limits:
     _whole("test_seconds", test_seconds)
     _whole("memory_mb", memory_mb, 128)
