@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import signal
@@ -190,6 +191,10 @@ class TestWriting:
 
 
 class TestReading:
+    def test_landlock_is_used_where_the_kernel_has_it(self):
+        version = ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), 1)  # landlock_create_ruleset(VERSION)
+        assert sandbox.landlock() == (version >= 1)
+
     def test_files_and_other_processes(self, tmp_path: Path):
         if not sandbox.landlock():
             pytest.skip("this kernel has no Landlock: reading is open, as documented")
