@@ -387,6 +387,12 @@ class TestLimits:
         assert result.cpu_seconds < 2.2
         assert time.monotonic() - started < SHORT.wall_seconds + 3
 
+    def test_a_signal_of_the_limit_cannot_be_ignored(self):
+        program = "import signal\nfor n in (24, 15): signal.signal(n, signal.SIG_IGN)\nwhile True: pass"
+        result = run(program, limits=Limits(cpu_seconds=1, wall_seconds=20))
+        assert result.status == "timeout"
+        assert result.wall_seconds < 15
+
     def test_the_time_limit_is_the_one_asked_for(self):
         program = "import time\nwhile time.process_time() < 1.6: pass\nprint('done')"
         assert run(program, limits=Limits(cpu_seconds=1)).status == "timeout"
@@ -494,7 +500,28 @@ class TestUndoing:
                     pass
             """
         )
-        assert run(program).stdout == ""
+        result = run(program)
+        assert (result.status, result.stdout) == ("ok", ""), result.stderr
+
+    def test_as_the_kernel_sees_it(self):
+        """From outside, while the program runs: root has capabilities to lose, whoever else has none to gain."""
+        server = int(run("import os; print(os.getppid())").stdout)
+        thread = threading.Thread(target=run, args=("import time; time.sleep(2)",))
+        sandbox._POOL.close()
+        thread.start()
+        program, deadline = [], time.monotonic() + 10
+        tasks = Path(f"/proc/{os.getpid()}/task")
+        while not program and time.monotonic() < deadline:
+            servers = {pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
+            for pid in servers - {str(server)}:
+                program += Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            time.sleep(0.2)  # the program has confined itself by then
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{program[0]}/status").read_text().splitlines())
+        assert {name: int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == dict.fromkeys(
+            ("CapInh", "CapPrm", "CapEff", "CapAmb"), 0
+        )
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        thread.join()
 
     @pytest.mark.skipif(not X86, reason="x86-64 has other tables")
     @pytest.mark.parametrize("code", ["b8 14 00 00 00 cd 80 c3", "b8 27 00 00 40 0f 05 c3"], ids=["i386", "x32"])
