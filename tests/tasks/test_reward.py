@@ -1,0 +1,177 @@
+"""verl's face of the verifiers: one shape of answer, from many threads, through verl's own reward manager."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from verl_cov.tasks import reward
+from verl_cov.tasks.reward import compute_score
+
+KEYS = ["score", "acc", "extracted", "late"]
+MATH = {"verifier": "math", "split": "train", "index": 0}
+CODE = {"verifier": "code", "split": "train", "index": 0}
+TRUTH = json.dumps({"kind": "stdio", "inputs": ["1", "2"], "outputs": ["1", "4"]})
+
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
+
+
+def program(source: str) -> str:
+    return f"```python\n{source}\n```"
+
+
+CASES: list[tuple[str, str, dict[str, Any], list[float]]] = [
+    (r"\boxed{033}", "33", MATH, [1, 1, 1, 0]),
+    (r"\boxed{34}", "33", MATH, [0, 0, 1, 0]),
+    ("33", "33", MATH, [0, 0, 0, 0]),
+    (r"\boxed{\sqrt{12}}", r"2\sqrt{3}", MATH, [1, 1, 1, 0]),
+    (program("print(int(input()) ** 2)"), TRUTH, CODE, [1, 1, 1, 0]),
+    (program("print(input())"), TRUTH, CODE, [0.5, 0, 1, 0]),
+    (program("print(0)"), TRUTH, CODE, [0, 0, 1, 0]),
+    ("print(1)", TRUTH, CODE, [0, 0, 0, 0]),
+]
+
+
+@needs_linux
+@pytest.mark.parametrize(("response", "truth", "extra", "expected"), CASES)
+def test_answers(response: str, truth: str, extra: dict[str, Any], expected: list[float]):
+    answer = compute_score("x", response, truth, extra)
+    assert answer == dict(zip(KEYS, expected, strict=True))
+    assert list(answer) == KEYS
+    assert all(type(value) is float for value in answer.values())
+
+
+@needs_linux
+def test_late():
+    monster = compute_score("x", r"\boxed{9^{9^{9^{9}}}}", "x+1", MATH, math_seconds=1)
+    assert list(monster.values()) == [0, 0, 1, 1]
+    loop = compute_score("x", program("if input() == '2':\n    while 1: pass\nprint(1)"), TRUTH, CODE, test_seconds=1)
+    assert list(loop.values()) == [0.5, 0, 1, 1]
+
+
+@needs_linux
+def test_32_threads_at_once():
+    with ThreadPoolExecutor(32) as threads:
+        answers = list(threads.map(lambda case: compute_score("x", *case[:3]), CASES * 16))
+    assert [list(answer.values()) for answer in answers] == [case[3] for case in CASES * 16]
+
+
+@pytest.mark.parametrize("extra", [None, {}, {"verifier": None}, {"verifier": "maths"}, {"split": "train"}])
+def test_a_row_without_a_verifier_is_refused(extra: dict[str, Any] | None):
+    with pytest.raises(ValueError, match=r"extra_info\.verifier.*gsm8k"):
+        compute_score("gsm8k", r"\boxed{5}", "5", extra)
+
+
+@pytest.mark.parametrize(
+    ("extra", "options"),
+    [
+        (CODE, {"max_tests": 0}),
+        (CODE, {"test_seconds": 0.5}),
+        (CODE, {"test_seconds": True}),
+        (CODE, {"response_seconds": -1}),
+        (CODE, {"memory_mb": 16}),
+        (MATH, {"math_seconds": 0}),
+        (MATH, {"max_test": 5}),
+    ],
+)
+def test_bad_options_are_refused(extra: dict[str, Any], options: dict[str, Any]):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        compute_score("x", "", TRUTH, extra, **options)
+
+
+def test_verls_own_arguments_are_taken():
+    answer = compute_score("x", r"\boxed{5}", "5", MATH, reward_router_address="a", reward_model_tokenizer=None)
+    assert answer["score"] == 1
+
+
+def test_the_reward_worker_imports_nothing_heavy():
+    heavy = {"torch", "sympy", "numpy", "verl", "ray"}
+    code = f"import sys, verl_cov.tasks.reward; print(sorted({heavy} & set(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+@needs_linux
+class TestVerl:
+    """The function as verl loads it, in verl's reward manager, with a tokenizer of bytes."""
+
+    @pytest.fixture(scope="class")
+    def manager(self):
+        pytest.importorskip("verl")
+        from omegaconf import OmegaConf
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+        from verl.trainer.ppo.reward import load_reward_manager
+
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate(alphabet)}, merges=[]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        function = {
+            "path": "pkg://verl_cov.tasks.reward",
+            "name": "compute_score",
+            "reward_kwargs": {"max_tests": 5, "test_seconds": 2},
+        }
+        config = OmegaConf.create(
+            {"reward": {"custom_reward_function": function, "reward_manager": {"source": "register", "name": "naive"}}}
+        )
+        return load_reward_manager(config, PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+
+    @staticmethod
+    def row(manager: Any, response: str, truth: str, extra: dict[str, Any]) -> Any:
+        import numpy as np
+        import torch
+        from verl import DataProto
+
+        ids = manager.tokenizer(response)["input_ids"]
+        padded = [*ids, *[0] * (400 - len(ids))]
+        mask = [1] * (4 + len(ids)) + [0] * (400 - len(ids))
+
+        def one(value: Any) -> Any:
+            array = np.empty(1, dtype=object)
+            array[0] = value
+            return array
+
+        return DataProto.from_dict(
+            tensors={"responses": torch.tensor([padded]), "attention_mask": torch.tensor([mask])},
+            non_tensors={
+                "data_source": one("x"),
+                "reward_model": one({"style": "rule", "ground_truth": truth}),
+                "extra_info": one(dict(extra)),
+            },
+        )
+
+    def test_a_batch(self, manager: Any):
+        assert type(manager).__name__ == "NaiveRewardManager"
+        rows = [self.row(manager, *case[:3]) for case in CASES * 4]
+
+        async def batch() -> list[dict[str, Any]]:
+            return await asyncio.gather(*(manager.run_single(row) for row in rows))
+
+        results = manager.loop.run_until_complete(batch())
+        for result, case in zip(results, CASES * 4, strict=True):
+            assert result["reward_score"] == case[3][0]
+            assert result["reward_extra_info"] == dict(zip(KEYS, case[3], strict=True))
+
+    def test_an_option_that_is_misspelt_is_named(self):
+        from omegaconf import OmegaConf
+        from verl.trainer.ppo.reward import get_custom_reward_fn
+
+        function = {"path": "pkg://verl_cov.tasks.reward", "name": "compute_score", "reward_kwargs": {"tests": 5}}
+        score = get_custom_reward_fn(OmegaConf.create({"reward": {"custom_reward_function": function}}))
+        with pytest.raises(ValueError, match="no option tests"):
+            score(data_source="x", solution_str="", ground_truth="5", extra_info=MATH)
+
+
+def test_the_children_leave_no_trace_in_the_working_folder():
+    before = set(os.listdir())
+    compute_score("x", r"\boxed{\sqrt{12}}", r"2\sqrt{3}", MATH)
+    assert set(os.listdir()) == before
+    assert reward.__doc__

@@ -1,0 +1,178 @@
+"""Persistent child processes that answer requests, for work that must be stoppable and that threads may not do.
+
+verl calls the reward function from many threads of a Ray worker. There, signals cannot stop anything (they go to the
+main thread), and a fork copies locked locks. So the work is done in children that are started as fresh programs, kept,
+and killed when an answer is late. `math_verifier` and `sandbox` each have a pool.
+
+The protocol: a frame is 4 bytes of length (big-endian) and JSON; the child reads one on stdin and answers with one on
+stdout. A child ends itself when its stdin ends, which also happens when the parent is killed with SIGKILL: the other
+end of the pipe lives nowhere else (Python opens it close-on-exec).
+
+Needs only the standard library, and knows neither mathematics nor sandboxes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+LARGEST_FRAME = 64 * 2**20  # bytes; a child that announces more is broken
+
+
+class ChildFailed(Exception):
+    """No answer. `late`: the child was killed because its time, or its CPU time, was up; otherwise it has died."""
+
+    def __init__(self, message: str, late: bool):
+        super().__init__(message)
+        self.late = late
+
+
+def usable_cpus() -> int:
+    """Cores this process may run on: the affinity where the system has one, which containers often set."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_frame(stream: BinaryIO) -> Any | None:
+    """The child's side: the next request, None at the end of the stream. Blocks."""
+    head = stream.read(4)
+    if len(head) < 4:
+        return None
+    body = stream.read(int.from_bytes(head, "big"))
+    return json.loads(body)
+
+
+def write_frame(stream: BinaryIO, message: Any) -> None:
+    """The child's side: one answer."""
+    stream.write(frame(message))
+    stream.flush()
+
+
+def frame(message: Any) -> bytes:
+    """`message` as the pipe carries it. ASCII, so lone surrogates, which a model can write, pass through."""
+    body = json.dumps(message).encode("ascii")
+    return len(body).to_bytes(4, "big") + body
+
+
+class ProcessPool:
+    """At most `size` children, started when first needed, each serving one thread at a time.
+
+    command: the child's program and arguments, asked for at every start. environment: its variables, None: inherited.
+    """
+
+    def __init__(self, command: Callable[[], list[str]], size: int, environment: Callable[[], dict[str, str]]):
+        if size < 1:
+            raise ValueError(f"a pool needs at least one process, got size={size}")
+        self.size = size
+        self._command, self._environment = command, environment
+        self._reset()
+        atexit.register(self.close)
+        # A forked copy of this process must not talk into the same pipes.
+        os.register_at_fork(after_in_child=self._reset)
+
+    def _reset(self) -> None:
+        self._free = threading.BoundedSemaphore(self.size)
+        self._lock = threading.Lock()
+        self._idle: list[_Child] = []
+
+    def call(self, request: Any, seconds: float) -> Any:
+        """The child's answer to `request`. Blocks until a child is free, and then for at most `seconds`.
+
+        Raises ChildFailed; the child is then gone, and the next call starts another.
+        """
+        with self._free:
+            with self._lock:
+                child = self._idle.pop() if self._idle else None
+            if child is not None and not child.alive():
+                child.kill()
+                child = None
+            child = child or _Child(self._command(), self._environment())
+            try:
+                answer = child.exchange(frame(request), time.monotonic() + seconds)
+            except BaseException:  # KeyboardInterrupt too: a child in the middle of a request cannot be used again
+                child.kill()
+                raise
+            with self._lock:
+                self._idle.append(child)
+            return answer
+
+    def close(self) -> None:
+        """End the idle children. The pool can be used again."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for child in idle:
+            child.kill()
+
+
+class _Child:
+    def __init__(self, command: list[str], environment: dict[str, str]):
+        # cwd: a child must not hold, or be fooled by, the directory that the trainer happens to stand in.
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            cwd="/",
+            env=environment,
+            start_new_session=True,  # Ctrl-C in the trainer's terminal is the trainer's to handle
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._answers = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._requests, False)  # a child that does not read must not hang us
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def exchange(self, request: bytes, deadline: float) -> Any:
+        unsent = memoryview(request)
+        received = bytearray()
+        wanted = 4
+        while True:
+            poll = select.poll()  # not select.select, which fails on descriptors above 1023
+            poll.register(self._answers, select.POLLIN)
+            if unsent:
+                poll.register(self._requests, select.POLLOUT)
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise ChildFailed("the process did not answer in time", late=True)
+            events = dict(poll.poll(remaining * 1000))
+            if self._requests in events:
+                try:
+                    unsent = unsent[os.write(self._requests, unsent) :]
+                except BlockingIOError:
+                    pass
+                except BrokenPipeError:
+                    raise self._died() from None
+            if self._answers in events:
+                chunk = os.read(self._answers, 2**20)
+                if not chunk:
+                    raise self._died()
+                received += chunk
+                if len(received) >= 4:
+                    wanted = 4 + int.from_bytes(received[:4], "big")
+                    if wanted > LARGEST_FRAME:
+                        raise ChildFailed(f"the process announced an answer of {wanted} bytes", late=False)
+                if len(received) >= max(wanted, 5):
+                    return json.loads(bytes(received[4:wanted]))
+
+    def _died(self) -> ChildFailed:
+        try:
+            code = self._process.wait(1)  # its pipes close a moment before it can be waited for
+        except subprocess.TimeoutExpired:
+            return ChildFailed("the process has closed its pipe", late=False)
+        return ChildFailed(f"the process has died with exit code {code}", late=code == -signal.SIGXCPU)
+
+    def kill(self) -> None:
+        self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        self._process.wait()

@@ -1,0 +1,163 @@
+"""Run one Python program that nobody has read, on its own: `run(source, stdin)`.
+
+    run("print(int(input()) + 1)", "41\\n").stdout      # "42\\n"
+
+The program runs as `__main__` in a fresh process, which ends within its limits. It has the standard library and nothing
+else: no site-packages, so that a verdict does not depend on what stands beside verl, and so that `import torch` cannot
+cost seconds a test. It reads stdin and writes to stdout and stderr. It cannot write a file, open a socket (nor a
+socketpair, so asyncio does not start), start a process or a program, signal, trace or outlive anybody, nor take more
+CPU seconds, wall seconds, memory or output than `Limits` gives it. Threads are allowed. `lockdown` says how; there is
+no way to run without it: where the machine cannot, `SandboxUnavailable` is raised.
+
+What it does not protect from:
+
+- Reading. Where the kernel has Landlock (`landlock()` says so) a program reads Python's files and shared libraries
+  only. Elsewhere it reads what the trainer's user can read: data sets, keys, and through /proc the environment of other
+  processes of that user (a root trainer's not: the program has lost root's capabilities). It cannot send them
+  anywhere but to its stdout.
+- Taking its share: up to its limits it uses CPU and memory, as many at a time as the pool has processes.
+- Timing and other side channels, and holes in the kernel. For hostile users and not only clumsy policies, a virtual
+  machine is the right wall.
+- Reward hacking inside a test's process: see `code_verifier`.
+
+Hash seeds are fixed (the order of sets repeats), `random` is not. The module needs only the standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from verl_cov.tasks.process_pool import ChildFailed, ProcessPool, usable_cpus
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one program.
+
+    cpu_seconds: of all its threads together, whole, at least 1: the kernel counts in seconds.
+    wall_seconds: for programs that sleep or wait. Well above cpu_seconds, so that a busy machine changes no verdict.
+    memory_bytes: of address space. The interpreter alone takes 50 MiB, a thread up to 70.
+    output_bytes: of stdout; a program that writes more is ended. Of stderr the last 4 KiB are kept.
+    """
+
+    cpu_seconds: int = 4
+    wall_seconds: float = 20.0
+    memory_bytes: int = 2**30
+    output_bytes: int = 2**20
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cpu_seconds, int) or self.cpu_seconds < 1:
+            raise ValueError(f"cpu_seconds must be a whole number of at least 1, got {self.cpu_seconds!r}")
+        if not self.wall_seconds > 0:
+            raise ValueError(f"wall_seconds must be positive, got {self.wall_seconds!r}")
+        if self.memory_bytes < 2**27:
+            raise ValueError(f"memory_bytes must be at least 128 MiB, got {self.memory_bytes!r}")
+        if not 1 <= self.output_bytes <= 2**23:
+            raise ValueError(f"output_bytes must be 1 to 8 MiB, got {self.output_bytes!r}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a program ended.
+
+    status: `ok`, exit code 0; `error`, another one or a crash; `timeout`, CPU or wall; `output`, it wrote too much.
+    exit_code: minus the signal's number if one ended it. stdout, stderr: UTF-8, what is not replaced.
+    cpu_seconds, wall_seconds: what it took.
+    """
+
+    status: Literal["ok", "error", "timeout", "output"]
+    exit_code: int
+    stdout: str
+    stderr: str
+    cpu_seconds: float
+    wall_seconds: float
+
+
+class SandboxUnavailable(RuntimeError):
+    """This machine cannot confine a program."""
+
+
+def run(source: str, stdin: str = "", limits: Limits | None = None) -> Result:
+    """Run `source` as a program with `stdin`. Thread-safe; blocks while as many programs run as there are cores.
+
+    Any source gets a Result: one that does not compile ends with `error`. Raises SandboxUnavailable.
+    """
+    limits = limits or Limits()
+    _prove()
+    return Result(**_ask({"source": source, "stdin": stdin, **asdict(limits)}, limits.wall_seconds))
+
+
+def landlock() -> bool:
+    """Whether programs are kept from reading files. Raises SandboxUnavailable."""
+    return run("open('/etc/passwd').read()").status != "ok"
+
+
+def _advice(reason: str) -> str:
+    return (
+        f"programs cannot be confined here: {reason}. The code verifier needs Linux on x86-64 or arm64 with seccomp "
+        "(CONFIG_SECCOMP_FILTER, and a container that allows prctl and seccomp, as Docker's default profile does); "
+        "run the reward workers on such a machine, or train without code tasks"
+    )
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-S", "-s", "-B", str(Path(__file__).with_name("sandbox_server.py"))]
+
+
+def _environment() -> dict[str, str]:
+    # Not the trainer's: it holds keys. MALLOC_ARENA_MAX: each arena reserves 64 MiB of address space.
+    fixed = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LANG": "C.UTF-8", "PATH": "", "MALLOC_ARENA_MAX": "2"}
+    return fixed | {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TZ") if name in os.environ}
+
+
+_POOL = ProcessPool(_command, usable_cpus(), _environment)  # starts nothing yet
+_proving = threading.Lock()
+_proved = False
+
+
+_PROBE = """
+import os, socket
+def refused(attempt):
+    try:
+        attempt()
+    except OSError:
+        return True
+    return False
+def write():
+    open(os.devnull, "w")
+def fork():
+    if os.fork() == 0:
+        os._exit(0)
+print([name.__name__ for name in (write, fork, socket.socket) if not refused(name)])
+"""
+
+
+def _prove() -> None:
+    """Once a process: see that the walls stand. Some emulators answer `installed` and do nothing."""
+    global _proved
+    with _proving:
+        if not _proved:
+            answer = _ask({"source": _PROBE, "stdin": "", **asdict(Limits())}, Limits().wall_seconds)
+            if answer["stdout"].strip() != "[]":
+                raise SandboxUnavailable(_advice(f"a probe got past the filter: {answer}"))
+            _proved = True
+
+
+def _ask(request: dict[str, Any], wall_seconds: float) -> dict[str, Any]:
+    """The server's answer. If it dies, that is the machine's doing (out of memory): once more, then it is an error."""
+    for last in (False, True):
+        try:
+            # The server keeps the limits; this one is for a server that is stopped.
+            answer = _POOL.call(request, wall_seconds + 30)
+            break
+        except ChildFailed as failure:
+            if last:
+                raise SandboxUnavailable(_advice(f"its server fails: {failure}")) from None
+    if "unavailable" in answer:
+        raise SandboxUnavailable(_advice(answer["unavailable"]))
+    return answer
