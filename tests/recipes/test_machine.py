@@ -85,7 +85,7 @@ def test_data_that_our_verifier_scores_is_held_to_its_schema(tmp_path, toy):
         f.text for f in findings("qwen2.5-7b", "grpo", "none", "gsm8k", f"recipe.data={tmp_path}") if f.what == "data"
     ]
     assert len(texts) == 6
-    assert all("the field ability is missing" in text for text in texts)
+    assert all("the column 'ability' is missing" in text for text in texts)
 
 
 def test_disk(toy):
