@@ -250,3 +250,27 @@ def test_an_unknown_verl_is_said_and_vanilla_runs_all_the_same(monkeypatch, caps
 def test_joining_a_cluster_with_logical_cpus_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     assert "RAY_ADDRESS=local" in refused(*RUN)
+
+
+def test_a_filter_of_prompts_is_bounded_and_none_is_ignored(capsys):
+    filtered = (*RUN, "algorithm.filter_groups.enable=True")
+    validate(*filtered)
+    assert "WARNING: algorithm.filter_groups drops prompts without a limit" in capsys.readouterr().out
+    validate(*filtered, "algorithm.filter_groups.max_num_gen_batches=10")
+    assert "max_num_gen_batches=10 holds" in (out := capsys.readouterr().out)
+    assert "without a limit" not in out
+    validate(*RUN)
+    assert "filter_groups" not in capsys.readouterr().out
+    message = refused(*filtered, "trainer.use_v1=False")
+    assert "does nothing in verl's legacy trainer" in message
+    assert "trainer.use_v1=True" in message
+    validate(*RUN, "trainer.use_v1=False")
+
+
+def test_the_agent_loop_is_spelt_right_and_its_samples_differ():
+    field = "actor_rollout_ref.rollout.agent.default_agent_loop="
+    validate(*RUN, f"{field}verl_cov.single_turn")
+    validate(*RUN, f"{field}tool_agent")
+    assert "did you mean verl_cov.single_turn?" in refused(*RUN, f"{field}verl_cov.single_turn_agent")
+    same = "actor_rollout_ref.rollout.full_determinism=True"
+    assert "the same seed" in refused(*RUN, f"{field}verl_cov.single_turn", same)
