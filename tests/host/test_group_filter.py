@@ -19,20 +19,6 @@ FILTER = (
 RESPONSES = 3
 
 
-@pytest.fixture(scope="module")
-def transfer_queue():
-    import ray
-    import transfer_queue as tq
-    from omegaconf import OmegaConf
-
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
-    backend = {"storage_backend": "SimpleStorage", "SimpleStorage": {"num_data_storage_units": 1}}
-    tq.init(OmegaConf.create({"backend": backend}))
-    yield tq
-    tq.close()
-    ray.shutdown()
-
-
 class Generation:
     """Stands in for prompts, vLLM and reward function: a prompt is answered as soon as it is asked, with the
     accuracies that ``answer(number of the prompt)`` gives its responses."""

@@ -74,6 +74,8 @@ def test_a_sound_configuration_says_that_we_are_active(capsys):
         (f"{LOSS}cov_metrics=on", ("cov_metrics='on'", "off, basic, full")),
         (f"{LOSS}cov_dump_every=-1", ("cov_dump_every=-1", "at least 0")),
         (f"{LOSS}cov_dump_tokens=0", ("cov_dump_tokens=0", "at least 1")),
+        (f"{LOSS}cov_val_entropy=some", ("cov_val_entropy='some'", "off, all or a positive number")),
+        (f"{LOSS}cov_val_entropy=0", ("cov_val_entropy=0", "off, all or a positive number")),
         (f"{LOSS}loss_mode=VERL-COV.KL_COV", ("did you mean verl_cov.kl_cov?",)),
         (f"{LOSS}loss_mode=vanila", ("loss_mode=vanila", "did you mean vanilla?")),
         (f"{LOSS}loss_mode=verl_cov.klcov", ("verl_cov.klcov", "did you mean verl_cov.kl_cov?")),
@@ -274,3 +276,13 @@ def test_the_agent_loop_is_spelt_right_and_its_samples_differ():
     assert "did you mean verl_cov.single_turn?" in refused(*RUN, f"{field}verl_cov.single_turn_agent")
     same = "actor_rollout_ref.rollout.full_determinism=True"
     assert "the same seed" in refused(*RUN, f"{field}verl_cov.single_turn", same)
+
+
+def test_the_entropy_of_a_validation_needs_the_synchronous_trainer():
+    wanted = (*RUN, f"{LOSS}cov_val_entropy=all")
+    validate(*wanted)
+    validate(*RUN, f"{LOSS}cov_val_entropy=500")
+    validate(*RUN, "trainer.use_v1=False", f"{LOSS}cov_val_entropy=off")
+    for trainer in ("trainer.use_v1=False", "trainer.v1.trainer_mode=colocate_async"):
+        assert "cov_val_entropy needs verl's synchronous V1 trainer" in refused(*wanted, trainer)
+    assert "needs cov_metrics=basic or full" in refused(*wanted, f"{LOSS}cov_metrics=off")

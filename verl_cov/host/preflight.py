@@ -111,6 +111,8 @@ def check_policy_loss(config: DictConfig) -> None:
         )
     if control is not None:
         check_selection(config, control)
+    if asked is not None and asked.cov_val_entropy != "off":
+        check_validation_entropy(config)
     if asked is not None and asked.cov_metrics == "full" and (calls := _updates_on_one_policy(config)) > 1:
         print(
             f"verl-cov: WARNING: this trainer updates {calls} times on log-probs of the same policy "
@@ -118,6 +120,17 @@ def check_policy_loss(config: DictConfig) -> None:
             "(theorem1_*, theorem2_*, entropy_falls) mean nothing; the other metrics hold",
             flush=True,
         )
+
+
+def check_validation_entropy(config: DictConfig) -> None:
+    """Raise :class:`Finding` for a trainer in which the entropy of a validation cannot be measured."""
+    trainer = OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync")
+    if OmegaConf.select(config, "trainer.use_v1", default=True) and trainer == "sync":
+        return
+    raise Finding(
+        f"{POLICY_LOSS}.cov_val_entropy needs verl's synchronous V1 trainer, not the legacy one nor trainer_mode="
+        f"{trainer}: set it to off, or trainer.use_v1=True and trainer.v1.trainer_mode=sync"
+    )
 
 
 def check_selection(config: DictConfig, control: Any) -> None:
