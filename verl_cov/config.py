@@ -59,6 +59,8 @@ class CovPolicyLossConfig(PolicyLossConfig):
             0: never.
         cov_dump_tokens: how many tokens that are.
         cov_dump_dir: folder of that file.
+        cov_val_entropy: of which of a validation's generations the entropy is measured, at one forward over them:
+            ``off``, ``all``, or the number of them.
 
     Raises:
         ValueError: a field is out of range; the message names the field and the fix.
@@ -74,11 +76,13 @@ class CovPolicyLossConfig(PolicyLossConfig):
     cov_dump_every: int = 0
     cov_dump_tokens: int = 64
     cov_dump_dir: str | None = None
+    cov_val_entropy: str | int = "off"
 
     def __post_init__(self) -> None:
         _require_plugin()
-        if self.cov_metrics is False:  # what YAML makes of a bare "off"
-            object.__setattr__(self, "cov_metrics", "off")
+        for name in ("cov_metrics", "cov_val_entropy"):
+            if getattr(self, name) is False:  # what YAML makes of a bare "off"
+                object.__setattr__(self, name, "off")
         if self.controls:  # the numbers of verl's own losses are verl's business
             self._check_control()
         for name, known in (
@@ -91,6 +95,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
                 names = ", ".join(value or "null" for value in known)
                 raise ValueError(f"{_PATH}.{name}={getattr(self, name)!r} is unknown: use one of {names}")
         _check_dump(self)
+        _check_val_entropy(self)
 
     def _check_control(self) -> None:
         for name in ("clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef"):
@@ -205,6 +210,15 @@ def _check_dump(config: CovPolicyLossConfig) -> None:
         raise ValueError(f"{_PATH}.cov_dump_every={config.cov_dump_every} needs a folder: set {_PATH}.cov_dump_dir")
     if config.cov_dump_every and config.cov_metrics == "off":
         raise ValueError(f"{_PATH}.cov_dump_every={config.cov_dump_every} needs cov_metrics=basic or full, not off")
+
+
+def _check_val_entropy(config: CovPolicyLossConfig) -> None:
+    value = config.cov_val_entropy
+    number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if not number and value not in ("off", "all"):
+        raise ValueError(f"{_PATH}.cov_val_entropy={value!r} must be off, all or a positive number of generations")
+    if value != "off" and config.cov_metrics == "off":
+        raise ValueError(f"{_PATH}.cov_val_entropy={value} needs cov_metrics=basic or full, not off")
 
 
 def _check_base_loss(name: str) -> None:

@@ -29,11 +29,25 @@ status = Status()
 
 
 def register() -> None:
-    """Register the losses, the mini-batch hook, the start-up checks and, on a CPU, the CPU host."""
-    from verl_cov.host import cpu, fail_fast, policy_losses, preflight, rollout_batch, train_batch, versions
+    """Register the losses, the hooks in worker and trainer, the start-up checks and, on a CPU, the CPU host."""
+    from verl_cov.host import (
+        cpu,
+        fail_fast,
+        group_filter,
+        policy_losses,
+        preflight,
+        rollout_batch,
+        train_batch,
+        validation_entropy,
+        validation_metrics,
+        validation_sampling,
+        versions,
+    )
 
     # The start-up check goes first: it is what tells the user about a verl that the rest cannot work with.
-    for piece in (preflight, versions, cpu, policy_losses, train_batch, rollout_batch, fail_fast):
+    losses = (policy_losses, train_batch, rollout_batch)
+    trainer = (group_filter, validation_sampling, validation_metrics, validation_entropy)
+    for piece in (preflight, versions, cpu, *losses, *trainer, fail_fast):
         piece.install()
         status.registered.append(piece.__name__.removeprefix("verl_cov.host."))
 

@@ -35,7 +35,6 @@ def train(folder: Path, model: Path, *overrides: str, segment: str) -> list[dict
         sys.executable,
         "-m",
         "verl.trainer.main_ppo",
-        *overrides,
         f"actor_rollout_ref.model.path={model}",
         f"data.train_files={train_file}",
         f"data.val_files={validation_file}",
@@ -50,6 +49,7 @@ def train(folder: Path, model: Path, *overrides: str, segment: str) -> list[dict
         "trainer.test_freq=2",
         "trainer.val_before_train=false",
         "trainer.resume_mode=auto",
+        *overrides,  # last: they count
     ]
     environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "RAY_ADDRESS": "local"}
     with (folder / f"{segment}.log").open("w+") as log:

@@ -74,6 +74,8 @@ def test_a_sound_configuration_says_that_we_are_active(capsys):
         (f"{LOSS}cov_metrics=on", ("cov_metrics='on'", "off, basic, full")),
         (f"{LOSS}cov_dump_every=-1", ("cov_dump_every=-1", "at least 0")),
         (f"{LOSS}cov_dump_tokens=0", ("cov_dump_tokens=0", "at least 1")),
+        (f"{LOSS}cov_val_entropy=some", ("cov_val_entropy='some'", "off, all or a positive number")),
+        (f"{LOSS}cov_val_entropy=0", ("cov_val_entropy=0", "off, all or a positive number")),
         (f"{LOSS}loss_mode=VERL-COV.KL_COV", ("did you mean verl_cov.kl_cov?",)),
         (f"{LOSS}loss_mode=vanila", ("loss_mode=vanila", "did you mean vanilla?")),
         (f"{LOSS}loss_mode=verl_cov.klcov", ("verl_cov.klcov", "did you mean verl_cov.kl_cov?")),
@@ -250,3 +252,37 @@ def test_an_unknown_verl_is_said_and_vanilla_runs_all_the_same(monkeypatch, caps
 def test_joining_a_cluster_with_logical_cpus_is_refused(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     assert "RAY_ADDRESS=local" in refused(*RUN)
+
+
+def test_a_filter_of_prompts_is_bounded_and_none_is_ignored(capsys):
+    filtered = (*RUN, "algorithm.filter_groups.enable=True")
+    validate(*filtered)
+    assert "WARNING: algorithm.filter_groups drops prompts without a limit" in capsys.readouterr().out
+    validate(*filtered, "algorithm.filter_groups.max_num_gen_batches=10")
+    assert "max_num_gen_batches=10 holds" in (out := capsys.readouterr().out)
+    assert "without a limit" not in out
+    validate(*RUN)
+    assert "filter_groups" not in capsys.readouterr().out
+    message = refused(*filtered, "trainer.use_v1=False")
+    assert "does nothing in verl's legacy trainer" in message
+    assert "trainer.use_v1=True" in message
+    validate(*RUN, "trainer.use_v1=False")
+
+
+def test_the_agent_loop_is_spelt_right_and_its_samples_differ():
+    field = "actor_rollout_ref.rollout.agent.default_agent_loop="
+    validate(*RUN, f"{field}verl_cov.single_turn")
+    validate(*RUN, f"{field}tool_agent")
+    assert "did you mean verl_cov.single_turn?" in refused(*RUN, f"{field}verl_cov.single_turn_agent")
+    same = "actor_rollout_ref.rollout.full_determinism=True"
+    assert "the same seed" in refused(*RUN, f"{field}verl_cov.single_turn", same)
+
+
+def test_the_entropy_of_a_validation_needs_the_synchronous_trainer():
+    wanted = (*RUN, f"{LOSS}cov_val_entropy=all")
+    validate(*wanted)
+    validate(*RUN, f"{LOSS}cov_val_entropy=500")
+    validate(*RUN, "trainer.use_v1=False", f"{LOSS}cov_val_entropy=off")
+    for trainer in ("trainer.use_v1=False", "trainer.v1.trainer_mode=colocate_async"):
+        assert "cov_val_entropy needs verl's synchronous V1 trainer" in refused(*wanted, trainer)
+    assert "needs cov_metrics=basic or full" in refused(*wanted, f"{LOSS}cov_metrics=off")

@@ -269,3 +269,32 @@ def test_bad_options_are_one_line_too(tmp_path):
         assert result.exit_code == 2, arguments
         assert part in result.output
         assert result.output.count("\n") == 1
+
+
+def with_average(path, sets, **kwargs):
+    """As verl-cov logs it since it averages over sets: each set's score, and the average (here the first set's)."""
+    lines = [json.loads(line) for line in write(path, **kwargs).read_text().splitlines()]
+    for line in lines:
+        score = line["data"].pop("val-core/task/acc/mean@1", None)
+        if score is not None:
+            line["data"] |= {f"val-core/{name}/acc/mean@1": score for name in sets}
+            line["data"]["val-cov/acc/sample_weighted"] = score
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_the_average_over_sets_is_the_score_and_only_of_the_same_sets_side_by_side(tmp_path):
+    both = with_average(tmp_path / "both.jsonl", ["amc", "task"])
+    found = parsed("fit", both)
+    assert found["score_key"] == "val-cov/acc/sample_weighted"
+    assert "The score is the mean over all generations of 2 sets: amc, task." in found["notes"]
+    again = with_average(tmp_path / "again.jsonl", ["amc", "task"], seed=1)
+    assert parsed("compare", both, again)["score_key"] == "val-cov/acc/sample_weighted"
+    other = with_average(tmp_path / "other.jsonl", ["aime", "task"], seed=1)
+    result = run("compare", both, other)
+    assert result.exit_code == 2
+    assert "averages over different sets (aime, task and amc, task): name one with --score-key" in result.output
+    # A log from before the average: the set that both have.
+    old = write(tmp_path / "old.jsonl", seed=2)
+    assert parsed("compare", both, old)["score_key"] == "val-core/task/acc/mean@1"
+    assert parsed("compare", both, other, "--score-key", "val-core/task/acc/mean@1")["wald_p"] > 0.01

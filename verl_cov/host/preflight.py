@@ -17,7 +17,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cov import __version__, plugin
-from verl_cov.host import cpu, fail_fast, train_batch
+from verl_cov.host import cpu, fail_fast, group_filter, train_batch, validation_sampling
+from verl_cov.host.asked import asked_in
 from verl_cov.host.imports import when_imported
 
 POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
@@ -42,6 +43,8 @@ def _check_first(module: Any) -> None:
         try:
             check_policy_loss(config)
             if not plugin.status.error:  # with a verl we do not know, nothing of ours may stand in the way
+                check_group_filter(config)
+                check_agent_loop(config)
                 check_machine(config)
             line = start_up_line(config)
         except Finding as finding:
@@ -108,6 +111,8 @@ def check_policy_loss(config: DictConfig) -> None:
         )
     if control is not None:
         check_selection(config, control)
+    if asked is not None and asked.cov_val_entropy != "off":
+        check_validation_entropy(config)
     if asked is not None and asked.cov_metrics == "full" and (calls := _updates_on_one_policy(config)) > 1:
         print(
             f"verl-cov: WARNING: this trainer updates {calls} times on log-probs of the same policy "
@@ -115,6 +120,17 @@ def check_policy_loss(config: DictConfig) -> None:
             "(theorem1_*, theorem2_*, entropy_falls) mean nothing; the other metrics hold",
             flush=True,
         )
+
+
+def check_validation_entropy(config: DictConfig) -> None:
+    """Raise :class:`Finding` for a trainer in which the entropy of a validation cannot be measured."""
+    trainer = OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync")
+    if OmegaConf.select(config, "trainer.use_v1", default=True) and trainer == "sync":
+        return
+    raise Finding(
+        f"{POLICY_LOSS}.cov_val_entropy needs verl's synchronous V1 trainer, not the legacy one nor trainer_mode="
+        f"{trainer}: set it to off, or trainer.use_v1=True and trainer.v1.trainer_mode=sync"
+    )
 
 
 def check_selection(config: DictConfig, control: Any) -> None:
@@ -155,15 +171,11 @@ def updates_per_rollout(config: DictConfig) -> float:
 
 
 def _asked_for(config: DictConfig) -> Any:
-    """The validated :class:`~verl_cov.config.CovPolicyLossConfig` (a control, or metrics for a loss of verl's), or
-    None. Raises :class:`Finding`."""
+    """:func:`~verl_cov.host.asked.asked_in`; raises :class:`Finding` in place of whatever it raises."""
     from hydra.errors import InstantiationException
-    from verl.utils.config import omega_conf_to_dataclass
-
-    from verl_cov.config import cov_config
 
     try:
-        return cov_config(omega_conf_to_dataclass(config.actor_rollout_ref.actor.policy_loss))
+        return asked_in(config)
     except InstantiationException as error:
         # Hydra wraps what the dataclass raised; the cause says it better.
         raise Finding(str(error.__cause__ or error).splitlines()[0]) from None
@@ -174,6 +186,46 @@ def _asked_for(config: DictConfig) -> Any:
 def _did_you_mean(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f": did you mean {close[0]}?" if close else f": use one of {', '.join(known)}"
+
+
+def check_group_filter(config: DictConfig) -> None:
+    """Raise :class:`Finding` for a filter of prompts that verl would ignore; warn of one that may never end."""
+    if not OmegaConf.select(config, f"{group_filter.FIELD}.enable", default=False):
+        return
+    if OmegaConf.select(config, "trainer.use_v1", default=None) is False:
+        raise Finding(
+            f"{group_filter.FIELD}.enable=True does nothing in verl's legacy trainer, which trains on every prompt: "
+            f"set trainer.use_v1=True, or {group_filter.FIELD}.enable=False"
+        )
+    batches = OmegaConf.select(config, f"{group_filter.FIELD}.max_num_gen_batches", default=0) or 0
+    if batches > 0:
+        print(
+            f"verl-cov: {group_filter.FIELD}.max_num_gen_batches={batches} holds, whatever verl logs of it: a step "
+            f"whose batch {batches} x data.train_batch_size prompts cannot fill ends the run",
+            flush=True,
+        )
+    else:
+        print(
+            f"verl-cov: WARNING: {group_filter.FIELD} drops prompts without a limit (max_num_gen_batches=0): if "
+            "nearly all prompts are answered all right or all wrong, the first step never ends. Set "
+            f"{group_filter.FIELD}.max_num_gen_batches=10, as the paper does",
+            flush=True,
+        )
+
+
+def check_agent_loop(config: DictConfig) -> None:
+    """Raise :class:`Finding` for an agent loop of ours that is misspelt, or whose samples would all be the same."""
+    field, ours = validation_sampling.AGENT_LOOP_FIELD, validation_sampling.AGENT_LOOP
+    loop = str(OmegaConf.select(config, field, default=None))
+    if not loop.startswith(OURS):
+        return
+    if loop != ours:
+        raise Finding(f"{field}={loop} is unknown{_did_you_mean(loop, [ours])}")
+    if OmegaConf.select(config, "actor_rollout_ref.rollout.full_determinism", default=False):
+        raise Finding(
+            "actor_rollout_ref.rollout.full_determinism=True gives every request of a vLLM server the same seed, so "
+            f"that all samples of a prompt are one and the same: set it to False with {field}={ours}"
+        )
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------

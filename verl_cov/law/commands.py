@@ -25,7 +25,7 @@ from verl_cov.law.compare import Comparison, compare
 from verl_cov.law.estimate import Estimate, Interval, estimate, unit_of
 from verl_cov.law.forecast import Forecast, Origin, forecast, rolling_origin
 from verl_cov.law.points import ENTROPY_KEYS, Points, points
-from verl_cov.law.readers import Run, find_runs, read_metrics
+from verl_cov.law.readers import AVERAGE_KEY, SCORE_PREFIX, Run, find_runs, read_metrics
 from verl_cov.law.scale import Scaling
 
 # Below this a log is read before a progress bar could be seen.
@@ -56,12 +56,24 @@ def load(arguments: Sequence[Path], entropy_key: str | None = None, score_key: s
 
             logs.append((name.encode(errors="replace").decode(), read_metrics(paths, progress=show)))
     found = [points(run, name, entropy_key, score_key) for name, run in logs]
+    # One log has a better definition of entropy or of the score than another: side by side they need the same.
+    shared: dict[str, str] = {}
     if entropy_key is None and len({run.entropy_key for run in found}) > 1:
-        # One log has a better definition of entropy than another: side by side they need the same.
-        shared = [key for key in ENTROPY_KEYS if all(np.isfinite(run.column(key)).any() for _, run in logs)]
-        if shared:
-            found = [points(run, name, shared[0], score_key) for name, run in logs]
+        shared["entropy_key"] = _shared(logs, ENTROPY_KEYS)
+    scores = {run.score_key for run in found}
+    if len(scores) > 1 and AVERAGE_KEY in scores:
+        keys = logs[0][1].keys()
+        shared["score_key"] = _shared(logs, [key for key in keys if key.startswith(SCORE_PREFIX) and "/mean@" in key])
+    shared = {what: key for what, key in shared.items() if key}
+    if shared:
+        wanted = {"entropy_key": entropy_key, "score_key": score_key, **shared}
+        found = [points(run, name, **wanted) for name, run in logs]
     return found
+
+
+def _shared(logs: Sequence[tuple[str, Run]], keys: Sequence[str]) -> str:
+    """The first of ``keys`` that has a value in every log, or nothing."""
+    return next((key for key in keys if all(np.isfinite(run.column(key)).any() for _, run in logs)), "")
 
 
 def comparable(runs: Sequence[Points]) -> None:
@@ -72,6 +84,10 @@ def comparable(runs: Sequence[Points]) -> None:
     ):
         if len(values) > 1:
             raise ValueError(f"the runs have different {what} ({', '.join(sorted(values))}): name one with {option}")
+    averaged = {run.averaged for run in runs}
+    if len(averaged) > 1:
+        sets = " and ".join(sorted(", ".join(names) or "none" for names in averaged))
+        raise ValueError(f"the runs' scores are averages over different sets ({sets}): name one with --score-key")
     units = {unit_of(run.score) for run in runs}
     if len(units) > 1:
         raise ValueError(

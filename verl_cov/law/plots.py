@@ -209,8 +209,8 @@ def draw_score(axes: Axes, runs: Mapping[str, Run]) -> None:
 
 
 def _score_label(runs: Mapping[str, Run]) -> str:
-    """`validation score (mean@4)`: how many samples a prompt the score averages over, if the runs agree on it."""
-    kinds = {key.rsplit("/", 1)[-1] for key in map(score_key, runs.values()) if key is not None}
+    """`validation score (mean@4)`: what the score averages over, if the runs agree on it."""
+    kinds = {key.rsplit("/", 1)[-1].replace("_", " ") for key in map(score_key, runs.values()) if key is not None}
     return f"validation score ({kinds.pop()})" if len(kinds) == 1 else "validation score"
 
 

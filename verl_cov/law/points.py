@@ -8,14 +8,16 @@ Keys, the first that has values counts (`*` stands for anything, and of several 
 | actor/entropy             | verl: as `loss_agg_mode` averages it                     | before the update     |
 | actor/entropy_loss        | older verl                                               | before (or during)    |
 | train_entropy/all         | the paper's fork of verl                                 | before the update     |
-| test_entropy/all          | the same, of the validation's generations                | after the update      |
+| val-cov/entropy           | verl-cov: the validation's generations                   | after the update      |
+| test_entropy/all          | the paper's fork of verl: the same                       | after the update      |
 | eval/entropy, eval_entropy| TRL, of the evaluation's                                 | after the update      |
 | train/entropy, entropy    | TRL: mean since the last log                             | before the update     |
 | policy/policy_entropy, policy_entropy | SkyRL: mean over the update's mini-batches   | before (or during)    |
 
 | score                     | logged by                                                | of the policy         |
 |---------------------------|----------------------------------------------------------|-----------------------|
-| val-core/*/mean@*, val-core/* | verl                                                 | after the update      |
+| val-cov/acc/sample_weighted | verl-cov: mean over all generations of all sets, the paper's | after the update |
+| val-core/*/mean@*, val-core/* | verl, of one set                                     | after the update      |
 | val/test_score/*          | older verl                                               | after the update      |
 | val/score-all             | the paper's fork of verl                                 | after the update      |
 | eval/all/avg_score, eval/*/avg_score | SkyRL                                         | after the update      |
@@ -43,7 +45,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
-from verl_cov.law.readers import NoPoints, Run, find_runs
+from verl_cov.law.readers import AVERAGE_KEY, SCORE_PREFIX, NoPoints, Run, find_runs
 
 __all__ = ["ENTROPY_KEYS", "SCORE_KEYS", "NoPoints", "Points", "find_runs", "pair", "points"]
 
@@ -52,6 +54,7 @@ ENTROPY_KEYS = (
     "actor/entropy",
     "actor/entropy_loss",
     "train_entropy/all",
+    "val-cov/entropy",
     "test_entropy/all",
     "eval/entropy",
     "eval_entropy",
@@ -61,6 +64,7 @@ ENTROPY_KEYS = (
     "policy_entropy",
 )
 SCORE_KEYS = (
+    AVERAGE_KEY,
     "val-core/*/mean@*",
     "val-core/*",
     "val/test_score/*",
@@ -79,6 +83,7 @@ _LEAST = 3  # two points always lie on the curve
 _LARGEST_IN_NATS = 12.5  # the logarithm of the largest vocabularies, some 256 thousand tokens
 _ABSURD = 20.0
 _AFTER = re.compile(r"(?:val(?:idation)?|eval(?:uation)?|test)(?:[/_-]|$)")  # measured on the policy after the update
+_IS_SET = re.compile(rf"{SCORE_PREFIX}.+/acc/mean@")
 _PREFIX = "actor/cov/"
 
 
@@ -89,7 +94,7 @@ class Points:
     name: of the run. steps: [n], ascending, of the score. entropy: [n], nats per token. score: [n], as it was logged.
     entropy_key, score_key: what they were logged as (score_key may be a glob). control: "clip_cov" or "kl_cov" if the
     log shows that verl-cov acted on tokens, else None (other interventions leave no trace that could be told). notes:
-    one sentence each on what was chosen, joined and dropped.
+    one sentence each on what was chosen, joined and dropped. averaged: the sets that an average of verl-cov's is over.
     """
 
     name: str
@@ -100,6 +105,7 @@ class Points:
     score_key: str
     control: str | None
     notes: tuple[str, ...]
+    averaged: tuple[str, ...] = ()
 
 
 def points(run: Run, name: str, entropy_key: str | None = None, score_key: str | None = None) -> Points:
@@ -161,7 +167,12 @@ def points(run: Run, name: str, entropy_key: str | None = None, score_key: str |
         notes.append(f"The step ran backwards {_count(run.repeats, 'time')} (resumed?): the later values count.")
     if run.damaged:
         notes.append(f"{_count(run.damaged, 'damaged line')} left out.")
-    return Points(name, steps, entropies, values, chosen_entropy, chosen_score, _control(run), tuple(notes))
+    averaged = _sets(keys) if chosen_score == AVERAGE_KEY else ()
+    if averaged:
+        notes.append(
+            f"The score is the mean over all generations of {_count(len(averaged), 'set')}: {_list(averaged)}."
+        )
+    return Points(name, steps, entropies, values, chosen_entropy, chosen_score, _control(run), tuple(notes), averaged)
 
 
 def pair(
@@ -196,6 +207,11 @@ def _score_keys(run: Run, name: str, keys: list[str], wanted: str | None, notes:
             notes.append(f"There is no validation: {found[0]} is the training score, of the policy that was updated.")
         return found[:1]
     raise NoPoints(f"{name}: no score that we know in the log; {_near(keys, 'score reward acc val', 'score')}")
+
+
+def _sets(keys: list[str]) -> tuple[str, ...]:
+    """Names of the data sources that verl reports an accuracy of."""
+    return tuple(sorted({key.removeprefix(SCORE_PREFIX).split("/acc/")[0] for key in keys if _IS_SET.match(key)}))
 
 
 def _entropy_key(name: str, keys: list[str], wanted: str | None, score: str, notes: list[str]) -> str:

@@ -23,9 +23,21 @@ from pathlib import Path
 from verl_cov.law.readers import console, jsonl, table, tensorboard, trainer_state, wandb
 from verl_cov.law.readers.find import find_runs, log_files
 from verl_cov.law.readers.jsonl import parse_line
-from verl_cov.law.readers.run import SCORE_PREFIX, NoLog, NoPoints, Record, Records, Run, Tell, merge, pick_score
+from verl_cov.law.readers.run import (
+    AVERAGE_KEY,
+    SCORE_PREFIX,
+    NoLog,
+    NoPoints,
+    Record,
+    Records,
+    Run,
+    Tell,
+    merge,
+    pick_score,
+)
 
 __all__ = [
+    "AVERAGE_KEY",
     "SCORE_PREFIX",
     "NoLog",
     "NoPoints",

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+AVERAGE_KEY = "val-cov/acc/sample_weighted"  # verl-cov: over all generations of all data sources
 SCORE_PREFIX = "val-core/"  # verl: val-core/{data source}/{variable}/mean@N
 
 # One record of a log: (step, its metrics). None stands for a line that was damaged, or for a damaged part of one.
@@ -62,10 +63,14 @@ class Run:
 
 
 def pick_score(keys: Iterable[str]) -> str | None:
-    """The first key, in sorted order, that starts with `val-core/`, a mean over samples if there is one.
+    """verl-cov's average over the data sources, or the first key in sorted order that starts with `val-core/`, a mean
+    over samples if there is one.
 
     With several samples a prompt verl logs `best@N` beside `mean@N`, and the best of N is not the policy's score.
     """
+    keys = set(keys)
+    if AVERAGE_KEY in keys:
+        return AVERAGE_KEY
     found = sorted(key for key in keys if key.startswith(SCORE_PREFIX))
     return next((key for key in found if "/mean@" in key), found[0] if found else None)
 
