@@ -4,7 +4,7 @@
 #   recipes/run.sh qwen2.5-7b grpo kl_cov math                          # MODEL ALGORITHM ENTROPY TASK
 #   recipes/run.sh sec4-7b/kl_cov                                       # EXPERIMENT/RUN
 #   recipes/run.sh qwen2.5-1.5b grpo clip_cov gsm8k --scale gpu1 trainer.total_training_steps=50
-#   recipes/run.sh tiny grpo kl_cov toy trainer.total_training_steps=25 # on a laptop
+#   recipes/run.sh tiny grpo kl_cov toy                                 # on a laptop
 #
 # Words with = go to verl, words with -- to `verl-cov recipes run` (--help says which; --dry-run prints the command).
 set -euo pipefail

@@ -108,7 +108,8 @@ def test_an_experiment_equals_its_groups():
     one = config("sec4-7b/kl_cov")
     other = config("qwen2.5-7b", "grpo", "kl_cov", "dapo_math")
     differ = {key for key, value in compose.flat(one).items() if compose.flat(other).get(key, "") != value}
-    assert {key for key in differ if not key.startswith("recipe.")} == {"trainer.total_training_steps"}
+    assert {key for key in differ if not key.startswith("recipe.")} == set()
+    assert {"recipe.experiment"} < differ
 
 
 def test_changes_have_sources_and_values():
@@ -140,3 +141,22 @@ def test_bad_overrides_are_one_line(override, says):
         config("sec4-7b", override)
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_base_models_without_a_template_get_a_plain_one():
+    """Rendered by verl's own builder of prompts, for a tokenizer with and without a first token."""
+    from verl.utils.tokenizer.continuous_token import ContinuousTokenBuilder
+
+    from verl_cov.tasks import tiny_model
+
+    tokenizer = tiny_model.tokenizer()
+    tokenizer.chat_template = config(
+        "llama3.1-8b", "grpo", "none", "gsm8k"
+    ).actor_rollout_ref.model.custom_chat_template
+    asked = [{"role": "user", "content": "What is 1 + 1?"}]
+    builder = ContinuousTokenBuilder(tokenizer)
+    assert tokenizer.decode(builder.build_initial_tokens(asked)) == "Question:\nWhat is 1 + 1?\n\nAnswer:\n"
+    tokenizer.bos_token = "<|user|>"
+    text = tokenizer.decode(builder.build_initial_tokens([{"role": "system", "content": "Be brief."}, *asked]))
+    assert text == "<|user|>Be brief.\n\nQuestion:\nWhat is 1 + 1?\n\nAnswer:\n"
+    assert config("qwen2.5-7b", "grpo", "none", "gsm8k").actor_rollout_ref.model.custom_chat_template is None

@@ -23,7 +23,8 @@ def _resident() -> int:
 
 
 def _peak_resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux reports KiB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux reports KiB
+    return max(peak, _resident())  # the kernel counts both in batches: the peak can be a little behind
 
 
 def _mem_get_info(device: Any = None) -> tuple[int, int]:
