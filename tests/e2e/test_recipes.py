@@ -1,8 +1,8 @@
 """Recipes train: cells of the matrix, from an experiment of the paper by overriding nothing but model, task and scale.
 
 All 32 run by `python -m recipes.matrix train`, which takes the better part of an hour; recipes/ran.json holds that they
-did, as they are now (tests/recipes/test_matrix.py). Here each algorithm runs once, each with a control that takes another
-way through verl: a reference policy, our losses, an entropy bonus.
+did, as they are now (tests/recipes/test_matrix.py). Here each algorithm but GRPO runs once, with controls that take
+other ways through verl: our losses, a reference policy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,4 @@ def test_a_cell_trains(cell, toy, tmp_path):
         # The filter: every prompt that is trained on has right and wrong responses.
         assert 1 / 8 <= step["critic/score/mean"] <= 7 / 8
         assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
-    updates = 1 if cell.startswith("on_policy") else 8
-    assert steps[0]["actor/lr"] == 4e-4
-    assert len(steps) == matrix.STEPS
-    assert updates in (1, 8)
+        assert step["actor/lr"] == 4e-4
