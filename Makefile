@@ -26,7 +26,7 @@ test-fast: setup
 	$(VENV)/bin/python -m pytest -m "not (e2e or matrix)" --ignore tests/host $(PARALLEL) $(ARGS)
 
 matrix: setup
-	$(VENV)/bin/python -m pytest -m matrix $(PARALLEL) $(ARGS)
+	$(VENV)/bin/python -m pytest -m matrix -n 2 --dist load $(ARGS)
 
 bench: setup
 	$(VENV)/bin/python -m benchmarks.run $(ARGS)
