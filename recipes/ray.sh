@@ -6,21 +6,26 @@
 #   recipes/ray.sh submit sec4-32b/kl_cov [overrides]    # on the head, from a folder that all nodes see
 #   recipes/ray.sh stop                                  # on each node
 #
-# PORT (6379) is Ray's, DASHBOARD (8265) is where jobs are submitted; the dashboard listens on the head only.
+# PORT (6379) is Ray's, DASHBOARD (8265) is where jobs are submitted; the dashboard listens on the head only. Who can
+# reach a Ray cluster can run code on it, so it asks for a token: the one in ~/.ray/auth_token, the same on all nodes.
+# RAY_AUTH_MODE=disabled goes without, and so do versions of Ray that have no tokens.
 set -euo pipefail
 port=${PORT:-6379} dashboard=${DASHBOARD:-8265}
+export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 case ${1:-} in
   head)
-    ray start --head --port "$port" --dashboard-host 127.0.0.1 --dashboard-port "$dashboard"
-    echo "On the other nodes: recipes/ray.sh worker $(hostname -I | cut -d' ' -f1)"
+    [ "$RAY_AUTH_MODE" != token ] || ray get-auth-token --generate > /dev/null || true
+    ray start --head --port "$port" --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" ${RAY_START_ARGS:-}
+    echo "On the other nodes, with this node's ~/.ray/auth_token: recipes/ray.sh worker $(hostname -I | cut -d' ' -f1)"
     ;;
-  worker) ray start --address "${2:?"the address of the head"}:$port" ;;
+  worker) ray start --address "${2:?"the address of the head"}:$port" ${RAY_START_ARGS:-} ;;
   submit)
     shift
     # The folder is shared: nothing is uploaded, and paths are absolute (a job has a working folder of its own).
-    ray job submit --address "http://127.0.0.1:$dashboard" --runtime-env-json '{"env_vars": {"RAY_ADDRESS": "auto"}}' \
+    ray job submit --address "http://127.0.0.1:$dashboard" \
+      --runtime-env-json '{"env_vars": {"RAY_ADDRESS": "auto", "RAY_AUTH_MODE": "'"$RAY_AUTH_MODE"'"}}' \
       -- verl-cov recipes run --data "$PWD/data" --toy "$PWD/runs/cache" --runs "$PWD/runs" "$@"
     ;;
   stop) ray stop ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
