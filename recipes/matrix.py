@@ -103,11 +103,13 @@ def train(names: list[str]) -> int:
     return failed
 
 
-def train_one(selection: Selection, folder: Path, toy: Path = ROOT / "runs" / "cache") -> tuple[str | None, list[dict]]:
+def train_one(
+    selection: Selection, folder: Path, toy: Path = ROOT / "runs" / "cache", data: Path = ROOT / "data"
+) -> tuple[str | None, list[dict]]:
     """STEPS steps of verl's trainer, as `verl-cov recipes run` starts it. Returns what went wrong, and the metrics."""
     shorter = (f"trainer.total_training_steps={STEPS}", "trainer.save_freq=-1", "trainer.val_before_train=false")
     once = Selection(selection.choices, selection.experiment, selection.run, (*selection.overrides, *shorter))
-    started = launch.launch(once, folder, toy, folder)
+    started = launch.launch(once, data, toy, folder)
     log = folder / "train.log"
     with log.open("w") as file:
         done = subprocess.run(

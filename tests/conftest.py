@@ -31,7 +31,7 @@ def untrained_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_untrained_model(tmp_path_factory.mktemp("untrained"))
 
 
-def save_untrained_model(folder: Path) -> Path:
+def save_untrained_model(folder: Path, positions: int = 128) -> Path:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -47,7 +47,7 @@ def save_untrained_model(folder: Path) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
