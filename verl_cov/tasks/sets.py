@@ -88,7 +88,7 @@ _ALL = (
         license="mit",
         strict=True,
     ),
-    # Rows: 7,473 in train, 1,319 in test (the dataset card).
+    # Rows: 7,473 in train, 1,319 in test (cards of copies of it, such as ThWu/gsm8k_formatted).
     _train(
         "gsm8k",
         "math",
@@ -155,7 +155,7 @@ _ALL = (
         hubs=(Hub("math-ai/aime25", split="test"), Hub("yentinglin/aime_2025")),
         rows=(30, 960),
     ),
-    # The paper's 83 problems are AI-MO's (AMC 12 of 2022 and 2023); the file answers with floats. math-ai/amc23 has 40.
+    # The paper's 83 problems are AI-MO's; the file answers with floats. math-ai/amc23 has 40.
     _sampled(
         "amc",
         formats=(plain("problem", "answer", "id"), plain("question", "answer", "id")),
