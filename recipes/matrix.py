@@ -35,7 +35,6 @@ RECORD = ROOT / "recipes" / "ran.json"
 README = ROOT / "recipes" / "README.md"
 STEPS = 2
 ALIASES = ("math",)  # the same as another task
-PATHS = ("recipe.toy", "recipe.data", "trainer.default_local_dir", "actor_rollout_ref.model.path")
 
 
 def cells(model: str | None = None) -> Iterator[Selection]:
@@ -63,9 +62,12 @@ def trained() -> dict[str, Selection]:
 
 
 def digest(selection: Selection) -> str:
-    """Names the configuration that a cell composes to, paths left out, and the verl it is for."""
-    config = compose.resolved(compose.compose([*selection.hydra_overrides(), f"recipe.name={selection.name}"]))
-    flat = {key: value for key, value in compose.flat(config).items() if key not in PATHS}
+    """Names the configuration that a cell composes to, and the verl it is for.
+
+    Not the paths, and not the node `recipe`, which acts through the keys that refer to it.
+    """
+    config = compose.resolved(compose.compose([*selection.hydra_overrides(), "recipe.name=cell", "recipe.toy=toy"]))
+    flat = {key: value for key, value in compose.flat(config).items() if not key.startswith("recipe.")}
     text = OmegaConf.to_yaml(OmegaConf.create({"verl": importlib.metadata.version("verl"), **flat}), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -152,10 +154,17 @@ def tables() -> str:
     for model in catalogue.options("model"):
         if model == "tiny":
             continue
-        lines.append(
-            f"| `{model}` | " + " | ".join([str(per_task)] * len(tasks) + [fit(model, s) for s in scales]) + " |"
-        )
+        each = [too_long(model, task) or str(per_task) for task in tasks] + [fit(model, scale) for scale in scales]
+        lines.append(f"| `{model}` | " + " | ".join(each) + " |")
     return "\n".join(lines)
+
+
+def too_long(model: str, task: str) -> str | None:
+    """Why a model cannot run a task: its cells compose, and `verl-cov recipes check` refuses them."""
+    recipe = compose.compose(catalogue.parse([model, "grpo", "none", task]).hydra_overrides()).recipe
+    if recipe.max_model_len <= recipe.context:
+        return None
+    return f"no: {recipe.max_model_len:,} tokens, {recipe.context:,} positions"
 
 
 def fit(model: str, scale: str) -> str:

@@ -38,6 +38,21 @@ def test_four_names_are_a_recipe():
     assert parse(["tiny", "grpo", "none", "toy"], scale="gpu1").choices["scale"] == "gpu1"
 
 
+def test_groups_given_after_the_names_are_swapped():
+    recipe = parse(["qwen2.5-7b", "grpo", "kl_cov", "math", "recipe/entropy=clip_cov", "+recipe/scale=gpu1", "a=1"])
+    assert recipe.name == "qwen2.5-7b-grpo-clip_cov-math"
+    assert recipe.choices["scale"] == "gpu1"
+    assert recipe.overrides == ("a=1",)
+    with pytest.raises(UnknownRecipe, match="no scale 'nope'"):
+        parse(["qwen2.5-7b", "grpo", "kl_cov", "math", "recipe/scale=nope"])
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".", "x=y", ""])
+def test_a_name_is_one_folder(name):
+    with pytest.raises(ValueError, match="names the run's folder"):
+        assert parse(["sec4-7b", f"recipe.name={name}"]).name
+
+
 def test_an_experiment_and_its_runs():
     recipe = parse(["sec4-7b/kl_cov", "trainer.nnodes=2"])
     assert recipe.name == "sec4-7b-kl_cov"
@@ -64,7 +79,7 @@ def test_a_swapped_group_is_part_of_the_name_and_stands_once():
     recipe = parse(["sec4-7b/none", "recipe/entropy=kl_cov", "recipe/entropy=clip_cov"], scale="gpu1")
     assert recipe.name == "sec4-7b-none-clip_cov-gpu1"
     assert [word for word in recipe.overrides if word.startswith("recipe/entropy")] == ["recipe/entropy=clip_cov"]
-    assert parse(["sec4-7b", "recipe.name=mine"]).name == "mine"
+    assert parse(["sec4-7b", "recipe.name=mine"]).name == parse(["sec4-7b", "++recipe.name='mine'"]).name == "mine"
 
 
 @pytest.mark.parametrize(

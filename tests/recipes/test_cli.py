@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shlex
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def test_dry_run_prints_the_command_and_writes_nothing(tmp_path):
     assert done.exit_code == 0
     words = shlex.split(done.stdout)
     assert "VERL_PLATFORM=cpu" in words
+    assert f"{launch.LOG}='{tmp_path}/my runs/tiny-grpo-kl_cov-toy/001.jsonl'" in words
     assert words[words.index("python") :][:3] == ["python", "-m", "verl.trainer.main_ppo"]
     assert "recipe.toy=/toy" in words
     assert words[-1] == "trainer.total_training_steps=2"
@@ -100,12 +102,17 @@ def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path):
     folder = tmp_path / "tiny-grpo-kl_cov-toy"
     folder.mkdir()
     once = launch.launch(catalogue.parse([*TOY, "trainer.save_freq=1"]), tmp_path, tmp_path, tmp_path)
-    (folder / launch.COMMANDS).write_text(json.dumps(once.argv[1:]) + "\n")
+    (folder / launch.COMMANDS).write_text(json.dumps(once.settings()) + "\n" + '["-m", "verl.tr')
     where = ("--data", tmp_path, "--toy", tmp_path, "--runs", tmp_path)
     done = run("run", *TOY, *where)
     assert done.exit_code == 2
     assert "was started with other settings (trainer.save_freq=1)" in done.stderr
     assert launch.started_before(once) is None
+    # Finished or not: other settings are no reason to do nothing.
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("25")
+    assert run("run", *TOY, *where).exit_code == 2
+    assert "is finished: 25 steps" in run("run", *TOY, "trainer.save_freq=1", *where).stdout.replace("\n", " ")
 
 
 def test_a_finished_run_is_left_alone(tmp_path):
@@ -115,6 +122,23 @@ def test_a_finished_run_is_left_alone(tmp_path):
     done = run("run", *TOY, "trainer.total_training_steps=5", "--runs", tmp_path)
     assert done.exit_code == 0
     assert "is finished: 5 steps" in done.stdout.replace("\n", " ")
+
+
+def test_two_launches_do_not_share_a_folder(tmp_path, monkeypatch):
+    """The lock outlives exec, as the training's."""
+    once = launch.launch(catalogue.parse(TOY), tmp_path, tmp_path, tmp_path)
+    sleeper = launch.Launch([sys.executable, "-c", "print('up', flush=True); input()"], {}, once.folder)
+    code = "import sys, pickle; from verl_cov.recipes import launch; launch.start(pickle.load(sys.stdin.buffer))"
+    # The pickle and the sleeper's line come through one pipe.
+    with subprocess.Popen([sys.executable, "-u", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdin.write(pickle.dumps(sleeper))
+        process.stdin.flush()
+        assert process.stdout.readline() == b"up\n"
+        with pytest.raises(ValueError, match="is being trained in by another process"):
+            launch.start(sleeper)
+        process.stdin.close()
+    monkeypatch.setattr(os, "execvpe", lambda *command: None)
+    launch.start(sleeper)
 
 
 def test_each_launch_has_a_log_of_its_own(tmp_path):

@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from verl_cov.recipes import catalogue, compose, machine
 from verl_cov.recipes.memory import GB, estimate
 from verl_cov.tasks import countdown
+from verl_cov.tasks.prepare import prepare
+from verl_cov.tasks.sets import SETS
 
 
 @pytest.fixture
@@ -86,6 +88,17 @@ def test_data_that_our_verifier_scores_is_held_to_its_schema(tmp_path, toy):
     ]
     assert len(texts) == 6
     assert all("the column 'ability' is missing" in text for text in texts)
+
+
+def test_fewer_rows_than_a_rollout_and_a_sample(tmp_path):
+    for name in ("kodcode", "eurus2_rl_code_test", "kodcode_test"):
+        prepare(SETS[name], "sample", tmp_path)
+    found = findings("qwen2.5-7b", "grpo", "none", "kodcode", f"recipe.data={tmp_path}")
+    texts = [finding.text for finding in found if finding.what == "data"]
+    assert "kodcode.parquet: 2 rows of the sample, to try things out" in texts[0]
+    assert "2 training rows are fewer than data.train_batch_size=256" in texts[-1]
+    # Code is judged here: the sandbox is tried.
+    assert [finding.missing for finding in found if finding.what == "sandbox"] == [False]
 
 
 def test_disk(toy):

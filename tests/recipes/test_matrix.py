@@ -75,6 +75,9 @@ def test_every_run_of_every_experiment_is_accepted(name, parse_files_once, untra
         ("+actor_rollout_ref.model.nn=8", "actor_rollout_ref.model: "),
         ("+actor_rollout_ref.ref.nn=8", "actor_rollout_ref.ref: "),
         ("actor_rollout_ref.actor.policy_loss.kl_cov_ratio=0.2", "kl_cov_ratio"),
+        ("actor_rollout_ref.rollout.tensor_model_parallel_size=3", "does not divide 8 GPUs"),
+        ("data.train_batch_size=30", "no multiple of actor_rollout_ref.actor.ppo_mini_batch_size=32"),
+        ("trainer.total_training_steps=abc", "trainer.total_training_steps=abc must be"),
         ("actor_rollout_ref.actor.policy_loss.loss_mode=verl_cov.kl_covv", "did you mean verl_cov.kl_cov"),
     ],
 )
@@ -97,6 +100,13 @@ def test_the_record_of_trained_cells_is_of_the_files_as_they_are():
 
 def test_the_tables_are_of_the_files_as_they_are():
     assert matrix.tables() in matrix.README.read_text(), "run `python -m recipes.matrix write`"
+
+
+def test_the_only_model_and_task_that_cannot_go_together():
+    tasks = [task for task in catalogue.options("task") if task != "toy"]
+    models = [model for model in catalogue.options("model") if model != "tiny"]
+    found = {(model, task) for model in models for task in tasks if matrix.too_long(model, task)}
+    assert found == {("deepseek-math-7b", "dapo_math"), ("deepseek-math-7b", "math")}
 
 
 def test_a_changed_value_makes_a_record_stale():

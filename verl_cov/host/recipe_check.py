@@ -33,6 +33,7 @@ def check(config: DictConfig, checkpoint: Path | None = None) -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
+    _sizes(config)
     for node in DATACLASSES:
         _dataclass(config, node)
     _dataclass(OmegaConf.create({"actor_rollout_ref": {"ref": _reference(config)}}), "actor_rollout_ref.ref")
@@ -46,6 +47,26 @@ def check(config: DictConfig, checkpoint: Path | None = None) -> None:
         preflight.check_policy_loss(config)
     except (AssertionError, ValueError, TypeError, preflight.Finding) as error:
         raise ValueError(_line(error)) from None
+
+
+def _sizes(config: DictConfig) -> None:
+    """What verl only finds out when workers start, or never (it divides and drops the rest)."""
+    rollout, actor, trainer = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor, config.trainer
+    gpus = trainer.n_gpus_per_node * trainer.nnodes
+    each = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
+    if gpus % each:  # verl/workers/rollout/llm_server.py: num_replicas = world_size // rollout_world_size
+        raise ValueError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size={rollout.tensor_model_parallel_size} does not divide"
+            f" {gpus} GPUs (trainer.n_gpus_per_node x trainer.nnodes)"
+        )
+    if config.data.train_batch_size % actor.ppo_mini_batch_size:  # unchecked by verl with dynamic batches
+        raise ValueError(
+            f"data.train_batch_size={config.data.train_batch_size} is no multiple of "
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}"
+        )
+    steps = trainer.total_training_steps
+    if steps is not None and not (isinstance(steps, int) and steps > 0):
+        raise ValueError(f"trainer.total_training_steps={steps} must be a number of rollouts, above 0, or null")
 
 
 def _reference(config: DictConfig) -> dict[str, Any]:

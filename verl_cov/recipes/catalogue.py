@@ -7,6 +7,7 @@ several runs: EXPERIMENT/RUN.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,9 +43,9 @@ class Selection:
     @property
     def name(self) -> str:
         """`recipe.name`, if it is given. Two recipes that differ in a group have two names."""
-        given = [word.partition("=")[2] for word in self.overrides if word.startswith("recipe.name=")]
+        given = [word.partition("=")[2] for word in self.overrides if word.lstrip("+").startswith("recipe.name=")]
         if given:
-            return given[-1]
+            return _folder_name(given[-1].strip("'\""))
         if self.experiment is None:
             return "-".join(self.choices[group] for group in GROUPS if group != "scale")
         usual = experiment(self.experiment).selection(self.run).choices
@@ -75,15 +76,9 @@ class Experiment:
             run = next(iter(self.runs))
         if run is not None and run not in self.runs:
             raise UnknownRecipe(unknown(f"run of {self.name}", run, self.runs))
-        asked = [*(self.runs[run] if run is not None else ()), *overrides]
-        choices = dict(self.choices)
-        for override in asked:
-            key, _, value = override.partition("=")
-            if key.startswith("recipe/"):
-                choices[key.removeprefix("recipe/")] = check(key.removeprefix("recipe/"), value)
-        groups = {f"recipe/{group}": name for group, name in choices.items() if name != self.choices[group]}
-        swaps = [f"{group}={name}" for group, name in groups.items()]  # each group once: the last word on it
-        return Selection(choices, self.name, run, (*swaps, *(word for word in asked if not word.startswith("recipe/"))))
+        choices, others = _swap(self.choices, [*(self.runs[run] if run is not None else ()), *overrides])
+        swaps = [f"recipe/{group}={name}" for group, name in choices.items() if name != self.choices[group]]
+        return Selection(choices, self.name, run, (*swaps, *others))
 
 
 @functools.cache
@@ -138,7 +133,28 @@ def parse(words: Sequence[str], scale: str | None = None) -> Selection:
         )
     choices = {group: check(group, name) for group, name in zip(GROUPS, names, strict=False)}
     choices["scale"] = check("scale", scale) if scale is not None else natural_scale(choices["model"])
-    return Selection(choices, overrides=overrides)
+    choices, others = _swap(choices, overrides)
+    return Selection(choices, overrides=others)
+
+
+def _swap(choices: Mapping[str, str], overrides: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Take `recipe/GROUP=NAME` (the last word on a group counts) out of overrides. Raises UnknownRecipe."""
+    swapped, others = dict(choices), []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+").startswith("recipe/"):
+            group = key.lstrip("+").removeprefix("recipe/")
+            swapped[group] = check(group, value)
+        else:
+            others.append(override)
+    return swapped, tuple(others)
+
+
+def _folder_name(name: str) -> str:
+    """`name`, if it can name one folder. Raises ValueError."""
+    if re.fullmatch(r"[\w.+@-][\w.+@ -]*", name) and name not in (".", ".."):
+        return name
+    raise ValueError(f"recipe.name={name} names the run's folder: letters, digits, blanks and ._+@- only")
 
 
 def natural_scale(model: str) -> str:

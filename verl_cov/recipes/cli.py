@@ -123,10 +123,6 @@ def run(
         if dry_run:
             typer.echo(started.shell())
             return
-        console = terminal.console()
-        if launch.finished(started, config.trainer.total_training_steps):
-            console.print(f"{started.folder} is finished: {config.trainer.total_training_steps} steps", markup=False)
-            return
         before = launch.started_before(started)
         if before is not None and not changed:
             others = " ".join(word for word in before if word not in started.argv) or "fewer overrides"
@@ -134,12 +130,16 @@ def run(
                 f"{started.folder} was started with other settings ({others}), and verl would go on from its "
                 "checkpoint: give this run a name of its own (recipe.name=NAME), or --changed to go on with that one"
             )
+        console = terminal.console()
+        if launch.finished(Path(config.trainer.default_local_dir), config.trainer.total_training_steps):
+            console.print(f"{started.folder} is finished: {config.trainer.total_training_steps} steps", markup=False)
+            return
         if selection.choices["model"] == "tiny" or selection.choices["task"] == "toy":
             _make_toy(toy)
         if _check(config, console) and not unchecked:
             console.print("Not started. --unchecked starts it all the same.")
             raise typer.Exit(1)
-    launch.start(started)
+        launch.start(started)
 
 
 @app.command()

@@ -99,28 +99,60 @@ def _positions(checkpoint: Path | None) -> int | None:
 
 def _data(config: DictConfig) -> Iterator[Finding]:
     """Every file; those that our reward function scores are held to its schema (verl_cov/tasks/rows.py)."""
+    from verl_cov.tasks.prepare import SAMPLE, read_stamp
     from verl_cov.tasks.rows import check_file
+    from verl_cov.tasks.sets import SETS
 
     ours = config.reward.custom_reward_function.path == "pkg://verl_cov.tasks.reward"
     lost: list[Path] = []
+    code = damaged = False
+    trained = 0
     for split in ("train_files", "val_files"):
         files = config.data[split]
         for name in files if isinstance(files, list | ListConfig) else [files]:
+            if name is None or "://" in str(name):  # none, or elsewhere: verl fetches it
+                continue
             path = Path(str(name)).expanduser()
             if not path.is_file():
                 lost.append(path)
                 continue
             try:
-                rows = check_file(path).rows if ours else _rows(path, config.data.prompt_key)
-                yield Finding("data", False, f"{path}: {rows:,} rows")
+                report = check_file(path) if ours else None
+                rows = report.rows if report else _rows(path, config.data.prompt_key)
+                sample = (read_stamp(path) or {}).get("source", {}).get("kind") == SAMPLE
+                yield Finding("data", False, f"{path}: {rows:,} rows" + (" of the sample, to try things out" * sample))
+                trained += rows if split == "train_files" else 0
+                names = report.data_sources if report else ()
+                code = code or any(SETS[name].ability == "code" for name in names if name in SETS)
             except ValueError as error:
+                damaged = True
                 yield Finding("data", True, str(error))
+    if not (lost or damaged) and trained < config.data.train_batch_size:
+        yield Finding(
+            "data",
+            True,
+            f"{trained} training rows are fewer than data.train_batch_size={config.data.train_batch_size}: prepare the "
+            "whole set, or lower it and actor_rollout_ref.actor.ppo_mini_batch_size",
+        )
+    if code:
+        yield _sandbox()
     for folder in dict.fromkeys(path.parent for path in lost):
-        names = [path.stem for path in lost if path.parent == folder]
+        names = tuple(path.stem for path in lost if path.parent == folder)
         fix = f"verl-cov data prepare {' '.join(names)} -o {folder}"
         if folder.name == "countdown":
             fix = f"python -m verl_cov.tasks.countdown {folder}"
         yield Finding("data", True, f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not in {folder}: `{fix}`")
+
+
+def _sandbox() -> Finding:
+    """Programs are judged on this machine's kernel; on a cluster every node's must allow it."""
+    from verl_cov.tasks import sandbox
+
+    try:
+        sandbox.run("")
+    except sandbox.SandboxUnavailable as error:
+        return Finding("sandbox", True, " ".join(str(error).split()))
+    return Finding("sandbox", False, "programs can be confined here")
 
 
 def _rows(path: Path, prompt_key: str) -> int:
