@@ -212,6 +212,7 @@ def of_config(config: DictConfig, gpu: float = 80 * GB) -> Estimate:
         tensor=rollout.tensor_model_parallel_size,
         vllm_share=rollout.gpu_memory_utilization,
         offload=actor.fsdp_config.offload_policy,
+        reference=actor.use_kl_loss,
         gpu=gpu,
     )
 
@@ -223,7 +224,7 @@ def _fit(need: Estimate, here: bool) -> Iterator[Finding]:
     else:
         yield Finding("GPU memory", False, need.describe())
     if need.host and here:
-        yield from _host_memory(need.host, "the offloaded optimizer")
+        yield from _host_memory(need.host, "what is kept off the GPUs")
 
 
 def _cluster(asked: int, nodes: int) -> Finding:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 GB = 1e9
 STATE_BYTES = 16  # a parameter: fp32 weight 4, gradient 4, Adam's two moments 8 (verl's fsdp_config.model_dtype=fp32)
+REFERENCE_BYTES = 4  # a parameter of a reference policy, which FSDP2 keeps in host memory
 ROLLOUT_BYTES = 2  # a parameter in vLLM: bfloat16
 ROOM_FOR_CACHE = 2 * GB  # what vLLM needs beside its weights at the least
 STATE_SHARE = 0.5  # of a GPU that state may take: activations, logits and gathered layers want the rest
@@ -40,14 +41,22 @@ class Estimate:
 
 
 def estimate(
-    parameters: float, *, gpus: int, nodes: int, tensor: int, vllm_share: float, offload: bool, gpu: float = 80 * GB
+    parameters: float,
+    *,
+    gpus: int,
+    nodes: int,
+    tensor: int,
+    vllm_share: float,
+    offload: bool,
+    reference: bool = False,
+    gpu: float = 80 * GB,
 ) -> Estimate:
     """parameters: of the model. gpus: in a node. tensor: vLLM's tensor-parallel size. vllm_share: verl's
-    gpu_memory_utilization. offload: FSDP2's offload_policy. gpu: bytes of one GPU."""
+    gpu_memory_utilization. offload: FSDP2's offload_policy. reference: with a reference policy. gpu: bytes of a GPU."""
     state = STATE_BYTES * parameters
     return Estimate(
         state=0.0 if offload else state / (gpus * nodes),
-        host=state / nodes if offload else 0.0,
+        host=(state * offload + REFERENCE_BYTES * parameters * reference) / nodes,
         weights=ROLLOUT_BYTES * parameters / tensor,
         vllm=vllm_share * gpu,
         gpu=gpu,
