@@ -112,6 +112,8 @@ def test_memory_by_hand():
     assert need.state == pytest.approx(15.2e9)
     assert need.weights == pytest.approx(7.6e9)
     assert (need.host, need.problem) == (0, None)
+    reference = estimate(7.6e9, gpus=8, nodes=1, tensor=2, vllm_share=0.6, offload=False, reference=True)
+    assert reference.host == pytest.approx(30.4e9)
     alone = estimate(7.6e9, gpus=1, nodes=1, tensor=1, vllm_share=0.6, offload=False)
     assert "take 122 of 80 GB a GPU" in alone.problem
     offloaded = estimate(7.6e9, gpus=1, nodes=1, tensor=1, vllm_share=0.6, offload=True)
