@@ -33,3 +33,12 @@ def test_generations_that_never_came_count_as_wrong():
     assert sets == {"a": (2.0, 4)}  # nothing is known of b: verl reports no accuracy of it either
     assert averages(sets).sample_weighted == 0.5
     assert by_set(["a"] * 4, ["p"] * 4, [1.0] * 4, expected) == {"a": (4.0, 5)}  # more than asked for: none is dropped
+
+
+def test_a_set_whose_accuracies_are_no_numbers_is_left_out():
+    names = ["a", "a", "b", "b", "c", "d"]
+    accuracies = ["yes", 1.0, np.bool_(True), np.float32(0), [1.0, 2.0], "1.0"]
+    assert by_set(names, ["p"] * 6, accuracies) == {"b": (1.0, 2)}
+    assert by_set(names, ["p"] * 6, accuracies, {("a", "p"): 4, ("b", "p"): 3}) == {"b": (1.0, 3)}
+    assert by_set(names, ["p"] * 6, []) == {}  # the reward function gives none
+    assert by_set(names, ["p"] * 6, np.array([])) == {}

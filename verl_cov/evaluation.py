@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -42,23 +43,33 @@ def averages(sets: Mapping[str, tuple[float, int]]) -> Averages | None:
 def by_set(
     names: Iterable[str],
     prompts: Iterable[str],
-    accuracies: Sequence[float | None],
+    accuracies: Sequence[Any],
     expected: Mapping[tuple[str, str], int] | None = None,
 ) -> dict[str, tuple[float, int]]:
     """What :func:`averages` takes, from one entry a generation.
 
     Args:
         names, prompts: the set and the prompt (of any naming) that a generation belongs to.
-        accuracies: None where the reward function gave none. A set without any accuracy is left out.
+        accuracies: None where the reward function gave none; empty if it never gave any. A set without any accuracy is
+            left out, and one of which some are no numbers (a reward function may call "yes" its ``acc``).
         expected: {(set, prompt): generations asked for}. Those that never came count as wrong, as verl counts them.
     """
+    if not len(accuracies):
+        return {}
     totals: dict[str, float] = defaultdict(float)
     seen: dict[tuple[str, str], int] = defaultdict(int)
+    no_numbers: set[str] = set()
     for name, prompt, accuracy in zip(names, prompts, accuracies, strict=True):
-        if accuracy is not None:
+        if accuracy is None:
+            continue
+        try:
+            if isinstance(accuracy, (str, bytes)):  # verl too averages no text, not even of digits
+                raise TypeError
             totals[str(name)] += float(accuracy)
-            seen[str(name), str(prompt)] += 1
+        except (TypeError, ValueError):
+            no_numbers.add(str(name))
+        seen[str(name), str(prompt)] += 1
     counts: dict[str, int] = defaultdict(int)
     for name, prompt in {**dict(expected or {}), **seen}:
         counts[name] += max(seen.get((name, prompt), 0), (expected or {}).get((name, prompt), 0))
-    return {name: (total, counts[name]) for name, total in totals.items()}
+    return {name: (total, counts[name]) for name, total in totals.items() if name not in no_numbers}

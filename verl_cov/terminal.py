@@ -19,15 +19,21 @@ def console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=140)
 
 
+# What is wrong with the input, or with the machine's files.
+EXPECTED = (OSError, ValueError, ArithmeticError)
+
+
 @contextmanager
 def one_line() -> Iterator[None]:
     """What is wrong with the input ends the program with one line and code 2."""
     try:
         yield
-    except (OSError, ValueError, ArithmeticError) as error:
+    except EXPECTED as error:
         fail(str(error))
 
 
-def fail(message: str) -> NoReturn:
-    typer.echo(f"verl-cov: {message}", err=True)
+def fail(*messages: str) -> NoReturn:
+    """End the program with code 2 and a line for each message."""
+    for message in messages:
+        typer.echo(f"verl-cov: {message}", err=True)
     raise typer.Exit(2)

@@ -9,9 +9,11 @@ import sys
 import pytest
 import verl.utils.config
 from hydra import compose, initialize_config_module
+from omegaconf import open_dict
 
 from verl_cov import plugin
 from verl_cov.host import fail_fast, preflight
+from verl_cov.host.asked import asked_in
 
 RUN = ("+verl_cov=[kl_cov,cpu]", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1", "data.train_batch_size=16")
 RUN += (
@@ -243,6 +245,38 @@ def test_configurations_that_verl_accepts_are_left_alone(capsys):
     assert "loss_mode=vanilla is verl's own" in capsys.readouterr().out
 
 
+def test_a_policy_loss_without_a_class_is_verls_business_unless_it_is_ours():
+    plain = ("+verl_cov=cpu", *RUN[1:])
+    bare = "~actor_rollout_ref.actor.policy_loss._target_"
+    message = refused(*plain, bare, f"{LOSS}loss_mode=verl_cov.kl_cov")
+    assert "policy_loss._target_ is missing" in message
+    assert "add +verl_cov=kl_cov" in message
+    assert asked_in(config(*plain, bare)) is None
+    composed = config(*plain)
+    with open_dict(composed):
+        del composed.actor_rollout_ref.actor.policy_loss
+    assert asked_in(composed) is None
+    assert asked_in(config(*RUN)).loss_mode == "verl_cov.kl_cov"
+
+
+def test_options_of_our_reward_function_are_checked_at_start(monkeypatch):
+    def function(path, option):
+        kwargs = "+reward.custom_reward_function.reward_kwargs."
+        return (*RUN, f"reward.custom_reward_function.path={path}", f"{kwargs}{option}")
+
+    for path in ("pkg://verl_cov.tasks.reward", "pkg://verl_cov/tasks/reward"):
+        validate(*function(path, "max_tests=5"))
+        message = refused(*function(path, "max_test=5"))
+        assert "reward.custom_reward_function.reward_kwargs has no option max_test; there are max_tests" in message
+        assert "reward_kwargs.memory_mb must be a whole number of at least 128, got 1" in refused(
+            *function(path, "memory_mb=1")
+        )
+    validate(*function("pkg://verl_cov.tasks.countdown", "max_test=5"))  # another function's own
+    validate(*RUN, "reward.custom_reward_function.path=pkg://verl_cov.tasks.reward")
+    monkeypatch.setattr(plugin.status, "error", "UnsupportedVersion: on purpose")
+    validate("+verl_cov=cpu", *function("pkg://verl_cov.tasks.reward", "max_test=5")[1:])
+
+
 def test_an_unknown_verl_is_said_and_vanilla_runs_all_the_same(monkeypatch, capsys):
     monkeypatch.setattr(plugin.status, "error", "UnsupportedVersion: on purpose")
     validate("+verl_cov=cpu", *RUN[1:], "ray_kwargs.ray_init.num_cpus=1")
@@ -284,5 +318,9 @@ def test_the_entropy_of_a_validation_needs_the_synchronous_trainer():
     validate(*RUN, f"{LOSS}cov_val_entropy=500")
     validate(*RUN, "trainer.use_v1=False", f"{LOSS}cov_val_entropy=off")
     for trainer in ("trainer.use_v1=False", "trainer.v1.trainer_mode=colocate_async"):
-        assert "cov_val_entropy needs verl's synchronous V1 trainer" in refused(*wanted, trainer)
+        message = refused(*wanted, trainer)
+        assert "cov_val_entropy needs verl's synchronous V1 trainer" in message
+        assert trainer in message
+        assert "not the legacy one nor" not in message
+        assert "trainer_mode=sync is not" not in message  # the legacy trainer's mode is of no interest
     assert "needs cov_metrics=basic or full" in refused(*wanted, f"{LOSS}cov_metrics=off")

@@ -90,5 +90,20 @@ def test_nothing_is_added_to_a_run_that_asks_for_nothing_of_ours():
     }
     found = made._val_metrics_update(["a"], ["u"], {"reward": [1.0], "acc": [1.0]}, [])
     assert set(found) == {"val-core/a/acc/mean@1", "val-aux/a/reward/mean@1"}
+    # verl trains without these too.
+    for policy_loss in ({"loss_mode": "vanilla"}, {}, None):
+        made = trainer("V1")
+        made.config.actor_rollout_ref.actor.policy_loss = policy_loss
+        assert not any("val-cov" in key for key in made._val_metrics_update(["a"], ["u"], {"acc": [1.0]}, []))
     # A reward function without accuracies.
     assert not any("val-cov" in key for key in trainer("V1")._val_metrics_update(["a"], ["u"], {"reward": [1.0]}, []))
+
+
+@pytest.mark.parametrize("version", ["V1", "legacy"])
+def test_an_acc_that_is_text_leaves_verls_numbers_alone(version):
+    found = trainer(version)._val_metrics_update(
+        np.array(["a", "b", "b"]), ["u", "v", "v"], {"reward": [1.0, 0.5, 0.0], "acc": ["yes", 1.0, 0.0]}, []
+    )
+    assert found["val-core/a/reward/mean@1"] == 1.0
+    assert found["val-cov/acc/sample_weighted"] == 0.5
+    assert found["val-cov/generations"] == 2

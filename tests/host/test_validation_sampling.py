@@ -103,6 +103,45 @@ def test_temperatures_that_nothing_acts_on_are_said(folder, caplog):
         assert "1 validation rows have an extra_info.temperature, and nothing acts on it" in caplog.text
 
 
+def test_a_temperature_that_is_no_number_is_other_peoples_business_unless_our_loop_runs(folder, caplog):
+    plain = dataset(folder, "plain", [{"index": 0}])
+    weather = dataset(folder, "weather", [{"index": 0, "temperature": "25 C"}, {"index": 1, "temperature": None}])
+    unset = dataset(folder, "unset", [{"index": 0, "temperature": None}])
+    assert temperatures(weather) == []
+    with caplog.at_level(logging.WARNING):
+        check("single_turn_agent", weather, weather)
+        check(AGENT_LOOP, plain, unset)
+    assert not caplog.records
+    for files, pair in (("data.train_files", (weather, plain)), ("data.val_files", (plain, weather))):
+        with pytest.raises(ValueError, match=rf"temperature in {files} is of type string .*'25 C'.*as double") as error:
+            check(AGENT_LOOP, *pair)
+        assert "\n" not in str(error.value)
+    flags = dataset(folder, "flags", [{"index": 0, "temperature": True}])
+    assert temperatures(flags) == []
+    assert temperatures(dataset(folder, "whole", [{"index": 0, "temperature": 1}])) == [1.0]
+
+
+@pytest.mark.parametrize("loop", ["single_turn_agent", AGENT_LOOP])
+def test_a_dataset_class_of_the_users_own_cannot_be_checked(folder, caplog, loop):
+    from torch.utils.data import Dataset
+
+    class Own(Dataset):
+        def __len__(self):
+            return 1
+
+    class Odd(Own):
+        dataframe = ({"extra_info": {"temperature": 0.6}},)
+
+    plain = dataset(folder, "plain", [{"index": 0}])
+    with caplog.at_level(logging.WARNING):
+        check(loop, Own(), Odd())
+        check(loop, plain, Own())
+    said = [record.getMessage() for record in caplog.records]
+    wanted = ["data.train_files", "data.val_files", "data.val_files"] if loop == AGENT_LOOP else []
+    assert [name for line in said for name in ("data.train_files", "data.val_files") if name in line] == wanted
+    assert all("cannot be checked" in line for line in said)
+
+
 @pytest.mark.parametrize("version", ["V1", "legacy"])
 def test_both_trainers_check_their_data(folder, version):
     from tests.host.test_validation_metrics import trainer

@@ -79,6 +79,52 @@ def test_failures_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "file" in said(run("prepare", "math500", "--from", "sample", "-o", tmp_path / "file"))
 
 
+def test_a_set_that_cannot_be_had_does_not_stop_the_others(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"problem": "What is 1 + 1?", "answer": "2"}) + "\n")
+    out = tmp_path / "out"
+    result = run("prepare", "gsm8k_test", "math500", "gsm8k", "aime24", "--from", tmp_path / "a.jsonl", "-o", out)
+    assert result.exit_code == 2
+    lines = result.stderr.splitlines()
+    assert [line.split()[1] for line in lines] == ["gsm8k_test:", "gsm8k:"]
+    assert all(line.startswith("verl-cov: ") and "has the fields answer, problem" in line for line in lines)
+    assert sorted(path.name for path in out.glob("[!.]*")) == [
+        "aime24.json",
+        "aime24.parquet",
+        "math500.json",
+        "math500.parquet",
+    ]
+
+
+def test_a_set_without_a_place_on_the_hub_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = run("prepare", "omni_math", "aime24", "-o", tmp_path)
+    assert result.exit_code == 2
+    first, second = result.stderr.splitlines()
+    assert first.startswith("verl-cov: omni_math is not on the Hugging Face Hub: ")
+    assert second.startswith("verl-cov: aime24: HuggingFaceH4/aime_2024 cannot be read from the Hugging Face Hub")
+
+
+def test_text_that_is_not_unicode_is_shown_escaped(tmp_path: Path):
+    rows = [{"question": "\ud800x", "answer": "#### 6"}, {"question": "What is 3 + 3?", "answer": "#### 6"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("prepare", "gsm8k", "--from", tmp_path / "a.jsonl", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert r"1 dropped: the question is not Unicode, such as row 0: \ud800x" in result.stdout
+    assert (tmp_path / "out" / "gsm8k.json").is_file()
+
+
+def test_contamination_takes_a_file_once_however_it_is_given(tmp_path: Path):
+    run("prepare", "gsm8k", "gsm8k_test", "--from", "sample", "-o", tmp_path)
+    training, evaluation = tmp_path / "gsm8k.parquet", tmp_path / "gsm8k_test.parquet"
+    again = tmp_path / "." / ".." / tmp_path.name / training.name
+    (tmp_path / "link.parquet").symlink_to(training)
+    files = (training, training, again, tmp_path / "link.parquet", evaluation, evaluation)
+    removed = run("contamination", "--remove", *files)
+    assert removed.exit_code == 0, removed.output
+    assert removed.stdout.count("rows removed") == removed.stdout.count("are in gsm8k_test") == 1
+    assert pq.read_metadata(training).num_rows == 2
+
+
 def test_an_unknown_number_of_rows(tmp_path: Path):
     row = {"problem": "What is 1 + 1?", "answer": "2"}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))

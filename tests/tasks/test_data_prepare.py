@@ -106,6 +106,31 @@ class TestRows:
         assert found["conflict"].startswith("row 3: Caf\u00e9")
         assert any("another answer" in warning for warning in done.warnings)
 
+    @pytest.mark.parametrize(
+        ("bad", "reason"),
+        [
+            ({"problem": "\ud800x", "answer": "6"}, "the question is not Unicode"),
+            ({"problem": "x", "answer": "\udfff"}, "text that is not Unicode"),
+            ({"problem": "x", "answer": "6", "unique_id": "\ud800"}, "text that is not Unicode"),
+        ],
+    )
+    def test_text_that_is_not_unicode(self, bad: dict[str, str], reason: str, tmp_path: Path):
+        """JSON can spell half of a surrogate pair; neither parquet nor the stamp can hold it."""
+        source = write(tmp_path / "a.jsonl", [bad, {"problem": "What is 3 + 3?", "answer": "6"}])
+        done = prepare(MATH500, source, tmp_path)
+        assert [row["reward_model"]["ground_truth"] for row in read(done.path)] == ["6"]
+        (found,) = done.stamp["rows"]["dropped"].items()
+        question = "\\ud800x" if reason.startswith("the question") else "x"
+        assert found == (reason, {"count": 1, "example": f"row 0: {question}"})
+        assert read_stamp(done.path) == done.stamp
+
+    def test_a_reason_that_quotes_such_text(self, tmp_path: Path):
+        row = {"prompt": [{"role": "user", "content": "Q"}], "reward_model": {"ground_truth": "6"}, "ability": "math"}
+        source = write(tmp_path / "a.jsonl", [row, {**row, "ability": "\ud800"}])
+        done = prepare(SETS["eurus2_rl_math"], source, tmp_path)
+        assert list(done.stamp["rows"]["left_out"]) == ["ability \\ud800"]
+        assert read_stamp(done.path) == done.stamp
+
     def test_a_benchmark_of_the_published_size_is_kept_as_published(self, tmp_path: Path):
         rows = problems(499)
         source = write(tmp_path / "a.jsonl", [*rows[:7], {**rows[3], "unique_id": "twice"}, *rows[7:]])
@@ -269,6 +294,29 @@ class TestFiles:
         monkeypatch.undo()
         assert prepare(GSM8K, old, tmp_path).fresh
         assert read(path)[0]["reward_model"]["ground_truth"] == "0"
+
+    def test_a_stamp_that_cannot_be_written_leaves_what_was_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        path = prepare(GSM8K, write(tmp_path / "a.jsonl", gsm8k(50)), tmp_path / "out").path
+        before = path.read_bytes(), stamp_of(path).read_bytes()
+
+        def full(*_: object) -> None:
+            raise OSError("No space left on device")
+
+        for name in ("write_text", "write_bytes"):
+            monkeypatch.setattr(Path, name, full)
+        with pytest.raises(OSError, match="No space left"):
+            prepare(GSM8K, str(tmp_path / "a.jsonl"), tmp_path / "out", force=True)
+        assert (path.read_bytes(), stamp_of(path).read_bytes()) == before
+        assert not list((tmp_path / "out").glob(".*.partial"))
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are Unicode")
+    def test_a_source_whose_name_is_not_unicode(self, tmp_path: Path):
+        source = tmp_path / os.fsdecode(b"a\xff.jsonl")
+        done = prepare(GSM8K, write(source, gsm8k(3)), tmp_path / "out")
+        assert read_stamp(done.path) == done.stamp
+        assert done.stamp["source"]["name"] == str(source)
 
     def test_killed_in_the_middle(self, tmp_path: Path):
         """SIGKILL while it writes: no file, and the next run finishes."""

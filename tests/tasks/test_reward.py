@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from verl_cov.tasks import reward
-from verl_cov.tasks.reward import compute_score
+from verl_cov.tasks.reward import check_options, compute_score
 
 KEYS = ["score", "acc", "extracted", "late"]
 MATH = {"verifier": "math", "split": "train", "index": 0}
@@ -84,6 +85,46 @@ def test_a_row_without_a_verifier_is_refused(extra: dict[str, Any] | None):
 def test_bad_options_are_refused(extra: dict[str, Any], options: dict[str, Any]):
     with pytest.raises(ValueError, match=next(iter(options))):
         compute_score("x", "", TRUTH, extra, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tests": 0},
+        {"max_tests": "10"},
+        {"test_seconds": 0.5},
+        {"memory_mb": 127},
+        {"memory_mb": True},
+        {"math_seconds": None},
+        {"response_seconds": 0},
+        {"response_seconds": "30"},
+        {"response_seconds": float("nan")},
+        {"tests": 5},
+        {"max_test": 5, "max_tests": 0},
+    ],
+)
+@pytest.mark.parametrize("extra", [MATH, CODE])
+def test_options_are_refused_beforehand_as_they_are_at_run_time(extra: dict[str, Any], options: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"^reward\.custom_reward_function\.reward_kwargs") as before:
+        check_options(options)
+    with pytest.raises(ValueError, match=next(iter(options))) as at_run_time:
+        compute_score("x", "", TRUTH, extra, **options)
+    assert str(before.value) == str(at_run_time.value)
+
+
+def test_options_that_compute_score_takes_pass_the_check():
+    check_options({})
+    check_options(
+        {
+            name: one.default
+            for name, one in inspect.signature(compute_score).parameters.items()
+            if one.kind is one.KEYWORD_ONLY
+        }
+    )
+    check_options({"max_tests": 1, "test_seconds": 1, "response_seconds": 0.5, "memory_mb": 128, "math_seconds": 1})
+    check_options({"reward_router_address": "a", "reward_model_tokenizer": None})
+    with pytest.raises(ValueError, match="no option extra_info"):  # verl would put it over every row's own
+        check_options({"extra_info": {}})
 
 
 def test_verls_own_arguments_are_taken():

@@ -23,6 +23,7 @@ from verl_cov.host.imports import when_imported
 
 POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
 OURS = "verl_cov."
+REWARD = "pkg://verl_cov.tasks.reward"
 
 
 class Finding(Exception):
@@ -45,6 +46,7 @@ def _check_first(module: Any) -> None:
             if not plugin.status.error:  # with a verl we do not know, nothing of ours may stand in the way
                 check_group_filter(config)
                 check_agent_loop(config)
+                check_reward(config)
                 check_machine(config)
             line = start_up_line(config)
         except Finding as finding:
@@ -99,6 +101,11 @@ def check_policy_loss(config: DictConfig) -> None:
     if mode not in LOSS_MODES and (our_mode or mode not in POLICY_LOSS_REGISTRY):
         known = LOSS_MODES if our_mode else (*LOSS_MODES, *POLICY_LOSS_REGISTRY)
         raise Finding(f"{POLICY_LOSS}.loss_mode={mode} is unknown{_did_you_mean(mode.lower(), known)}")
+    if "_target_" not in policy_loss:
+        raise Finding(
+            f"{POLICY_LOSS}._target_ is missing, without which loss_mode={mode} has no numbers: leave it as verl sets "
+            f"it, or add +verl_cov={mode.removeprefix(OURS)}"
+        )
     asked = _asked_for(config)
     control = asked if asked is not None and asked.controls else None
     if control is not None and control.loss_mode == "verl_cov.kl_cov" and updates_per_rollout(config) == 1:
@@ -124,12 +131,14 @@ def check_policy_loss(config: DictConfig) -> None:
 
 def check_validation_entropy(config: DictConfig) -> None:
     """Raise :class:`Finding` for a trainer in which the entropy of a validation cannot be measured."""
-    trainer = OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync")
-    if OmegaConf.select(config, "trainer.use_v1", default=True) and trainer == "sync":
+    mode = OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync")
+    use_v1 = OmegaConf.select(config, "trainer.use_v1", default=True)
+    if use_v1 and mode == "sync":
         return
+    found = f"trainer.v1.trainer_mode={mode} is not" if use_v1 else "the legacy one (trainer.use_v1=False) is not"
     raise Finding(
-        f"{POLICY_LOSS}.cov_val_entropy needs verl's synchronous V1 trainer, not the legacy one nor trainer_mode="
-        f"{trainer}: set it to off, or trainer.use_v1=True and trainer.v1.trainer_mode=sync"
+        f"{POLICY_LOSS}.cov_val_entropy needs verl's synchronous V1 trainer, which {found}: set it to off, or "
+        "trainer.use_v1=True and trainer.v1.trainer_mode=sync"
     )
 
 
@@ -226,6 +235,25 @@ def check_agent_loop(config: DictConfig) -> None:
             "actor_rollout_ref.rollout.full_determinism=True gives every request of a vLLM server the same seed, so "
             f"that all samples of a prompt are one and the same: set it to False with {field}={ours}"
         )
+
+
+def check_reward(config: DictConfig) -> None:
+    """Raise :class:`Finding` for an option of our reward function that is misspelt or out of range.
+
+    At run time verl catches what a reward function raises and counts the prompt as failed: every one of them.
+    """
+    function = "reward.custom_reward_function"
+    path = str(OmegaConf.select(config, f"{function}.path", default=None))
+    options = OmegaConf.select(config, f"{function}.reward_kwargs", default=None)
+    # verl takes dots and slashes between the names.
+    if path.replace("/", ".") != REWARD.replace("/", ".") or not isinstance(options, DictConfig):
+        return
+    from verl_cov.tasks.reward import check_options
+
+    try:
+        check_options(OmegaConf.to_container(options, resolve=True))
+    except ValueError as error:
+        raise Finding(str(error)) from None
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Leans on the registry that ``verl.experimental.agent_loop`` fills while it is imported; on
 ``PPOTrainer._init_dataloader`` (V1) and ``RayPPOTrainer._create_dataloader`` (legacy) leaving ``train_dataset`` and
-``val_dataset``, before any worker starts; and on ``RLHFDataset.dataframe``, a ``datasets.Dataset``.
+``val_dataset``, before any worker starts; and on ``RLHFDataset.dataframe``, a ``datasets.Dataset``. A dataset class of
+the user's own may have no such thing, and rows of other people's data may hold anything under this name.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def _wrap(trainer: Any, method: str) -> None:
 
 def check(agent_loop: str | None, train: Any, validation: Any) -> None:
     """Raise ValueError for temperatures that ``agent_loop`` would misapply; warn of ones that nothing applies."""
-    if agent_loop != AGENT_LOOP or "agent_name" in getattr(validation.dataframe, "column_names", ()):
+    if agent_loop != AGENT_LOOP or "agent_name" in getattr(_frame(validation), "column_names", ()):
         if rows := len(temperatures(validation)):
             logger.warning(
                 "verl-cov: %s validation rows have an extra_info.temperature, and nothing acts on it: set %s=%s (and "
@@ -58,6 +59,8 @@ def check(agent_loop: str | None, train: Any, validation: Any) -> None:
                 AGENT_LOOP,
             )
         return
+    for field, dataset in (("data.train_files", train), ("data.val_files", validation)):
+        _check_type(field, dataset)
     if found := temperatures(train):
         raise ValueError(
             f"verl-cov: {len(found)} training rows have an extra_info.temperature (the first: {found[0]:g}), with "
@@ -71,14 +74,51 @@ def check(agent_loop: str | None, train: Any, validation: Any) -> None:
             )
 
 
+def _check_type(field: str, dataset: Any) -> None:
+    """Raise ValueError for temperatures that are no numbers; warn of a dataset that cannot be looked into."""
+    if _frame(dataset) is None:
+        logger.warning(
+            "verl-cov: the extra_info.temperature of the rows of %s cannot be checked: %s has no `dataframe` as verl's "
+            "RLHFDataset has. %s samples each prompt as its row says",
+            field,
+            type(dataset).__name__,
+            AGENT_LOOP,
+        )
+    elif (column := _column(dataset)) is not None and len(column) and not _is_number(column.type):
+        raise ValueError(
+            f"verl-cov: extra_info.temperature in {field} is of type {column.type} (the first: {column[0].as_py()!r}); "
+            f"{AGENT_LOOP} needs numbers: write the column as double, with null for prompts that are sampled as "
+            "configured"
+        )
+
+
 def temperatures(dataset: Any) -> list[float]:
-    """Every ``extra_info.temperature`` of a verl dataset that is not null."""
+    """Every ``extra_info.temperature`` of a verl dataset that is not null; none if the column is not of numbers."""
+    column = _column(dataset)
+    return [] if column is None or not _is_number(column.type) else [float(value) for value in column.to_pylist()]
+
+
+def _column(dataset: Any) -> Any:
+    """The ``extra_info.temperature`` of a verl dataset that are not null, an Arrow array; None without the field."""
     import pyarrow.compute as pc
 
-    frame = getattr(dataset, "dataframe", None)
-    struct = getattr(frame, "features", {}).get("extra_info")
-    if frame is None or not isinstance(struct, dict) or "temperature" not in struct:
-        return []
+    frame = _frame(dataset)
+    struct = None if frame is None else frame.features.get("extra_info")
+    if not isinstance(struct, dict) or "temperature" not in struct:
+        return None
     # Through Arrow: half a million rows as Python dictionaries take seconds.
-    column = pc.struct_field(frame.with_format("arrow")[:]["extra_info"], "temperature")
-    return [float(value) for value in pc.drop_null(column).to_pylist()]
+    return pc.drop_null(pc.struct_field(frame.with_format("arrow")[:]["extra_info"], "temperature"))
+
+
+def _frame(dataset: Any) -> Any:
+    """The ``datasets.Dataset`` in a verl dataset, or None."""
+    from datasets import Dataset
+
+    frame = getattr(dataset, "dataframe", None)
+    return frame if isinstance(frame, Dataset) else None
+
+
+def _is_number(type_: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_floating(type_) or types.is_integer(type_) or types.is_decimal(type_)

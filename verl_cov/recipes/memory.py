@@ -14,7 +14,7 @@ STATE_SHARE = 0.5  # of a GPU that state may take: activations, logits and gathe
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. state: FSDP's on each GPU; host: in each node's memory (offloaded state, reference); weights: vLLM's on each GPU;
+    """Bytes. state: FSDP's on a GPU; host: in a node's memory (offloaded state, reference); weights: vLLM's on a GPU;
     vllm: all that vLLM takes of a GPU; gpu: the GPU's memory."""
 
     state: float

@@ -76,11 +76,14 @@ class _Index:
 
 
 def split_files(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """(training files, evaluation files), by extra_info.split. Raises ValueError: a file that breaks the schema, or
-    none of one kind."""
+    """(training files, evaluation files), by extra_info.split, each file once however often and by whatever path it was
+    given. Raises ValueError: a file that breaks the schema, or none of one kind."""
     training: list[Path] = []
     evaluation: list[Path] = []
+    once: dict[Path, Path] = {}
     for path in files:
+        once.setdefault(path.resolve(), path)
+    for path in once.values():
         splits = check_file(path).splits
         (training if "train" in splits else evaluation).append(path)
     if not training or not evaluation:

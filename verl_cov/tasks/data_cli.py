@@ -61,23 +61,28 @@ def prepare(
     strict: Annotated[bool, typer.Option("--strict", help="An unknown number of rows is an error.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Make the files again.")] = False,
 ) -> None:
-    """Write sets as verl reads them: deduplicated, with instructions and copies. A second run does nothing."""
-    from verl_cov.tasks import contamination
+    """Write sets as verl reads them: deduplicated, with instructions and copies. A second run does nothing.
+
+    A set that cannot be had does not stop the others: it ends the command with code 2 and a line.
+    """
     from verl_cov.tasks.prepare import prepare as make
 
     console = terminal.console()
     with terminal.one_line():
-        # Evaluation sets first: training sets are compared with them.
-        for dataset in sorted(_sets(names), key=lambda one: one.split == "train"):
+        chosen = _sets(names)
+    failures = []
+    # Evaluation sets first: training sets are compared with them.
+    for dataset in sorted(chosen, key=lambda one: one.split == "train"):
+        try:
             with _bar(f"preparing {dataset.name}") as show:
                 done = make(dataset, given, output, strict=strict, force=force, progress=show)
             _say_prepared(console, dataset, done)
             if dataset.split == "train" and done.fresh:
-                evaluation = _evaluation_files(output, dataset.ability)
-                if evaluation:
-                    with _bar(f"comparing {dataset.name} with {len(evaluation)} evaluation sets") as show:
-                        found = contamination.find(done.path, evaluation, show)
-                    _say_contamination(console, found)
+                _compare(console, dataset, done.path)
+        except terminal.EXPECTED as error:
+            failures.append(str(error) if str(error).startswith(dataset.name) else f"{dataset.name}: {error}")
+    if failures:
+        terminal.fail(*failures)
 
 
 @app.command()
@@ -134,6 +139,17 @@ def _sets(names: list[str]) -> list[DataSet]:
             raise ValueError(unknown("set", name, SETS))
         found.append(SETS[name])
     return found
+
+
+def _compare(console: Console, dataset: DataSet, training: Path) -> None:
+    """Say what of a training set is in the evaluation sets beside it."""
+    from verl_cov.tasks import contamination
+
+    evaluation = _evaluation_files(training.parent, dataset.ability)
+    if evaluation:
+        with _bar(f"comparing {dataset.name} with {len(evaluation)} evaluation sets") as show:
+            found = contamination.find(training, evaluation, show)
+        _say_contamination(console, found)
 
 
 def _evaluation_files(folder: Path, ability: str) -> list[Path]:

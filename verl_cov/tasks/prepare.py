@@ -8,7 +8,7 @@ memory is a batch of rows and 24 bytes a distinct question.
   answer; those are reported.
 - An evaluation set that has exactly the published number of rows is kept as published, its duplicates included: the
   paper's averages are over those rows.
-- Rows without a usable answer or tests are dropped, counted by reason.
+- Rows without a usable answer or tests, and rows with text that is not Unicode, are dropped, counted by reason.
 - Copies (avg@32) follow each other as whole sets, so that the first N rows are N problems.
 - A file appears whole or not at all, and only one process at a time makes it. The stamp is removed before the file is
   replaced and written after, so that a stamp never stands beside a file of other content.
@@ -23,7 +23,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Tally:
     @staticmethod
     def count(reasons: dict[str, list[Any]], reason: str, example: str) -> None:
         """One more of `reason`; the first one is the example."""
-        reasons.setdefault(reason, [0, example])[0] += 1
+        reasons.setdefault(_printable(reason), [0, example])[0] += 1  # it may quote the row
 
     def as_json(self) -> dict[str, Any]:
         """For the stamp."""
@@ -222,6 +222,10 @@ def _items(dataset: DataSet, source: Source, tally: Tally, progress: Progress | 
 
 def _read(dataset: DataSet, row: Row) -> Item:
     item = _format(dataset, row).read(row)
+    try:
+        "".join(filter(None, astuple(item))).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell and no file can hold
+        raise Unusable("text that is not Unicode") from None
     if dataset.held_out is not None:
         share, ours = dataset.held_out
         if held_out(item.group or item.question, share) != ours:
@@ -274,7 +278,12 @@ def _excerpt(row: Mapping[str, Any], count: int) -> str:
     )
     if isinstance(question, list) and isinstance(question[-1], Mapping):
         question = question[-1].get("content")
-    return f"row {count - 1}: {' '.join(str(question)[:200].split())[:100]}"
+    return _printable(f"row {count - 1}: {' '.join(str(question)[:200].split())[:100]}")
+
+
+def _printable(text: str) -> str:
+    """Halves of surrogate pairs as `\\ud800`: neither the stamp nor a terminal can hold them."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _nothing(dataset: DataSet, source: Source, tally: Tally) -> str:
@@ -352,18 +361,23 @@ def replacing(path: Path) -> Iterator[tuple[Path, Callable[[Mapping[str, Any] | 
     What was left by a process that was killed is overwritten; without the call, `path` stays as it was.
     """
     partial = path.with_name(f".{path.name}.partial")  # one name is enough under the lock
+    partial_stamp = path.with_name(f".{stamp_of(path).name}.partial")
 
     def finish(stamp: Mapping[str, Any] | None) -> None:
+        if stamp is not None:  # written before anything is replaced: it may fail, on a full disk for one
+            text = json.dumps(stamp, indent=2, ensure_ascii=False) + "\n"
+            # A file's name may be no Unicode; what "backslashreplace" makes of it is JSON's escape as well.
+            partial_stamp.write_bytes(text.encode(errors="backslashreplace"))
         stamp_of(path).unlink(missing_ok=True)
         os.replace(partial, path)
         if stamp is not None:
-            partial.write_text(json.dumps(stamp, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(partial, stamp_of(path))
+            os.replace(partial_stamp, stamp_of(path))
 
     try:
         yield partial, finish
     finally:
         partial.unlink(missing_ok=True)
+        partial_stamp.unlink(missing_ok=True)
 
 
 def stamp_of(path: Path) -> Path:

@@ -19,13 +19,15 @@ Every answer has the same keys, all numbers:
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from typing import Any
 
 from verl_cov.tasks import code_verifier, math_verifier, sandbox
 
 # What verl itself passes when a reward model is on.
 _VERLS = {"reward_router_address", "reward_model_tokenizer"}
+_FIELD = "reward.custom_reward_function.reward_kwargs"
+_LEAST = {"max_tests": 1, "test_seconds": 1, "memory_mb": 128, "math_seconds": 1}  # of the whole numbers
 
 
 def compute_score(
@@ -50,19 +52,24 @@ def compute_score(
     Raises ValueError naming the field for a damaged row or an option that is unknown or out of range, and
     `sandbox.SandboxUnavailable` for a code row on a machine that cannot confine programs. Never for a response.
     """
-    unknown = sorted(kwargs.keys() - _VERLS)
-    if unknown:
-        raise ValueError(
-            f"reward.custom_reward_function.reward_kwargs has no option {', '.join(unknown)}; there are max_tests, "
-            "test_seconds, response_seconds, memory_mb and math_seconds"
-        )
+    check_options(
+        {
+            "max_tests": max_tests,
+            "test_seconds": test_seconds,
+            "response_seconds": response_seconds,
+            "memory_mb": memory_mb,
+            "math_seconds": math_seconds,
+            **kwargs,
+        }
+    )
     verifier = (extra_info or {}).get("verifier")
     if verifier == "math":
-        _whole("math_seconds", math_seconds)
         answer = math_verifier.judge(solution_str, ground_truth, math_seconds)
         return _answer(float(answer.right), answer.right, answer.boxed, answer.late)
     if verifier == "code":
-        limits = _limits(test_seconds, memory_mb)
+        limits = sandbox.Limits(
+            cpu_seconds=test_seconds, wall_seconds=5.0 * test_seconds, memory_bytes=memory_mb * 2**20
+        )
         verdict = code_verifier.judge(solution_str, ground_truth, max_tests, response_seconds, limits)
         return _answer(verdict.score, verdict.passed == verdict.tests, verdict.program, verdict.late)
     raise ValueError(
@@ -71,16 +78,22 @@ def compute_score(
     )
 
 
-@functools.lru_cache(maxsize=8, typed=True)  # True is no 1
-def _limits(test_seconds: int, memory_mb: int) -> sandbox.Limits:
-    _whole("test_seconds", test_seconds)
-    _whole("memory_mb", memory_mb, 128)
-    return sandbox.Limits(cpu_seconds=test_seconds, wall_seconds=5.0 * test_seconds, memory_bytes=memory_mb * 2**20)
-
-
-def _whole(name: str, value: Any, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"reward_kwargs.{name} must be a whole number of at least {least}, got {value!r}")
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise the ValueError that :func:`compute_score` raises for these `reward_kwargs`: an option is unknown or out of
+    range."""
+    unknown = sorted(map(str, options.keys() - _LEAST.keys() - {"response_seconds"} - _VERLS))
+    if unknown:
+        raise ValueError(
+            f"{_FIELD} has no option {', '.join(unknown)}; there are max_tests, test_seconds, response_seconds, "
+            "memory_mb and math_seconds"
+        )
+    for name, least in _LEAST.items():
+        value = options.get(name, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{_FIELD}.{name} must be a whole number of at least {least}, got {value!r}")
+    seconds = options.get("response_seconds", 1)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise ValueError(f"{_FIELD}.response_seconds must be a positive number, got {seconds!r}")
 
 
 def _answer(score: float, right: bool, extracted: bool, late: bool) -> dict[str, float]:
