@@ -192,6 +192,7 @@ class TestCall:
             ("def f(a): return [a]", [5], [5]),
             ("if __name__ == '__main__': input()\ndef f(a): return a", [1], 1),
             ("from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int\ndef f(a): return A(a).x", [1], 1),
+            ("import json\njson.dumps = lambda *a, **k: 'true'\ndef f(a): return a", [1], 1),
             ("def f(a): return helper(a)\ndef helper(a): return Counter(a)", ["aab"], {"a": 2, "b": 1}),
         ],
     )
@@ -216,7 +217,7 @@ class TestCall:
             ("def f(a): return 10 ** 5000", 1),
             ("f = 1", 1),
             ("class Solution:\n    def g(self, a): return 1", 1),
-            ("import json\njson.dumps = lambda *a, **k: 'true'\ndef f(a): return 1", 1),
+            ("import json\njson.dumps = lambda *a, **k: '{\"value\":2}'\ndef f(a): return 1", 2),
         ],
     )
     def test_wrong(self, program: str, value: Any):
@@ -292,10 +293,33 @@ class TestAsserts:
             "import threading, os; threading.Timer(0.05, os._exit, (0,)).start()\ndef f(a): return 0",
             "f = None",
             "",
+            "import builtins; builtins.exec = lambda *a, **k: None",
+            "import builtins; builtins.compile = lambda *a, **k: (lambda: 0).__code__",
+            "import __main__; __main__.exec = lambda *a, **k: None",
         ],
     )
     def test_cheap_tricks_do_not_pass(self, program: str):
         assert passed(program, asserts("assert f(1) == 2")) == (0, 1)
+
+    def test_the_secret_is_not_lying_about(self):
+        """In no frame of the program's callers, nor in stdin, which is a file and has been read."""
+        program = (
+            "import json, os, re, sys\n"
+            "seen, frame = [], sys._getframe()\n"
+            "while frame: seen += [repr(frame.f_locals), repr(frame.f_globals)]; frame = frame.f_back\n"
+            "seen.append(repr([vars(sys.modules[name]) for name in ('__main__', 'sys')]))\n"
+            "try: os.lseek(0, 0, 0); seen.append(repr(os.read(0, 10**6)))\n"
+            "except OSError: pass\n"
+            "hidden = re.findall('[0-9a-f]{32}', ' '.join(seen))\n"
+            "def f(a): return len(seen[0]) > 0, hidden"
+        )
+        assert passed(program, call(([0], [True, []]))) == (1, 1)
+
+    def test_the_shim_keeps_its_own_names(self):
+        tests = module("def test_f():\n    from solution import f\n    assert f(1) == 2")
+        program = "import itertools; itertools.product = lambda *a: []\ndef f(a): return 0"
+        assert passed(program, tests) == (0, 1)
+        assert passed("def f(a): return 2", tests) == (1, 1)
 
     def test_nor_do_they_disturb_the_next_test(self):
         program = (
@@ -418,6 +442,14 @@ class TestBudget:
         verdict = judge(fenced("import time; time.sleep(0.5); print(1)"), json.dumps(truth), response_seconds=1.2)
         assert (verdict.passed, verdict.tests, verdict.late) == (2, 10, True)
         assert time.monotonic() - started < 4
+
+    def test_a_program_that_hangs_is_given_up(self):
+        truth = stdio(("1", "1"), *((str(n), str(n)) for n in range(2, 12)))
+        program = "n = int(input())\nwhile n in (2, 3, 5): pass\nprint(n)"
+        started = time.monotonic()
+        verdict = judge(fenced(program), json.dumps(truth), limits=Limits(wall_seconds=0.3))
+        assert (verdict.passed, verdict.tests, verdict.late) == (2, 10, True)  # 1 and 4, and 6 to 10 were not run
+        assert time.monotonic() - started < 5
 
     def test_waiting_for_a_place_does_not_count(self):
         from concurrent.futures import ThreadPoolExecutor

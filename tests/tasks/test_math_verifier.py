@@ -102,6 +102,60 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
     ("listen", ["listen"], ["silent", "enlist"]),
     ("Yes", [r"\text{yes}", "yes"], ["no", "sey", "1"]),
     (r"\text{even}", ["even"], ["odd", r"\text{odd}"]),
+    ("C", [r"\textbf{(C)}\ 12", "(C) 12", r"\text{(c)}"], [r"\textbf{(D)}\ 12", "(C) (D)", "12", "12 (C)"]),
+    # the case of symbols
+    ("R-r", ["-r+R"], ["r-R", "0"]),
+    (r"\pi(R^2-r^2)", [r"\pi (R-r)(R+r)"], ["0"]),
+    (r"\frac{A}{a}", ["A/a"], ["1", "a/A"]),
+    ("N^n", ["N^{n}"], ["n^N"]),
+    ("AB", ["BA", r"\text{AB}"], ["ab"]),
+    ("n", ["n"], ["N"]),
+    ("x_N", ["x_N"], ["x_n"]),
+    # letters at the end that math-verify takes for units
+    ("3t", ["t \\cdot 3"], ["3", "4t"]),
+    ("2ab", ["2ba"], ["2"]),
+    (r"2\sqrt3", [r"2\sqrt{3}\text{ cm}", r"\sqrt{12} cm"], [r"2\sqrt{3}\text{ or }\text{ six}"]),
+    # what an equation stands for
+    (
+        "7",
+        ["m+n=7", "f(2)=7", r"f^{-1}(3)=7", r"\text{Area}=7", "3+4=7", "x=3+4=7", "I=7", r"\angle ABC=7"],
+        ["8=7", "1=2=3=7", "x=8=7", "2x=7", "x^2=7", "8=@=7", "7=8"],
+    ),
+    ("5", ["5=5"], ["6=5"]),
+    ("x=3", ["x=2+1"], ["x=8=3", "8=3"]),
+    ("2x+1", ["f(x)=2x+1", r"\frac{dy}{dx}=2x+1"], ["2x+1=0"]),
+    ("y=2x+1", ["2x-y+1=0", "2x+1=y"], ["8=7"]),
+    # order and repetitions
+    ("1,2", ["(1,2)", "x=2, x=1", "1;2"], ["(2,1)", "1,1", "1,2,2"]),
+    ("(1,2)", ["1,2"], ["2,1", r"\{2,1\}", "[1,2]"]),
+    ("x=1,y=2", ["1,2", "(1,2)", "y=2,x=1", "(x,y)=(1,2)"], ["2,1", "(2,1)", "x=2,y=1"]),
+    ("x=1,x=2", ["2,1", r"x=2\text{ or }x=1"], ["1"]),
+    (r"x=\pm 2", ["-2,2", "x=-2,x=2"], ["2"]),
+    (r"3,\pm 2", ["-2,2,3"], ["2,3"]),
+    (r"\{1,2,3\}", ["3,1,2", "(1,2,3)"], ["(3,2,1)"]),
+    ("(1,2),(3,4)", [r"\{(3,4),(1,2)\}"], ["(2,1),(3,4)"]),
+    ("5", [r"\{5\}"], ["5,5", r"\{5,5\}"]),
+    ("5,5", ["5, 5"], ["5"]),
+    # relations joined by words
+    (
+        r"(-\infty,-1)\cup(1,\infty)",
+        [r"x<-1 \text{ or } x>1", "x>1 or x<-1", r"x<-1 \lor x>1", r"x\in(1,\infty)\cup(-\infty,-1)"],
+        [r"x<-1 \text{ and } x>1", r"x\le-1 \text{ or } x>1", r"x<-1 \text{ or } y>1", "x>1"],
+    ),
+    ("1<x<2", [r"x>1 \text{ and } x<2", "(1,2)"], [r"x>1 \text{ or } x<2", "1<y<2"]),
+    (r"x>1 \text{ or } x<0", ["x<0 or x>1", r"(-\infty,0)\cup(1,\infty)"], [r"y<0 \text{ or } y>1", "x>1"]),
+    (r"\emptyset", [r"\varnothing", r"\{\}"], ["0"]),
+    (r"\varnothing", [r"\emptyset"], ["1"]),
+    # the imaginary unit
+    (r"2\pi i", [r"2i\pi", r"2 i \pi"], [r"2\pi", r"-2\pi i"]),
+    ("3+4i", ["4i+3", r"5(\frac35+\frac45i)"], ["3-4i"]),
+    # mixed numbers, approximations, words for units
+    ("5/2", ["2 1/2", r"2\frac12", r"2\ 1/2", r"2\,\frac{1}{2}"], ["21/2", "2 1/3"]),
+    ("2 1/2", ["5/2", "2.5"], ["21/2", r"\frac{21}{2}"]),
+    ("-5/2", ["-2 1/2"], ["-3/2"]),
+    ("21/2", ["10 1/2"], ["2 1/2"]),
+    ("11", [r"\approx 11", "≈11", r"x \approx 11"], [r"\approx 12"]),
+    ("5", ["5 dollars", "5 cm", "5 square units"], ["6 dollars", "5 million", "5x", "5c", "5 or 6"]),
 ]
 
 

@@ -7,6 +7,9 @@ the program itself prints goes nowhere. No verdict (it raised, left, hung, was k
 - assert: {test}: the statement -> true
 - pytest: {tests, shim, name}: the test module's source, `pytest_shim`'s, and which test to run -> true
 
+What the verdict depends on is compiled, or bound to local names, before the program runs: a program that replaces
+`builtins.exec` or `json.dumps` gains nothing. The nonce stands in one closure, in no frame and no longer in stdin.
+
 Only the standard library, and nothing of ours can be imported: this is a text that is run, not a module.
 """
 
@@ -17,7 +20,10 @@ import json
 import os
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
+
+_Test = Callable[[types.ModuleType], str]  # solution -> verdict
 
 
 class _Nowhere(io.RawIOBase):
@@ -28,32 +34,46 @@ class _Nowhere(io.RawIOBase):
         return len(data)
 
 
-def _module(name: str, source: str, **names: Any) -> types.ModuleType:
-    module = types.ModuleType(name)
-    module.__dict__.update(names)
-    sys.modules[name] = module
-    exec(compile(source, f"{name}.py", "exec", dont_inherit=True), module.__dict__)
-    return module
+def _code(source: str, name: str) -> types.CodeType:
+    return compile(source, name, "exec", dont_inherit=True)
 
 
-def _call(solution: types.ModuleType, job: dict[str, Any]) -> dict[str, Any]:
-    name = job["function"]
-    function = getattr(solution, name, None)
-    if function is None:
-        function = getattr(solution.Solution(), name)
-    return {"value": function(*job["arguments"])}
+def _call(job: dict[str, Any]) -> _Test:
+    name, arguments, encode, get = job["function"], job["arguments"], json.JSONEncoder(default=_as_json).encode, getattr
+
+    def test(solution: types.ModuleType) -> str:
+        function = get(solution, name, None)
+        if function is None:
+            function = get(solution.Solution(), name)
+        return encode({"value": function(*arguments)})
+
+    return test
 
 
-def _assert(solution: types.ModuleType, job: dict[str, Any]) -> bool:
-    exec(compile(job["test"], "test.py", "exec", dont_inherit=True), solution.__dict__)
-    return True
+def _assert(job: dict[str, Any]) -> _Test:
+    statement, run = _code(job["test"], "test.py"), exec
+
+    def test(solution: types.ModuleType) -> str:
+        run(statement, solution.__dict__)
+        return "true"
+
+    return test
 
 
-def _pytest(solution: types.ModuleType, job: dict[str, Any]) -> bool:
-    shim = _module("pytest", job["shim"])
-    tests = _module("test_solution", job["tests"])
-    shim.run(tests, job["name"])
-    return True
+def _pytest(job: dict[str, Any]) -> _Test:
+    shim, tests, modules, run = types.ModuleType("pytest"), types.ModuleType("test_solution"), sys.modules, exec
+    # A copy of the builtins: its functions look them up when they run.
+    shim.__dict__["__builtins__"] = dict(vars(__import__("builtins")))
+    run(_code(job["shim"], "pytest.py"), shim.__dict__)
+    code, name, start = _code(job["tests"], "test_solution.py"), job["name"], shim.run
+
+    def test(solution: types.ModuleType) -> str:
+        modules.update(pytest=shim, test_solution=tests)
+        run(code, tests.__dict__)
+        start(tests, name)
+        return "true"
+
+    return test
 
 
 def _as_json(value: Any) -> Any:
@@ -64,20 +84,29 @@ def _as_json(value: Any) -> Any:
     raise TypeError(f"not a plain value: {type(value)}")
 
 
+def _reporter(nonce: str) -> Callable[[str], None]:
+    verdicts, write = os.dup(1), os.write
+
+    def report(verdict: str) -> None:
+        data = f"\n{nonce}{verdict}\n".encode()
+        while data:
+            data = data[write(verdicts, data) :]
+
+    return report
+
+
 def main() -> None:
     job = json.loads(sys.stdin.buffer.read())
-    kind, nonce = {"call": _call, "assert": _assert, "pytest": _pytest}[job["kind"]], job.pop("nonce")
-    verdicts = os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # stdin is a file, and could be read again
+    report = _reporter(job.pop("nonce"))
+    test = {"call": _call, "assert": _assert, "pytest": _pytest}[job["kind"]](job)
     sys.stdin = io.StringIO()
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Nowhere()), encoding="utf-8")
-    prelude: dict[str, Any] = {}
-    exec(job["prelude"], prelude)
-    prelude.pop("__builtins__")
-    solution = _module("solution", job["program"], **prelude)
-    verdict = json.dumps(kind(solution, job), default=_as_json)
-    data = f"\n{nonce}{verdict}\n".encode()
-    while data:
-        data = data[os.write(verdicts, data) :]
+    solution = types.ModuleType("solution")
+    exec(job["prelude"], solution.__dict__)
+    sys.modules["solution"] = solution
+    exec(_code(job["program"], "solution.py"), solution.__dict__)
+    report(test(solution))
 
 
 main()

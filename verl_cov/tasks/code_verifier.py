@@ -20,14 +20,16 @@ and no other. A test is passed if
   says what of pytest there is.
 
 The score is soft, passed tests / tests, as in PRIME (Cui et al. 2025, section 2). Only the first `max_tests` count (10,
-as PRIME's verifier does); `response_seconds` bounds all tests of a response together, and tests that it leaves over
-are failed. Programs see the names that PRIME's verifier gives them (`PRELUDE`): policies are trained without imports.
+as PRIME's verifier does). `response_seconds` bounds all tests of a response together, and after `MAX_LATE` tests that
+hit their own limit no more are run; tests left over are failed. Programs see the names that PRIME's verifier gives them
+(`PRELUDE`): policies are trained without imports.
 
 Reward hacking. For stdio and call the expected outputs never enter the sandbox: the program cannot know them. For
-asserts and pytest they must, in the program's own process. Leaving early (`sys.exit(0)`, `os._exit(0)`) and printing a
-verdict do not pass: the verdict carries a secret of this one run. But a program can pass by objects that are equal to
-everything, by replacing what a test uses, or by searching its own process for the secret. A policy that learns this
-shows as a training score that held-out `stdio` tests do not share: watch for it, or convert tests to `call`.
+asserts and pytest they must, in the program's own process. Leaving early (`sys.exit(0)`, `os._exit(0)`), printing a
+verdict and replacing builtins do not pass: the verdict carries a secret of this one run, and `code_driver` binds what
+it uses before the program runs. But a program can pass by objects that are equal to everything, by replacing what a
+test uses, or by searching its own process's memory for the secret. A policy that learns this shows as a training score
+that held-out `stdio` tests do not share: watch for it, or convert tests to `call`.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ from typing import Any
 from verl_cov.tasks import sandbox
 
 MAX_TESTS = 10
+MAX_LATE = 3  # tests of a response that hit their own time limit: after them the rest is not run
 RESPONSE_SECONDS = 30.0  # wall time of all tests of a response
 TOLERANCE = 1e-6
 
@@ -96,18 +99,20 @@ def judge(
     if program is None:
         return Verdict(0, len(tests), program=False)
     limits = limits or sandbox.Limits()
-    passed, late, spent = 0, False, 0.0
+    passed, late, spent = 0, 0, 0.0
     for test in tests:
         left = response_seconds - spent
+        if late == MAX_LATE:
+            break
         if left <= 0:
-            late = True
+            late += 1
             break
         one = replace(limits, wall_seconds=min(limits.wall_seconds, left))
         result, right = test(program, one)
         passed += right
-        late = late or result.status == "timeout"
+        late += result.status == "timeout"
         spent += result.wall_seconds
-    return Verdict(passed, len(tests), program=True, late=late)
+    return Verdict(passed, len(tests), program=True, late=late > 0)
 
 
 # --- the program ------------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@
   created, renamed, removed or changed, no tracing, no mounts, no name spaces, no keys, no io_uring, no memfd. A call
   through another architecture's table (i386, x32) kills the process.
 - Landlock, where the kernel has it (5.13 and later, if enabled): reading is confined to Python's own files and shared
-  libraries; /proc, home directories, data sets and credentials are not there.
+  libraries; /proc, home directories, data sets and credentials cannot be opened. Landlock does not cover `stat`: that a
+  file exists, its size and its dates are visible.
 - privileges: all capabilities are dropped and none can come back. Without them a process of root cannot raise a limit.
 - resource limits: CPU seconds, address space, open files; no written file, no core dump.
 

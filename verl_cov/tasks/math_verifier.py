@@ -100,13 +100,16 @@ _LOOKS = re.compile(
     r"(?<!\\)\\(?:(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|quad|qquad)(?![A-Za-z])|[,!;: ])|\\?\$|~"
 )
 _FRACTION_STYLES = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_MIXED = re.compile(r"(?<![\d.,/^_])(\d+)(?:\s|\\[,;: ]|~)+(\d{1,2})\s*/\s*(\d{1,3})(?!\d)")  # 2 1/2, which is not 21/2
+_APPROXIMATELY = re.compile(r"^(?:\\(?:approx|sim|simeq)(?![A-Za-z])|≈)")
 _THOUSANDS = re.compile(r"(?<=\d)\{,\}(?=\d{3})")
 
 
 def _light(text: str) -> str:
+    text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     text = _FRACTION_STYLES.sub(r"\\frac", _THOUSANDS.sub(",", _LOOKS.sub("", text)))
     text = text.replace("\u2212", "-").strip()
-    return text.removesuffix(".").strip()
+    return _APPROXIMATELY.sub("", text).removesuffix(".").strip()
 
 
 def _equal(answer: str, gold: str, cpu_seconds: int) -> bool:
@@ -120,9 +123,9 @@ def _equal(answer: str, gold: str, cpu_seconds: int) -> bool:
         return _equal_numbers(number, gold_number)
     words = _words(gold)
     if words is not None:
-        return words == _words(answer, in_text=True)
+        return words in (_words(answer, in_text=True), _choice(answer))
     # Between two numbers the sign is dealt with; math-verify's grammar does not read it alone.
-    answer, gold = (re.sub(r"\\?%", "", text) for text in (answer, gold))
+    answer, gold = (re.sub(r"\\?%", "", _UNIT.sub("", text) or text) for text in (answer, gold))
     request = {"gold": gold, "answer": answer, "cpu_seconds": cpu_seconds, "memory_bytes": MEMORY_BYTES}
     # The kernel counts the child's CPU seconds; this limit is for a machine whose cores are all taken.
     return _POOL.call(request, seconds=5 * cpu_seconds + 10)["equal"]
@@ -149,9 +152,14 @@ _FRAC = (  # \frac{1}{2}, \frac12, 1\frac{1}{2}
     rf"(?:\{{\s*(?P<bottom>{_DIGITS})\s*\}}|(?P<bottom_digit>\d))"
 )
 _NUMBER = re.compile(rf"(?P<sign>[+-]?)\s*(?:{_DECIMAL}{_POWER}{_SUBSCRIPT}|{_SLASH}|{_FRAC})")
-_UNIT = re.compile(  # after a number: \text{ cm}^2, \mathrm{kg}\,\mathrm{m}, ^\circ
-    r"(?:\s*(?:\\(?:text|mathrm|mbox|textrm|textbf)\s*\{[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?|\^\s*\{?\s*\\(?:circ|degree)\s*\}?"
-    r"|\\(?:degree|degrees)|°|[·/]))+$"
+_UNIT_WORDS = (  # no single letters, which can be symbols
+    r"(?<![A-Za-z\\])(?:(?:square|cubic|sq)\s+)?(?:dollar|cent|degree|unit|inch|inche|yard|mile|meter|metre|centimeter|"
+    r"millimeter|kilometer|gram|kilogram|pound|liter|litre|gallon|second|minute|hour|day|week|month|year|people|student|"
+    r"way|feet|foot|ft|cm|mm|km|kg|mph)s?(?![A-Za-z])(?:\s*\^\s*\{?[23]\}?)?"
+)
+_UNIT = re.compile(  # at the end: \text{ cm}^2, \mathrm{kg}\,\mathrm{m}, ^\circ, dollars
+    r"(?:\s*(?:\\(?:text|mathrm|mbox|textrm|textbf)\s*\{(?!\s*(?:or|and)\b)[^{}]*\}(?:\s*\^\s*\{?-?\d\}?)?"
+    rf"|\^\s*\{{?\s*\\(?:circ|degree)\s*\}}?|\\(?:degree|degrees)|°|[·/]|{_UNIT_WORDS}))+$"
 )
 
 
@@ -219,6 +227,15 @@ def _words(text: str, in_text: bool = False) -> str | None:
         plain != text or re.search(r"[a-z]{5}", words) or words in ("yes", "no") or re.fullmatch(r"\(?[A-E]\)?", plain)
     )
     return words if in_text or evident else None
+
+
+_CHOICE = re.compile(r"(?:\\(?:text|mathrm|mbox|textbf|textrm|textit|mathbf)\s*\{\s*)?\(([A-E])\)")
+
+
+def _choice(text: str) -> str | None:
+    r"""The letter, lower case, of an answer that begins with a choice, as `\textbf{(C)}\ 12`, and names no other."""
+    letters = _CHOICE.findall(text)
+    return letters[0].lower() if len(letters) == 1 and _CHOICE.match(text) else None
 
 
 # --- the children -----------------------------------------------------------------------------------------------------

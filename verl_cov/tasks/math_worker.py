@@ -9,6 +9,10 @@ sympy's `parse_expr` is Python's `eval`, and two ways lead to it: math-verify's 
 is not used here, and `sympy.Number("12")`, by which the LaTeX grammar makes its numbers. So `parse_expr` is replaced
 before math-verify is imported by one that takes nothing but a numeral: should text from a model ever get there, the
 answer is wrong rather than executed.
+
+math-verify reads the text and compares expressions, relations and sets. What it is too generous with is decided here:
+its grammar takes N for n and drops a trailing letter as a unit, any equation stands for its last side, and lists are
+compared as sets, whatever their brackets say.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import math
 import re
 import resource
 import sys
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from verl_cov.tasks.process_pool import read_frame, write_frame
@@ -42,26 +46,158 @@ def _load() -> None:
     import math_verify
 
     assert math_verify.parser.parse_expr is parse_numeral
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+
+    math_verify.parser.latex2sympy = partial(latex2sympy, conversion_config=ConversionConfig(lowercase_symbols=False))
+    last_side = math_verify.parser.get_last_eq  # what it reads of a chain of equations that it cannot parse
+    math_verify.parser.get_last_eq = lambda text: last_side(text) if re.match(r"\s*[A-Za-z]", text) else text
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limit, SIGALRM, is off: it is
 
 
-def _parse(text: str) -> list[Any]:
-    """What math-verify reads in `text`: sympy expressions first, the normalised string last."""
-    from math_verify import LatexExtractionConfig, parse
+_INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:leq?|geq?|lt|gt|neq?)(?![A-Za-z])")
+_OR, _AND = (
+    re.compile(rf"\\text\s*\{{\s*{word}\s*\}}|\b{word}\b|\\(?:{signs})(?![A-Za-z])")
+    for word, signs in (("or", "lor|vee"), ("and", "land|wedge"))
+)
 
-    extraction = [LatexExtractionConfig(boxed_match_priority=0)]
+
+def _read(text: str) -> list[Any]:
+    """What math-verify reads in `text`: a sympy expression first, the normalised string last."""
+    from math_verify import LatexExtractionConfig, parse
+    from math_verify.parser import NormalizationConfig
+
+    # units: any of c, d, g, h, l, m, s, t, ab, bc at the end would be one. `math_verifier` has dropped the real ones.
+    normal = NormalizationConfig(units=False, malformed_operators=True, nits=True)
+    extraction = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=normal)]
     return parse(rf"\boxed{{{text}}}", extraction_config=extraction, parsing_timeout=None)
+
+
+def _parse(text: str) -> list[Any]:
+    """`_read`, and inequalities joined by "or" or "and" as `x \\in` their set; math-verify makes a list of them."""
+    import sympy
+    from math_verify.grader import is_relation
+
+    text = re.sub(r"\\varnothing(?![A-Za-z])", r"\\emptyset", text)
+    for joint, together in ((_OR, sympy.Union), (_AND, sympy.Intersection)):
+        pieces = joint.split(text)
+        if len(pieces) == 1 or not _INEQUALITY.search(text):
+            continue
+        parts = [part for piece in pieces for part in _read(piece)[:1]]
+        if len(parts) == len(pieces) and all(isinstance(part, sympy.Basic) and is_relation(part) for part in parts):
+            symbols = set().union(*(part.free_symbols for part in parts))
+            if len(symbols) == 1:
+                return [sympy.Eq(symbols.pop(), together(*(part.as_set() for part in parts)), evaluate=False)]
+    return _read(text)
 
 
 _parse_gold = lru_cache(maxsize=256)(_parse)  # the responses to one prompt arrive together
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether math-verify takes the LaTeX `answer` for `gold`. No time limit of its own."""
-    from math_verify import verify
+    """Whether the LaTeX `answer` is the LaTeX `gold`. No time limit of its own."""
+    return any(_same(one, other) for other in _parse(answer) for one in _parse_gold(gold))
 
-    read = _parse(answer)
-    return bool(read) and verify(_parse_gold(gold), read, allow_set_relation_comp=True, timeout_seconds=None)
+
+def _same(gold: Any, answer: Any) -> bool:
+    from math_verify import grader
+    from sympy import Basic, Eq, FiniteSet, Set, Tuple
+
+    if not isinstance(gold, Basic) or not isinstance(answer, Basic):  # strings, matrices
+        return _verify(gold, answer)
+    if grader.is_equation(answer):
+        if not _holds(answer):
+            return False
+        if not grader.is_equation(gold):
+            if not _names(grader.take_first_relation(answer).lhs):
+                return False
+            answer = grader.take_last_relation(answer).rhs
+        elif isinstance(answer, Eq) and isinstance(gold, Eq) and isinstance(gold.rhs, (Set, Tuple)):
+            return _verify(gold.lhs, answer.lhs) and _same(gold.rhs, answer.rhs)
+    elif grader.is_assignment_relation(gold):
+        gold = grader.take_last_relation(gold).rhs
+    if isinstance(gold, (FiniteSet, Tuple)) or isinstance(answer, (FiniteSet, Tuple)):
+        several, others = _elements(gold), _elements(answer)
+        if several is not None and others is not None:
+            unordered = isinstance(gold, FiniteSet) and isinstance(answer, FiniteSet)
+            return _same_elements(several, others, ordered=not unordered)
+    return _verify(gold, answer)
+
+
+def _verify(gold: Any, answer: Any) -> bool:
+    """math-verify's comparison, where `i` is the imaginary unit and symbols differ if their case does."""
+    from math_verify import verify
+    from sympy import Expr, I, Symbol
+
+    if isinstance(gold, Expr) and isinstance(answer, Expr):
+        gold, answer = (
+            side.xreplace({symbol: I for symbol in side.free_symbols if symbol.name == "i"}) for side in (gold, answer)
+        )
+    if isinstance(gold, Symbol) and isinstance(answer, Symbol):
+        return gold.name == answer.name
+    return verify(gold, answer, allow_set_relation_comp=True, timeout_seconds=None)
+
+
+def _holds(equation: Any) -> bool:
+    """False if an equation, or a link of a chain of them, says that two different numbers are equal: `8=7`."""
+    from sympy import E, Eq, EulerGamma, I
+
+    links = [equation] if isinstance(equation, Eq) else equation._unsorted_args
+    return all(
+        _verify(link.lhs, link.rhs)
+        for link in links
+        # Constants alone are names: I = \\int ...
+        if _is_number(link.lhs) and _is_number(link.rhs) and link.lhs not in (I, E, EulerGamma)
+    )
+
+
+def _is_number(side: Any) -> bool:
+    from sympy import Expr
+    from sympy.core.function import AppliedUndef
+
+    return isinstance(side, Expr) and not side.free_symbols and not side.has(AppliedUndef)
+
+
+def _names(side: Any) -> bool:
+    """Whether `side = 5` can stand for 5: x, A/a, m+n, f(2), \\text{Area}, and numbers; not 2x or x^2."""
+    from latex2sympy2_extended import is_expr_of_only_symbols
+    from sympy import Dummy
+    from sympy.core.function import AppliedUndef, Derivative
+
+    plain = side.replace(lambda part: isinstance(part, (AppliedUndef, Derivative)), lambda part: Dummy())
+    return _is_number(side) or is_expr_of_only_symbols(plain)
+
+
+def _elements(value: Any) -> list[Any] | None:
+    """Of a list, a set or a tuple (`(1,2)` is read as an open interval); of an expression itself; else None."""
+    from sympy import Expr, FiniteSet, Interval, Tuple
+    from sympy.core.relational import Relational
+
+    if isinstance(value, FiniteSet):
+        parts = getattr(value, "_unsorted_args", value.args)  # as written, repetitions too
+        return [inner for part in parts for inner in (isinstance(part, FiniteSet) and _elements(part)) or [part]]
+    if isinstance(value, Tuple):
+        return list(value.args)
+    if isinstance(value, Interval) and value.left_open and value.right_open:
+        return [value.start, value.end]
+    return [value] if isinstance(value, (Expr, Relational)) else None
+
+
+def _same_elements(gold: list[Any], answer: list[Any], ordered: bool) -> bool:
+    """All of them, each once. Values alone for `x=1, y=2` only in its order, since nothing says which is which."""
+    from math_verify.grader import is_assignment_relation, is_equation
+
+    if len(gold) != len(answer):
+        return False
+    names = {part.lhs for part in gold if is_assignment_relation(part)}
+    if ordered or (len(names) > 1 and not any(map(is_equation, answer))):
+        return all(map(_same, gold, answer))
+    left = list(answer)
+    for part in gold:
+        match = next((index for index, other in enumerate(left) if _same(part, other)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True
 
 
 def _limit(resource_id: int, value: int) -> None:

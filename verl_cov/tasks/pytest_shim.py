@@ -10,10 +10,12 @@ Not a test runner for people, and no imitation of pytest's messages.
 
 from __future__ import annotations
 
-import cmath
-import inspect
-import itertools
 import re
+
+# By name: the program may have replaced what the modules hold.
+from cmath import isinf, isnan
+from inspect import isgenerator, signature
+from itertools import product
 from typing import Any
 
 
@@ -91,12 +93,12 @@ class approx:
             )
         if not isinstance(expected, (int, float, complex)) or not isinstance(actual, (int, float, complex)):
             return bool(actual == expected)
-        if cmath.isnan(expected) or cmath.isnan(actual):
-            return self.nan_ok and cmath.isnan(expected) and cmath.isnan(actual)
+        if isnan(expected) or isnan(actual):
+            return self.nan_ok and isnan(expected) and isnan(actual)
         relative = 1e-6 if self.rel is None else self.rel
         if self.abs is not None and self.rel is None:  # an absolute tolerance alone is the only one, as in pytest
             relative = 0.0
-        if cmath.isinf(expected) or cmath.isinf(actual):
+        if isinf(expected) or isinf(actual):
             return actual == expected
         tolerance = max(relative * abs(expected), 1e-12 if self.abs is None else self.abs)
         return abs(actual - expected) <= tolerance
@@ -150,7 +152,7 @@ def fixture(*arguments: Any, **options: Any) -> Any:
 def run(module: Any, name: str) -> None:
     owner, _, function_name = name.rpartition("::")
     function = getattr(getattr(module, owner) if owner else module, function_name)
-    rows = itertools.product(*getattr(function, "parameters", []))
+    rows = product(*getattr(function, "parameters", []))
     for row in rows:
         values = {name: value for part in row for name, value in part.items()}
         instance: Any = getattr(module, owner)() if owner else None
@@ -171,14 +173,14 @@ def _arguments(
     function: Any, values: dict[str, Any], fixtures: dict[str, Any], unfinished: list[Any]
 ) -> dict[str, Any]:
     """What `function` asks for by name: parameters first, then fixtures, which are made once a test."""
-    for name, wanted in inspect.signature(function).parameters.items():
+    for name, wanted in signature(function).parameters.items():
         if name in values or wanted.default is not wanted.empty:
             continue
         if name not in fixtures:
             raise Failed(f"no fixture {name!r}")
         made = fixtures[name](**_arguments(fixtures[name], values, fixtures, unfinished))
-        if inspect.isgenerator(made):
+        if isgenerator(made):
             unfinished.append(made)
             made = next(made)
         values[name] = made
-    return {name: values[name] for name in inspect.signature(function).parameters if name in values}
+    return {name: values[name] for name in signature(function).parameters if name in values}

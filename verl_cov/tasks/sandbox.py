@@ -11,6 +11,7 @@ no way to run without it: where the machine cannot, `SandboxUnavailable` is rais
 
 What it does not protect from:
 
+- Looking: `stat` works on any path its user can reach, so the existence, size and dates of files are visible.
 - Reading. Where the kernel has Landlock (`landlock()` says so) a program reads Python's files and shared libraries
   only. Elsewhere it reads what the trainer's user can read: data sets, keys, and through /proc the environment of other
   processes of that user (a root trainer's not: the program has lost root's capabilities). It cannot send them

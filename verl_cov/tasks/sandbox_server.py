@@ -174,8 +174,10 @@ def _child(job: dict[str, Any], confine: Any, parent: int, stdin: int, writes: l
         except BaseException as problem:
             os.write(setup, f"{problem}"[:1000].encode("utf-8", "replace") or b"unknown")
             os._exit(1)
+        source = job["source"]
+        job.clear()  # the program can walk up to this frame and its callers', and stdin may hold what is not for it
         os.closerange(3, 2**16)  # the frames, and `setup`: from here on nothing can be blamed on the machine
-        code = _program(job["source"])
+        code = _program(source)
     finally:
         os._exit(code)
 
