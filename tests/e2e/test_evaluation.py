@@ -116,7 +116,7 @@ def test_a_validation_of_sampled_and_greedy_prompts_and_a_filtered_training(mode
     )
     assert [step["step"] for step in steps] == [0, 1, 2]
     for step in steps[1:]:
-        check(step)
+        check(step, apart=4e-3)  # the larger logits enlarge rounding: 2e-4 to 1.1e-3 was seen
     for step in (steps[0], steps[2]):
         check_validation(step, tmp_path / "validation" / f"{step['step']}.jsonl")
     # Before training the model is known: the entropy is its at temperature 1, not at the 0.7 of the configuration.

@@ -68,7 +68,8 @@ def train(folder: Path, model: Path, *overrides: str, segment: str) -> list[dict
     return [json.loads(line)["data"] | {"step": json.loads(line)["step"]} for line in metrics.read_text().splitlines()]
 
 
-def check(step: dict, selected: bool = True) -> None:
+def check(step: dict, selected: bool = True, apart: float = 1e-3) -> None:
+    """apart: bound on the mean difference between vLLM's probabilities and the actor's."""
     assert step["actor/cov/tokens"] > 0
     assert (step.get("actor/cov/selected_tokens", 0) > 0) is selected
     assert sum(step[f"actor/cov/{kind}_frac"] for kind in KINDS) == pytest.approx(1)
@@ -78,7 +79,7 @@ def check(step: dict, selected: bool = True) -> None:
     assert step["actor/cov/non_finite_tokens"] == 0
     # vLLM's log-probs of its own tokens against the actor's: equal up to rounding only if it has the actor's weights.
     assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
-    assert step["training/rollout_probs_diff_mean"] < 1e-3
+    assert step["training/rollout_probs_diff_mean"] < apart
     assert step["actor/entropy"] > 0
 
 

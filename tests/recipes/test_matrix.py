@@ -14,7 +14,7 @@ from verl_cov.host import recipe_check
 from verl_cov.recipes import catalogue, compose
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def parse_files_once(monkeypatch):
     """Hydra parses all of verl's YAML for each composition, which is most of its time. The composition stays Hydra's.
 
@@ -39,7 +39,7 @@ def _models():
 
 
 @pytest.mark.parametrize("model", _models())
-def test_every_cell_is_a_configuration_that_verl_accepts(model, parse_files_once, untrained_model):
+def test_every_cell_is_a_configuration_that_verl_accepts(model, untrained_model):
     """32 cells (algorithm x control) for each of seven tasks; verl's checks fail on the first bad field."""
     count = 0
     with initialize_config_module(compose.PRIMARY[0], version_base=None):
@@ -56,7 +56,7 @@ def test_every_cell_is_a_configuration_that_verl_accepts(model, parse_files_once
 
 
 @pytest.mark.parametrize("name", catalogue.options("experiment"))
-def test_every_run_of_every_experiment_is_accepted(name, parse_files_once, untrained_model):
+def test_every_run_of_every_experiment_is_accepted(name, untrained_model):
     found = catalogue.experiment(name)
     with initialize_config_module(compose.PRIMARY[0], version_base=None):
         for run in found.runs or [None]:
