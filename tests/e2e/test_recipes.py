@@ -1,8 +1,8 @@
 """Recipes train: cells of the matrix, from an experiment of the paper by overriding nothing but model, task and scale.
 
 All 32 run by `python -m recipes.matrix train`, which takes the better part of an hour; recipes/ran.json holds that they
-did, as they are now (tests/recipes/test_matrix.py). Here one of them runs; the other training is on mathematics and code
-instead of the toy, strictly on-policy and with a reference policy.
+did, as they are now (tests/recipes/test_matrix.py). Here one of them runs; the other training is on mathematics and
+code instead of the toy, strictly on-policy and with a reference policy.
 """
 
 from __future__ import annotations
