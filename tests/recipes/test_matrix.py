@@ -77,6 +77,8 @@ def test_every_run_of_every_experiment_is_accepted(name, untrained_model):
         ("actor_rollout_ref.actor.policy_loss.kl_cov_ratio=0.2", "kl_cov_ratio"),
         ("actor_rollout_ref.rollout.tensor_model_parallel_size=3", "does not divide 8 GPUs"),
         ("data.train_batch_size=30", "no multiple of actor_rollout_ref.actor.ppo_mini_batch_size=32"),
+        ("+reward.custom_reward_function.reward_kwargs.max_test=3", "max_test"),
+        ("trainer.use_v1=false", "cov_val_entropy needs verl's synchronous V1 trainer"),
         ("trainer.total_training_steps=abc", "trainer.total_training_steps=abc must be"),
         ("actor_rollout_ref.actor.policy_loss.loss_mode=verl_cov.kl_covv", "did you mean verl_cov.kl_cov"),
     ],

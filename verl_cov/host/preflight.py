@@ -42,11 +42,8 @@ def _check_first(module: Any) -> None:
         if _in_ray_worker():  # some trainers check once more inside their task runner: the driver has done all this
             return original(config, *args, **kwargs)
         try:
-            check_policy_loss(config)
+            check_configuration(config)
             if not plugin.status.error:  # with a verl we do not know, nothing of ours may stand in the way
-                check_group_filter(config)
-                check_agent_loop(config)
-                check_reward(config)
                 check_machine(config)
             line = start_up_line(config)
         except Finding as finding:
@@ -74,6 +71,15 @@ def start_up_line(config: DictConfig) -> str:
 
 
 # --- the configuration ------------------------------------------------------------------------------------------------
+
+
+def check_configuration(config: DictConfig) -> None:
+    """Everything that is ours in the configuration, whatever machine it is for. Raises :class:`Finding`."""
+    check_policy_loss(config)
+    if not plugin.status.error:
+        check_group_filter(config)
+        check_agent_loop(config)
+        check_reward(config)
 
 
 def check_policy_loss(config: DictConfig) -> None:

@@ -44,7 +44,7 @@ def check(config: DictConfig, checkpoint: Path | None = None) -> None:
         # Ours checks the machine as well, and ends the program: verl's own is under it.
         original = getattr(validate_config, "__wrapped__", validate_config)
         original(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-        preflight.check_policy_loss(config)
+        preflight.check_configuration(config)
     except (AssertionError, ValueError, TypeError, preflight.Finding) as error:
         raise ValueError(_line(error)) from None
 
