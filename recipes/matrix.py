@@ -86,6 +86,7 @@ def train(names: list[str]) -> int:
     failed = 0
     for number, (cell, selection) in enumerate(todo.items(), 1):
         started = time.monotonic()
+        named = digest(selection)  # before: the files may be edited while it trains
         with tempfile.TemporaryDirectory(prefix="verl-cov-") as folder:
             problem, steps = train_one(selection, Path(folder))
         seconds = time.monotonic() - started
@@ -93,7 +94,7 @@ def train(names: list[str]) -> int:
         failed += bool(problem)
         if not problem:
             entry = {
-                "digest": digest(selection),
+                "digest": named,
                 "verl": importlib.metadata.version("verl"),
                 "device": "cpu",
                 "steps": len(steps),

@@ -31,6 +31,12 @@ class DemoError(Exception):
     """Something the user has to know, in one line or few: printed without a traceback."""
 
 
+def next_segment(folder: Path) -> Path:
+    """The file after 001.jsonl, 002.jsonl, ... in `folder`: verl opens its log "wb", so each launch gets its own."""
+    taken = (int(path.stem) for path in folder.glob("[0-9]*.jsonl") if path.stem.isdigit())
+    return folder / f"{max(taken, default=0) + 1:03d}.jsonl"
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run."""
@@ -58,9 +64,8 @@ class RunFolder:
         return sorted((self.path / "segments").glob("[0-9]*.jsonl"))
 
     def next_segment(self) -> Path:
-        """A path for the next launch's metrics. verl opens the file "wb" and would truncate one that is there."""
-        number = max((int(path.stem) for path in self.segments() if path.stem.isdigit()), default=0) + 1
-        path = self.path / "segments" / f"{number:03d}.jsonl"
+        """A path for the next launch's metrics."""
+        path = next_segment(self.path / "segments")
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 

@@ -52,13 +52,20 @@ class Selection:
         swapped = [self.choices[group] for group in GROUPS if self.choices[group] != usual[group]]
         return "-".join([self.experiment, *([self.run] if self.run else []), *swapped])
 
+    @property
+    def uses_toy(self) -> bool:
+        """Whether it reads the folder of the tiny model and the toy task."""
+        return self.choices["model"] == "tiny" or self.choices["task"] == "toy"
+
+    def groups(self) -> list[str]:
+        """The words that name the files."""
+        if self.experiment is None:
+            return [f"+recipe/{group}={self.choices[group]}" for group in GROUPS]
+        return [f"+experiment={self.experiment}"]
+
     def hydra_overrides(self) -> list[str]:
         """What stands after `python -m verl.trainer.main_ppo`."""
-        if self.experiment is None:
-            asked = [f"+recipe/{group}={self.choices[group]}" for group in GROUPS]
-        else:
-            asked = [f"+experiment={self.experiment}"]
-        return [*asked, *self.overrides]
+        return [*self.groups(), *self.overrides]
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def run(
         if launch.finished(Path(config.trainer.default_local_dir), config.trainer.total_training_steps):
             console.print(f"{started.folder} is finished: {config.trainer.total_training_steps} steps", markup=False)
             return
-        if selection.choices["model"] == "tiny" or selection.choices["task"] == "toy":
+        if selection.uses_toy:
             _make_toy(toy)
         if _check(config, console) and not unchecked:
             console.print("Not started. --unchecked starts it all the same.")

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl_cov.demo.folder import next_segment
 from verl_cov.demo.launch import quote
 from verl_cov.recipes.catalogue import Selection
 
@@ -56,7 +57,7 @@ def launch(selection: Selection, data: Path, toy: Path, runs: Path) -> Launch:
 def overrides(selection: Selection, data: Path, toy: Path, folder: Path) -> list[str]:
     """What stands on verl's command line. Paths are absolute: Ray's workers have working folders of their own."""
     own = [f"recipe.name={_value(Path(selection.name))}"]
-    if selection.choices["task"] == "toy" or selection.choices["model"] == "tiny":
+    if selection.uses_toy:
         own.append(f"recipe.toy={_value(toy.absolute())}")
     if selection.choices["task"] != "toy":
         own.append(f"recipe.data={_value(data.absolute())}")
@@ -66,22 +67,13 @@ def overrides(selection: Selection, data: Path, toy: Path, folder: Path) -> list
     # forwards a fixed list of variables (verl/trainer/constants_ppo.py).
     own.append(f"{LOG}={_value(next_segment(folder))}")
     # The user's last, so that they win; the recipe's own groups and runs before ours, which name them.
-    asked = selection.hydra_overrides()
     users = [word for word in selection.overrides if not word.lstrip("+").startswith("recipe.name=")]
-    return [*asked[: len(asked) - len(selection.overrides)], *own, *users]
+    return [*selection.groups(), *own, *users]
 
 
 def _value(path: Path) -> str:
     """A path in Hydra's override grammar, in quotes only where it needs them."""
     return str(path) if re.fullmatch(r"[\w./-]+", str(path)) else quote(path)
-
-
-def next_segment(folder: Path) -> Path:
-    """The first of 001.jsonl, 002.jsonl, ... that is not there."""
-    number = 1
-    while (folder / f"{number:03}.jsonl").exists():
-        number += 1
-    return folder / f"{number:03}.jsonl"
 
 
 def started_before(launch: Launch) -> list[str] | None:
