@@ -17,10 +17,10 @@ from tests.e2e.test_training import check, train
 pytestmark = pytest.mark.e2e
 
 # The accuracy is what the filter and the averages go by; the training reward is something else. Every other training
-# prompt is too hard for anyone.
+# prompt is too hard for anyone. Saying nothing is wrong: were it right, two steps of training would teach just that.
 REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):
-    right = data_source != "impossible" and sum(solution_str.encode()) % 2 == 0
+    right = data_source != "impossible" and sum(solution_str.encode()) % 2 == 1
     return {"score": 0.25 + 0.5 * right, "acc": float(right)}
 """
 
@@ -118,7 +118,10 @@ def test_a_validation_of_sampled_and_greedy_prompts_and_a_filtered_training(mode
     for step in steps[1:]:
         check(step, apart=4e-3)  # the larger logits enlarge rounding: 2e-4 to 1.1e-3 was seen
     for step in (steps[0], steps[2]):
-        check_validation(step, tmp_path / "validation" / f"{step['step']}.jsonl")
+        outputs = check_validation(step, tmp_path / "validation" / f"{step['step']}.jsonl")
+        assert {len(set(of_prompt)) for source, of_prompt in outputs if source == "greedy"} == {1}
+        if step is steps[0]:  # after training, a prompt's samples may agree
+            assert min(len(set(of_prompt)) for source, of_prompt in outputs if source != "greedy") > 1
     # Before training the model is known: the entropy is its at temperature 1, not at the 0.7 of the configuration.
     at_1, at_07 = (entropy_of(model, temperature) for temperature in (1.0, 0.7))
     assert at_07 < 0.9 * at_1
@@ -132,7 +135,8 @@ def test_a_validation_of_sampled_and_greedy_prompts_and_a_filtered_training(mode
         assert step["actor/cov/prompts"] == 8
 
 
-def check_validation(metrics: dict, dump: Path) -> None:
+def check_validation(metrics: dict, dump: Path) -> list[tuple[str, list[str]]]:
+    """The numbers of one validation against the generations it wrote; returns every prompt's set and outputs."""
     rows = [
         json.loads(line) for line in dump.read_text().split("\n") if line
     ]  # no splitlines: text holds any character
@@ -141,10 +145,12 @@ def check_validation(metrics: dict, dump: Path) -> None:
     for found in rows:
         answers[found["gts"]].append(found["output"])
     assert len(answers) == PROMPTS * len(COPIES)
-    for question, outputs in answers.items():
-        source = next(name for name in COPIES if name[:4] == question.split(":")[1])
+    by_prompt = [
+        (next(name for name in COPIES if name[:4] == question.split(":")[1]), outputs)
+        for question, outputs in answers.items()
+    ]
+    for source, outputs in by_prompt:
         assert len(outputs) == COPIES[source][1]
-        assert len(set(outputs)) == (1 if source == "greedy" else len(outputs)), (source, outputs)
 
     accuracy = {source: [found["acc"] for found in rows if found["gts"].endswith(source[:4])] for source in COPIES}
     every = [value for values in accuracy.values() for value in values]
@@ -159,3 +165,4 @@ def check_validation(metrics: dict, dump: Path) -> None:
     assert metrics["val-cov/entropy_seconds"] > 0
     of_sets = [metrics[f"val-cov/entropy/{source}"] for source in COPIES]
     assert min(of_sets) <= metrics["val-cov/entropy"] <= max(of_sets)
+    return by_prompt
