@@ -173,7 +173,8 @@ def test_children_die_with_the_parent(how: signal.Signals):
 
 def test_an_interrupted_caller_costs_the_child_and_not_the_pool(pool: ProcessPool):
     pid = pool.call({}, 10)["pid"]
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    # To the thread that waits, not to the process: another thread may take it, and the wait would go on.
+    timer = threading.Timer(0.3, signal.pthread_kill, (threading.get_ident(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         pool.call({"sleep": 60}, 30)
