@@ -36,6 +36,7 @@ def register() -> None:
         group_filter,
         policy_losses,
         preflight,
+        prime,
         rollout_batch,
         train_batch,
         validation_entropy,
@@ -46,7 +47,7 @@ def register() -> None:
 
     # The start-up check goes first: it is what tells the user about a verl that the rest cannot work with.
     losses = (policy_losses, train_batch, rollout_batch)
-    trainer = (group_filter, validation_sampling, validation_metrics, validation_entropy)
+    trainer = (prime, group_filter, validation_sampling, validation_metrics, validation_entropy)
     for piece in (preflight, versions, cpu, *losses, *trainer, fail_fast):
         piece.install()
         status.registered.append(piece.__name__.removeprefix("verl_cov.host."))

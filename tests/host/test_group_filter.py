@@ -141,12 +141,12 @@ def test_without_a_limit_nothing_of_ours_counts(sample):
 
 
 def test_each_step_counts_anew():
-    limit = Limit(batches=2, batch_size=4, metric="acc")
+    limit = Limit(batches=2, batch_size=4, metric="acc", rule="the same acc in all responses")
     for step in range(5):
         limit.drop(step, Counter({0.0: 3}), usable=2)
         limit.drop(step, Counter({1.0: 1}), usable=3)
     limit.drop(4, Counter({0.0: 9}), usable=4)  # the batch is full all the same: verl had asked for more than it needed
-    with pytest.raises(TooFewPrompts, match=r"of 19 answered, 16 .*12 all wrong, 1 all 0.5, 3 all right"):
+    with pytest.raises(TooFewPrompts, match=r"of 19 answered, 16 .*12 all wrong, 1 of 0.5, 3 all right"):
         limit.drop(4, Counter({0.5: 1, 1.0: 2}), usable=3)
 
 

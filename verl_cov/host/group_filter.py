@@ -40,7 +40,7 @@ def _wrap(trainer_base: Any) -> None:
     @functools.wraps(original)
     def _build_replay_buffer(self):
         buffer = original(self)
-        limit = Limit.of(self.config)
+        limit = Limit.of(self.config, getattr(self, "band", None))
         # A sampler of the user's that is no ReplayBuffer drops what it likes, and is the user's to bound.
         if limit is not None and isinstance(buffer, trainer_base.ReplayBuffer):
             bound(buffer, limit)
@@ -55,24 +55,28 @@ class Limit:
 
     Args:
         batches: N = max_num_gen_batches, at least 1. batch_size: prompts that the step trains on.
-        metric: what the filter looks at.
-        step: the rollout step that ``dropped`` is of; dropped: {value that all responses had: prompts}.
+        metric: what the filter looks at. rule: what it drops.
+        step: the rollout step that ``dropped`` is of; dropped: {the responses' mean of the metric: prompts}.
     """
 
     batches: int
     batch_size: int
     metric: str
+    rule: str
     step: int | None = None
     dropped: Counter[float] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, config: Any) -> Limit | None:
-        """The limit that a trainer's configuration sets, or None."""
+    def of(cls, config: Any, rule: Any = None) -> Limit | None:
+        """The limit that a trainer's configuration sets, or None. rule: the trainer's own, in words."""
         asked = OmegaConf.select(config, FIELD, default=None) or {}
         batches = asked.get("max_num_gen_batches") or 0
         if not asked.get("enable") or batches <= 0:
             return None
-        return cls(int(batches), int(config.data.train_batch_size), str(asked.get("metric")))
+        metric = str(asked.get("metric"))
+        return cls(
+            int(batches), int(config.data.train_batch_size), metric, str(rule or f"the same {metric} in all responses")
+        )
 
     def drop(self, step: int, values: Counter[float], usable: int) -> None:
         """Count prompts dropped in ``step``, where ``usable`` others are answered. Raises :class:`TooFewPrompts`."""
@@ -83,7 +87,7 @@ class Limit:
         if dropped > (self.batches - 1) * self.batch_size and usable < self.batch_size:
             raise TooFewPrompts(
                 f"verl-cov: step {step} cannot fill its batch of {self.batch_size} prompts: of {dropped + usable} "
-                f"answered, {dropped} had the same {self.metric} in all responses ({self._values()}), and "
+                f"answered, {dropped} had {self.rule} ({self._values()}), and "
                 f"{FIELD}.max_num_gen_batches={self.batches} allows {self.batches * self.batch_size}. Take prompts "
                 "nearer to the model's level, raise actor_rollout_ref.rollout.n or max_num_gen_batches, or set "
                 f"{FIELD}.enable=False"
@@ -92,7 +96,7 @@ class Limit:
     def _values(self) -> str:
         names = {0.0: "all wrong", 1.0: "all right"}
         return ", ".join(
-            f"{count} {names.get(value, f'all {value:g}')}" for value, count in sorted(self.dropped.items())
+            f"{count} {names.get(value, f'of {value:g}')}" for value, count in sorted(self.dropped.items())
         )
 
 

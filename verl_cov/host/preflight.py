@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cov import __version__, plugin
-from verl_cov.host import cpu, fail_fast, group_filter, train_batch, validation_sampling
+from verl_cov.host import cpu, fail_fast, group_filter, prime, train_batch, validation_sampling
 from verl_cov.host.asked import asked_in
 from verl_cov.host.imports import when_imported
 
@@ -80,6 +80,7 @@ def check_configuration(config: DictConfig) -> None:
         check_group_filter(config)
         check_agent_loop(config)
         check_reward(config)
+        check_prime(config)
 
 
 def check_policy_loss(config: DictConfig) -> None:
@@ -139,7 +140,7 @@ def check_validation_entropy(config: DictConfig) -> None:
     """Raise :class:`Finding` for a trainer in which the entropy of a validation cannot be measured."""
     mode = OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync")
     use_v1 = OmegaConf.select(config, "trainer.use_v1", default=True)
-    if use_v1 and mode == "sync":
+    if use_v1 and mode in ("sync", prime.MODE):
         return
     found = f"trainer.v1.trainer_mode={mode} is not" if use_v1 else "the legacy one (trainer.use_v1=False) is not"
     raise Finding(
@@ -262,11 +263,23 @@ def check_reward(config: DictConfig) -> None:
         raise Finding(str(error)) from None
 
 
+def check_prime(config: DictConfig) -> None:
+    """Raise :class:`Finding` for a PRIME run that could not start, or would learn nothing."""
+    from verl_cov.host.prime import check
+
+    try:
+        if check.asked(config):
+            check.check(config)
+    except ValueError as error:
+        raise Finding(str(error)) from None
+
+
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 
 def check_machine(config: DictConfig) -> None:
     """Raise :class:`Finding` for what would make the run hang or fail after minutes."""
+    check_prime_models(config)
     local = starts_own_ray(config)
     if cpu.is_selected():
         check_cpu_host(config, local)
@@ -280,6 +293,17 @@ def check_machine(config: DictConfig) -> None:
             )
     if local:
         check_ray_cpus(config)
+
+
+def check_prime_models(config: DictConfig) -> None:
+    """Raise :class:`Finding` for models of a PRIME run that do not go together."""
+    from verl_cov.host.prime import check
+
+    if check.asked(config):
+        try:
+            check.check_models(config)
+        except ValueError as error:
+            raise Finding(str(error)) from None
 
 
 def check_cpu_host(config: DictConfig, local: bool) -> None:
