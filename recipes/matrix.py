@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 
 from verl_cov.names import unknown
 from verl_cov.recipes import catalogue, compose, launch, machine
-from verl_cov.recipes.catalogue import NOT_YET, Selection
+from verl_cov.recipes.catalogue import Selection
 from verl_cov.recipes.memory import GB
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -144,8 +144,6 @@ def tables() -> str:
     for algorithm in catalogue.options("algorithm"):
         marks = ["ran" if f"{algorithm}/{control}" in ran else "composed" for control in controls]
         lines.append(f"| `{algorithm}` | " + " | ".join(marks) + " |")
-    for algorithm in NOT_YET["algorithm"]:
-        lines.append(f"| `{algorithm}` | " + " | ".join(["not there yet"] * len(controls)) + " |")
 
     tasks = [task for task in catalogue.options("task") if task not in ("toy", *ALIASES)]
     per_task = len(catalogue.options("algorithm")) * len(controls)

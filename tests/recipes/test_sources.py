@@ -12,7 +12,10 @@ from verl_cov.recipes.catalogue import CONF, GROUPS
 FILES = sorted(
     str(path.relative_to(CONF)) for part in ("recipe", "experiment") for path in (CONF / part).rglob("*.yaml")
 )
-SOURCE = re.compile(r"Sec\.|App\.|Fig\.|Table|Eq\.|Listing|authors'|ours|verl's default|verl_cov/|model card|FSDP2")
+SOURCE = re.compile(
+    r"Sec\.|App\.|Fig\.|Table|Eq\.|Listing|authors'|ours|verl's default|verl_cov/|model card|FSDP2"
+    r"|PRIME's (paper|script|code)|verl's PRIME recipe"
+)
 # Names, and what only points to something that has its own source.
 PLUMBING = re.compile(
     r"recipe\.(model|algorithm|entropy|task|scale|experiment|name|max_model_len)"

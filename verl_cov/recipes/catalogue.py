@@ -18,10 +18,6 @@ from verl_cov.names import unknown
 
 CONF = Path(__file__).parent.parent / "conf"
 GROUPS = ("model", "algorithm", "entropy", "task", "scale")
-# What the paper has and this version has not: named, so that asking for it gets an answer.
-NOT_YET: Mapping[str, Mapping[str, str]] = {
-    "algorithm": {"prime": "PRIME (Fig. 6) is not there yet: verl 0.9 has no trainer for it"}
-}
 
 
 class UnknownRecipe(ValueError):
@@ -176,7 +172,7 @@ def check(group: str, name: str) -> str:
     if group not in GROUPS:
         raise UnknownRecipe(unknown("group", group, GROUPS))
     if name not in options(group):
-        raise UnknownRecipe(NOT_YET.get(group, {}).get(name) or unknown(group, name, options(group)))
+        raise UnknownRecipe(unknown(group, name, options(group)))
     return name
 
 

@@ -43,8 +43,6 @@ def list_recipes() -> None:
         for name, about in catalogue.options(group).items():
             runs = list(catalogue.experiment(name).runs) if group == "experiment" else []
             table.add_row(name, about + (f" Runs: {', '.join(runs)}" if runs else ""))
-        for name, about in catalogue.NOT_YET.get(group, {}).items():
-            table.add_row(name, about, style="dim")
         console.print(table, "")
 
 

@@ -213,6 +213,7 @@ def of_config(config: DictConfig, gpu: float = 80 * GB) -> Estimate:
         vllm_share=rollout.gpu_memory_utilization,
         offload=actor.fsdp_config.offload_policy,
         reference=actor.use_kl_loss,
+        prm="prime" in config,
         gpu=gpu,
     )
 

@@ -14,10 +14,12 @@ STATE_SHARE = 0.5  # of a GPU that state may take: activations, logits and gathe
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. state: FSDP's on a GPU; host: in a node's memory (offloaded state, reference); weights: vLLM's on a GPU;
-    vllm: all that vLLM takes of a GPU; gpu: the GPU's memory."""
+    """Bytes. state: FSDP's of the policy on a GPU; prm: of PRIME's PRM, there only while it works; host: in a node's
+    memory (offloaded state, references); weights: vLLM's on a GPU; vllm: all that vLLM takes of a GPU; gpu: the
+    GPU's memory."""
 
     state: float
+    prm: float
     host: float
     weights: float
     vllm: float
@@ -28,14 +30,16 @@ class Estimate:
         """Why it does not fit; None if it does."""
         if self.weights + ROOM_FOR_CACHE > self.vllm:
             return f"vLLM's weights take {self.weights / GB:.0f} GB of the {self.vllm / GB:.0f} GB a GPU it may use"
-        if self.state > STATE_SHARE * self.gpu:
-            return f"weights, gradients and Adam's moments take {self.state / GB:.0f} of {self.gpu / GB:.0f} GB a GPU"
+        training = self.state + self.prm
+        if training > STATE_SHARE * self.gpu:
+            return f"weights, gradients and Adam's moments take {training / GB:.0f} of {self.gpu / GB:.0f} GB a GPU"
         if self.state + self.vllm > self.gpu:
             return f"training state {self.state / GB:.0f} GB and vLLM {self.vllm / GB:.0f} GB a GPU are too much"
         return None
 
     def describe(self) -> str:
         parts = [f"training state {self.state / GB:.1f} GB", f"vLLM {self.vllm / GB:.0f} GB"]
+        parts += [f"PRM {self.prm / GB:.1f} GB while vLLM sleeps"] if self.prm else []
         parts += [f"host memory {self.host / GB:.0f} GB a node"] if self.host else []
         return f"of {self.gpu / GB:.0f} GB a GPU: " + ", ".join(parts)
 
@@ -49,14 +53,20 @@ def estimate(
     vllm_share: float,
     offload: bool,
     reference: bool = False,
+    prm: bool = False,
     gpu: float = 80 * GB,
 ) -> Estimate:
     """parameters: of the model. gpus: in a node. tensor: vLLM's tensor-parallel size. vllm_share: verl's
-    gpu_memory_utilization. offload: FSDP2's offload_policy. reference: with a reference policy. gpu: bytes of a GPU."""
+    gpu_memory_utilization. offload: FSDP2's offload_policy. reference: with a reference policy. prm: with PRIME's PRM
+    of the same size, offloaded, and its reference. gpu: bytes of a GPU."""
     state = STATE_BYTES * parameters
+    on_gpu = 0.0 if offload else state / (gpus * nodes)
+    frozen = REFERENCE_BYTES * parameters
+    off_gpu = state * offload + frozen * reference + (state + frozen) * prm
     return Estimate(
-        state=0.0 if offload else state / (gpus * nodes),
-        host=(state * offload + REFERENCE_BYTES * parameters * reference) / nodes,
+        state=on_gpu,
+        prm=on_gpu * prm,
+        host=off_gpu / nodes,
         weights=ROLLOUT_BYTES * parameters / tensor,
         vllm=vllm_share * gpu,
         gpu=gpu,
