@@ -1,6 +1,6 @@
 """Recipes train: cells of the matrix, from an experiment of the paper by overriding nothing but model, task and scale.
 
-All 32 run by `python -m recipes.matrix train`, which takes the better part of an hour; recipes/ran.json holds that they
+All 40 run by `python -m recipes.matrix train`, which takes the better part of an hour; recipes/ran.json holds that they
 did, as they are now (tests/recipes/test_matrix.py). Here one of them runs; the other training is on mathematics and
 code instead of the toy, strictly on-policy and with a reference policy.
 """
@@ -33,15 +33,17 @@ def toy(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("cell", ["reinforce_plus_plus/clip_cov"])
+@pytest.mark.parametrize("cell", ["prime/clip_cov"])
 def test_a_cell_trains(cell, toy, tmp_path):
     problem, steps = matrix.train_one(matrix.trained()[cell], tmp_path, toy)
     assert problem is None, problem
     for step in steps:
         assert step["actor/cov/tokens"] > 0
         assert step["actor/cov/selected_tokens"] > 0
-        # The filter: every prompt that is trained on has right and wrong responses.
-        assert 1 / 8 <= step["critic/score/mean"] <= 7 / 8
+        # The filter: every prompt that is trained on has an accuracy in PRIME's band, 2 to 6 right ones of 8.
+        assert 2 / 8 <= step["critic/score/mean"] <= 6 / 8
+        assert 0 < step["prime/prm_loss"] < 1
+        assert step["prime/process_reward_abs"] > 0  # its mini-batches after the first come from a PRM that has learnt
         assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
         assert step["actor/lr"] == 4e-4
 

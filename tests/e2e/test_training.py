@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,12 +28,16 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 """
 
 
-def train(folder: Path, model: Path, *overrides: str, segment: str) -> list[dict]:
-    """Run the trainer to its end in ``folder``; its metrics, one dictionary a step."""
+def train(folder: Path, model: Path, *overrides: str, segment: str, kill_at: int | None = None) -> list[dict[str, Any]]:
+    """Run the trainer to its end in ``folder``; its metrics, one dictionary a step.
+
+    kill_at: kill it (SIGKILL, no farewell) once a checkpoint of this step or a later one is the latest.
+    """
     train_file, validation_file = countdown.write_parquet(folder / "data")
     reward = folder / "reward.py"
     reward.write_text(REWARD)
     metrics = folder / f"{segment}.jsonl"
+    latest = folder / "checkpoints" / "latest_checkpointed_iteration.txt"
     command = [
         sys.executable,
         "-m",
@@ -52,20 +59,28 @@ def train(folder: Path, model: Path, *overrides: str, segment: str) -> list[dict
         *overrides,  # last: they count
     ]
     environment = {**os.environ, "VERL_FILE_LOGGER_PATH": str(metrics), "RAY_ADDRESS": "local"}
+    killed = False
     with (folder / f"{segment}.log").open("w+") as log:
         process = subprocess.Popen(
             command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
+        deadline = time.monotonic() + 400
         try:
-            code = process.wait(timeout=400)
+            while process.poll() is None and not killed:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{segment} runs for more than 400 s")
+                time.sleep(0.2)
+                killed = kill_at is not None and latest.is_file() and int(latest.read_text() or 0) >= kill_at
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait()
         log.seek(0)
         text = log.read()
-    assert code == 0, text[-5000:]
+    assert killed or (code == 0 and kill_at is None), text[-5000:]
     assert "is active: " in text
-    return [json.loads(line)["data"] | {"step": json.loads(line)["step"]} for line in metrics.read_text().splitlines()]
+    lines = [line for line in metrics.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [json.loads(line)["data"] | {"step": json.loads(line)["step"]} for line in lines]
 
 
 def check(step: dict, selected: bool = True, apart: float = 1e-3) -> None:
@@ -83,41 +98,70 @@ def check(step: dict, selected: bool = True, apart: float = 1e-3) -> None:
     assert step["actor/entropy"] > 0
 
 
-def test_v1_trainer_trains_saves_and_resumes_with_kl_cov(untrained_model, tmp_path):
+PRIME = ("+verl_cov=prime", "prime.optim.lr=2e-3", "algorithm.filter_groups.metric=reward")
+
+
+def check_first_of_prime(step: dict) -> None:
+    """PRM, policy and reference start from the same weights: the PRM says exactly nothing, and its loss is ln 2."""
+    assert step["prime/process_reward_abs"] == 0
+    assert step["prime/prm_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert step["prime/prm_grad_norm"] > 0
+    assert 0.2 < step["prime/outcome"] < 0.8  # each prompt's is in the band
+    assert step["prime/pairs"] > 0
+    assert step["prime/pairwise_accuracy"] == step["prime/outcome_accuracy"] == 0.5
+    assert step["prime/uncompared_responses"] == 0
+
+
+def test_prime_with_kl_cov_trains_is_killed_and_goes_on(untrained_model, tmp_path):
     first = train(
         tmp_path,
         untrained_model,
         "+verl_cov_demo=kl_cov",
-        "trainer.total_training_steps=2",
+        *PRIME,
+        "trainer.total_training_steps=1000",
         "trainer.save_freq=2",
         segment="first",
+        kill_at=2,
     )
-    assert [step["step"] for step in first] == [1, 2]
-    for step in first:
+    assert [step["step"] for step in first[:2]] == [1, 2]
+    for step in first[:2]:
         check(step)
-    assert (tmp_path / "checkpoints" / "global_step_2" / "actor" / "verl_cov.json").is_file()
+    check_first_of_prime(first[0])
+    assert first[1]["prime/process_reward_abs"] > 0
+    saved = tmp_path / "checkpoints" / (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").read_text()
+    saved = saved.with_name(f"global_step_{saved.name}")
+    assert (saved / "actor" / "verl_cov.json").is_file()
+    assert (saved / "prm").is_dir()
+    at = int(saved.name.removeprefix("global_step_"))
     second = train(
         tmp_path,
         untrained_model,
         "+verl_cov_demo=kl_cov",
-        "trainer.total_training_steps=3",
+        *PRIME,
+        f"trainer.total_training_steps={at + 1}",
         "trainer.save_freq=-1",
+        "trainer.test_freq=1",
         segment="second",
     )
-    assert [step["step"] for step in second] == [3]
+    assert [step["step"] for step in second] == [at + 1]
     check(second[0])
+    # A PRM that had lost what it learnt would give exactly 0 again: the rewards are of before this step's update.
+    assert second[0]["prime/process_reward_abs"] > 0
     # The comparison of entropies goes on across the resumption.
-    change = second[0]["actor/cov/entropy"] - first[1]["actor/cov/entropy"]
-    assert second[0]["actor/cov/entropy_change"] == pytest.approx(change)
-    assert any(key.startswith("val-core/") for key in {**first[1], **second[0]})
+    before = next((step for step in first if step["step"] == at), None)
+    if before is not None:  # it may have been killed between the checkpoint and the line in the log
+        change = second[0]["actor/cov/entropy"] - before["actor/cov/entropy"]
+        assert second[0]["actor/cov/entropy_change"] == pytest.approx(change)
+    assert any(key.startswith("val-core/") for key in second[0])
 
 
-@pytest.mark.parametrize("v1", [True, False], ids=["V1 trainer", "legacy trainer"])
+@pytest.mark.parametrize("v1", [True, False], ids=["V1 trainer, PRIME", "legacy trainer"])
 def test_two_data_parallel_ranks_with_clip_cov(untrained_model, tmp_path, v1):
     steps = train(
         tmp_path,
         untrained_model,
         "+verl_cov_demo=clip_cov",
+        *(PRIME if v1 else ()),
         "actor_rollout_ref.actor.policy_loss.clip_cov_lb=0.01",
         f"trainer.use_v1={v1}",
         "trainer.n_gpus_per_node=2",
@@ -128,6 +172,8 @@ def test_two_data_parallel_ranks_with_clip_cov(untrained_model, tmp_path, v1):
     assert [step["step"] for step in steps] == [1, 2]
     for step in steps:
         check(step)
+    if v1:
+        check_first_of_prime(steps[0])
 
 
 def test_metrics_of_verls_own_loss_on_the_legacy_trainer(untrained_model, tmp_path):
