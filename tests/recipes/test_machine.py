@@ -114,6 +114,13 @@ def test_memory_by_hand():
     assert (need.host, need.problem) == (0, None)
     reference = estimate(7.6e9, gpus=8, nodes=1, tensor=2, vllm_share=0.6, offload=False, reference=True)
     assert reference.host == pytest.approx(30.4e9)
+    prime = estimate(7.6e9, gpus=8, nodes=1, tensor=2, vllm_share=0.6, offload=False, prm=True)
+    assert prime.prm == prime.state == need.state  # beside the policy's, while vLLM sleeps
+    assert prime.host == pytest.approx(20 * 7.6e9)
+    assert prime.problem is None
+    assert (
+        "take 49 of 80" in estimate(12.2e9, gpus=8, nodes=1, tensor=2, vllm_share=0.5, offload=False, prm=True).problem
+    )
     alone = estimate(7.6e9, gpus=1, nodes=1, tensor=1, vllm_share=0.6, offload=False)
     assert "take 122 of 80 GB a GPU" in alone.problem
     offloaded = estimate(7.6e9, gpus=1, nodes=1, tensor=1, vllm_share=0.6, offload=True)

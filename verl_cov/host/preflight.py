@@ -65,9 +65,11 @@ def start_up_line(config: DictConfig) -> str:
     mode = str(OmegaConf.select(config, f"{POLICY_LOSS}.loss_mode", default="vanilla"))
     policy_loss = OmegaConf.select(config, POLICY_LOSS, default=None) or {}
     asked = _asked_for(config) if mode.startswith(OURS) or str(policy_loss.get("_target_")).startswith(OURS) else None
-    if asked is None:
-        return f"verl-cov {__version__} is loaded; loss_mode={mode} is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
-    return f"verl-cov {__version__} is active: {asked.describe()}"
+    trainer = "PRIME; " if OmegaConf.select(config, "trainer.v1.trainer_mode", default=None) == prime.MODE else ""
+    if asked is not None:
+        return f"verl-cov {__version__} is active: {trainer}{asked.describe()}"
+    verls = f"loss_mode={mode} is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
+    return f"verl-cov {__version__} is {'active: ' if trainer else 'loaded; '}{trainer}{verls}"
 
 
 # --- the configuration ------------------------------------------------------------------------------------------------
