@@ -145,7 +145,7 @@ class PrimeTrainer(PPOTrainerSync):
         data = self._get(batch, "uid", "response_mask", "old_log_probs")
         mask = data["response_mask"]
         valid = mask.to_padded_tensor(0).bool()
-        outcome = self._outcomes(batch, valid)
+        outcome = self._outcomes(batch)
         prompts = [str(uid) for uid in tu.get(data, "uid")]
         groups = Groups.of(prompts, valid)
 
@@ -188,7 +188,7 @@ class PrimeTrainer(PPOTrainerSync):
             whiten=prime.whiten,
         )
 
-    def _outcomes(self, batch: KVBatchMeta, valid: Tensor) -> Tensor:
+    def _outcomes(self, batch: KVBatchMeta) -> Tensor:
         """[rows] float64, 0 for padding. Raises OutcomeOutOfRange."""
         real = [at for at, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
         outcome = torch.zeros(len(batch), dtype=torch.float64)
