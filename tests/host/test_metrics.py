@@ -87,7 +87,7 @@ def figure_8_of(rows) -> dict[str, float]:
     return values | {f"prompt_cov{key}": np.mean(many) for key, many in found.items() if many}
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("ranks", [1, 2])  # four: test_invariance.py, by the same all-reduce
 @pytest.mark.parametrize("variant", ["kl_cov, old", "clip_cov, old"])
 def test_every_layout_reports_numpys_numbers(untrained_model, variant, ranks):
     for seed in SEEDS:
