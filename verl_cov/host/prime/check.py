@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_cov.host.prime import MODE
 from verl_cov.host.prime.accuracy_band import Band
-from verl_cov.host.prime.workers import prime_in, prm_model, reference_model
+from verl_cov.host.prime.workers import check_fields, prime_in, prm_model, reference_model
 from verl_cov.prime.advantage import EQUATIONS
 from verl_cov.prime.config import PrimeConfig
 
@@ -61,6 +61,7 @@ def check(config: DictConfig) -> None:
     _check_sizes(config, prime, n)
     _check_filter(config, prime, n)
     _check_reference(config, prime)
+    check_fields(config, prime)
 
 
 def _check_outcome(config: DictConfig, prime: PrimeConfig) -> None:
