@@ -1,4 +1,4 @@
-"""Process rewards and advantages against the paper's formulas, written down again in plain loops over rows and tokens."""
+"""Process rewards and advantages against the paper's formulas, written again as plain loops over rows and tokens."""
 
 from __future__ import annotations
 
