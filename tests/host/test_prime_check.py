@@ -54,6 +54,9 @@ def test_the_composition_is_accepted_as_it_is_with_any_policy_loss(others):
         ("actor_rollout_ref.rollout.n=2",),  # 1 of 2
         ("actor_rollout_ref.rollout.n=5", "prime.accuracy_low=0.2", "prime.accuracy_high=0.2"),
         ("prime.accuracy_low=0.6", "prime.accuracy_high=0.6", "actor_rollout_ref.rollout.n=5"),
+        ("prime.micro_batch_size_per_gpu=32", "trainer.n_gpus_per_node=2"),
+        ("prime.micro_batch_size_per_gpu=16", "prime.mini_batch_size=8", "trainer.n_gpus_per_node=2"),
+        ("prime.micro_batch_size_per_gpu=3", "actor_rollout_ref.actor.use_dynamic_bsz=True"),
         ("prime.reference=policy",),
         ("prime.outcome=acc", "reward.reward_model.enable=True"),
         ("prime.outcome=acc", "+reward.reward_kwargs.overlong_buffer_cfg.enable=True"),
@@ -92,6 +95,14 @@ def test_what_is_sound_is_accepted(overrides):
         (
             ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=null",),
             ("prime.micro_batch_size_per_gpu", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu"),
+        ),
+        (
+            ("prime.micro_batch_size_per_gpu=3",),
+            ("prime.micro_batch_size_per_gpu=3", "data.train_batch_size=16", "rollout.n=4", "64", "divisor"),
+        ),
+        (
+            ("prime.micro_batch_size_per_gpu=32", "prime.mini_batch_size=8", "trainer.n_gpus_per_node=2"),
+            ("prime.micro_batch_size_per_gpu=32", "prime.mini_batch_size=8", "16", "divisor"),
         ),
         (("algorithm.filter_groups.max_num_gen_batches=0",), ("filter_groups.max_num_gen_batches=0", "set it to 10")),
         (
@@ -239,7 +250,7 @@ def test_the_workers_get_what_the_node_says(models):
         f"+prime.model.path={models['alike']}",
         "prime.optim.lr=3e-4",
         "+prime.engine.param_offload=True",
-        "prime.micro_batch_size_per_gpu=3",
+        "prime.micro_batch_size_per_gpu=2",
         "actor_rollout_ref.actor.optim.lr=5e-7",
     )
     OmegaConf.resolve(composed)
@@ -253,5 +264,5 @@ def test_the_workers_get_what_the_node_says(models):
     assert (prm.engine_config.forward_only, reference.engine_config.forward_only) == (False, True)
     for engine in (prm.engine_config, reference.engine_config):
         assert engine.param_offload
-        assert engine.micro_batch_size_per_gpu == engine.infer_micro_batch_size_per_gpu == 3
+        assert engine.micro_batch_size_per_gpu == engine.infer_micro_batch_size_per_gpu == 2
     assert not composed.actor_rollout_ref.actor.fsdp_config.param_offload

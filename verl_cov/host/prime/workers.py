@@ -62,6 +62,14 @@ def check_fields(config: DictConfig, prime: PrimeConfig) -> None:
     _with("optim", actor.optim, dict(prime.optim))
 
 
+def micro_batch_size(config: DictConfig, prime: PrimeConfig) -> int | None:
+    """Responses a forward of the PRM, which verl has divide what a rank gets; None with ``use_dynamic_bsz``."""
+    actor = config.actor_rollout_ref.actor
+    if actor.use_dynamic_bsz:
+        return None
+    return prime.micro_batch_size_per_gpu or actor.ppo_micro_batch_size_per_gpu
+
+
 def worker_config(config: DictConfig, prime: PrimeConfig, total_training_steps: int, reference: bool) -> Any:
     """The ``TrainingWorkerConfig`` of the PRM, or of its frozen reference. Raises ValueError for an unknown field."""
     from verl.utils.config import omega_conf_to_dataclass
