@@ -94,6 +94,11 @@ def run(spec: Spec, timeout: float = 400) -> dict[Any, Report]:
 
     Returns {layout name: Report}, or with variants {(variant name, seed, layout name): Report}.
     """
+    return launch("tests.host.engine", spec, timeout)
+
+
+def launch(module: str, spec: Any, timeout: float) -> Any:
+    """``python -m module SPEC RANK`` for each of ``spec.ranks`` ranks; returns the report that rank 0 wrote."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "spec.pickle"
         path.write_bytes(pickle.dumps(spec))
@@ -109,7 +114,7 @@ def run(spec: Spec, timeout: float = 400) -> dict[Any, Report]:
         }
         ranks = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.host.engine", str(path), str(rank)],
+                [sys.executable, "-m", module, str(path), str(rank)],
                 env={**environment, "RANK": str(rank), "LOCAL_RANK": "0"},
                 cwd=Path(__file__).parents[2],
                 stdout=subprocess.PIPE,

@@ -98,6 +98,15 @@ class PrimeConfig:
             value = getattr(self, name)
             if not (value is None and name != "epochs") and (type(value) is not int or value < 1):
                 raise ValueError(f"prime.{name}={value} must be a whole number of at least 1")
+        for name in ("reward_last_token", "whiten"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):  # "no" and "off" of a command line are strings, which would count as true
+                raise ValueError(f"prime.{name}={value} must be true or false")
+        for name in ("model", "optim", "engine"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping):
+                path = f", or prime.model.path={value} for a model" if name == "model" and value else ""
+                raise ValueError(f"prime.{name}={value} must hold fields: {{}} for none{path}")
         low, high = self.accuracy_low, self.accuracy_high
         if not (_is_number(low) and _is_number(high) and 0 <= low <= high <= 1):
             raise ValueError(

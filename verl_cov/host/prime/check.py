@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_cov.host.prime import MODE
 from verl_cov.host.prime.accuracy_band import Band
-from verl_cov.host.prime.workers import prime_in, prm_model, reference_model
+from verl_cov.host.prime.workers import check_fields, micro_batch_size, prime_in, prm_model, reference_model
 from verl_cov.prime.advantage import EQUATIONS
 from verl_cov.prime.config import PrimeConfig
 
@@ -61,6 +61,7 @@ def check(config: DictConfig) -> None:
     _check_sizes(config, prime, n)
     _check_filter(config, prime, n)
     _check_reference(config, prime)
+    check_fields(config, prime)
 
 
 def _check_outcome(config: DictConfig, prime: PrimeConfig) -> None:
@@ -96,6 +97,14 @@ def _check_sizes(config: DictConfig, prime: PrimeConfig, n: int) -> None:
     if prime.micro_batch_size_per_gpu is None and config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu is None:
         raise ValueError(
             "neither prime.micro_batch_size_per_gpu nor actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu is set"
+        )
+    micro, responses = micro_batch_size(config, prime), (size or prompts) * n
+    # A rollout that the ranks cannot share is filled up, and then to whole micro-batches.
+    if micro is not None and responses % ranks == 0 and responses // ranks % micro:
+        of = "prime.mini_batch_size" if size else "data.train_batch_size"
+        raise ValueError(
+            f"prime.micro_batch_size_per_gpu={micro} (null: the policy's) does not divide a rank's share of "
+            f"{of}={size or prompts} x rollout.n={n} responses, {responses // ranks}: take a divisor"
         )
 
 

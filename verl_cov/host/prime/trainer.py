@@ -35,7 +35,7 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 from verl_cov.host.prime import MODE, outcomes
 from verl_cov.host.prime.accuracy_band import Band, narrow
 from verl_cov.host.prime.worker import LOG_PROBS, OPPONENT, OUTCOME, REFERENCE, PrmWorker, prm_loss
-from verl_cov.host.prime.workers import prime_in, worker_config
+from verl_cov.host.prime.workers import micro_batch_size, prime_in, worker_config
 from verl_cov.prime import advantage, prm
 from verl_cov.prime.groups import Groups
 
@@ -128,7 +128,9 @@ class PrimeTrainer(PPOTrainerSync):
         super()._save_checkpoint()
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:
-        multiple = math.lcm(super()._get_required_batch_multiple(dp_size), self._prm_ranks())
+        # verl cuts a rank's rows into equal micro-batches only; a rollout that lost some is filled up to that.
+        rows_at_once = self._prm_ranks() * (micro_batch_size(self.config, self.prime) or 1)
+        multiple = math.lcm(super()._get_required_batch_multiple(dp_size), rows_at_once)
         if self.prime.mini_batch_size is not None:
             multiple = math.lcm(multiple, self.prime.mini_batch_size * self.config.actor_rollout_ref.rollout.n)
         return multiple

@@ -37,13 +37,37 @@ def reference_model(config: DictConfig, prime: PrimeConfig) -> DictConfig:
 
 def _model(config: DictConfig, own: dict[str, Any]) -> DictConfig:
     node = OmegaConf.create(OmegaConf.to_container(config.actor_rollout_ref.model, resolve=True))
-    OmegaConf.set_struct(node, True)  # a field that verl's model has not is an error
+    for name in own:
+        if name not in node:
+            raise ValueError(f"prime.model.{name}: {MODEL} has no such field")
     if own.get("path", node.path) != node.path:
         # These say where the policy's are: another model has its own.
         for name in ("hf_config_path", "tokenizer_path"):
             if OmegaConf.select(node, name, default=None) is not None and name not in own:
                 node[name] = None
     return OmegaConf.merge(node, OmegaConf.create(own))
+
+
+def check_fields(config: DictConfig, prime: PrimeConfig) -> None:
+    """Raises ValueError for a field of ``prime.model``, ``optim`` or ``engine`` that the policy's has not."""
+    from hydra.errors import InstantiationException
+    from verl.utils.config import omega_conf_to_dataclass
+
+    prm_model(config, prime)
+    try:
+        actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    except InstantiationException:  # verl does not accept the policy's own, and says why in a moment
+        return
+    _with("engine", actor.engine, dict(prime.engine))
+    _with("optim", actor.optim, dict(prime.optim))
+
+
+def micro_batch_size(config: DictConfig, prime: PrimeConfig) -> int | None:
+    """Responses a forward of the PRM, which verl has divide what a rank gets; None with ``use_dynamic_bsz``."""
+    actor = config.actor_rollout_ref.actor
+    if actor.use_dynamic_bsz:
+        return None
+    return prime.micro_batch_size_per_gpu or actor.ppo_micro_batch_size_per_gpu
 
 
 def worker_config(config: DictConfig, prime: PrimeConfig, total_training_steps: int, reference: bool) -> Any:
