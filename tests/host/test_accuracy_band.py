@@ -114,11 +114,12 @@ def test_a_band_with_all_accuracies_keeps_what_verls_own_filter_would_drop(sampl
 
 
 def test_soft_accuracies_are_averaged_whatever_rounding_leaves(sample):
-    """0.7 + 0.1 + 0.1 + 0.1 + 0.0 is 0.9999999999999999: a mean of 0.2 that comes out below it."""
-    soft = [0.7, 0.1, 0.1, 0.1, 0.0]
-    assert sum(soft) / RESPONSES < 0.2
-    kept, _, generation = sample(lambda prompt: soft)
-    assert [sum(row) for row in kept] == pytest.approx([1.0] * 4)
+    """Five times 0.47 comes out below it, in whatever order they are added: it is at the bound all the same."""
+    soft = [0.47] * RESPONSES
+    assert sum(soft) / RESPONSES < 0.47
+    kept, metrics, generation = sample(lambda prompt: soft, "prime.accuracy_low=0.47")
+    assert [sum(row) for row in kept] == pytest.approx([2.35] * 4)
+    assert dropped(metrics) == {}
     assert generation.asked == 4
 
 
