@@ -25,9 +25,8 @@ NAMES = {
     "tiny-prime-none-toy": "PRIME",
     "tiny-prime-clip_cov-toy": "PRIME, Clip-Cov",
     "tiny-prime-kl_cov-toy": "PRIME, KL-Cov",
-    "prm-alone": "PRM alone (policy stands still)",
 }
-MARKERS = "os^Dv*"
+MARKERS = "os^Dv"
 SCORE = "val-cov/acc/sample_weighted"
 
 
@@ -41,10 +40,9 @@ def draw(runs: dict[str, Run]) -> Figure:
             if folder not in runs:
                 continue
             run, style = runs[folder], {"color": PALETTE[at], "label": name}
-            if folder != "prm-alone":
-                for axes, key in ((scores, SCORE), (entropies, "actor/entropy")):
-                    axes.plot(run.steps, run.column(key), MARKERS[at], ms=4, ls="none", **style)
-                law.plot(*law_points(run), MARKERS[at], ms=5, ls="none", **style)
+            for axes, key in ((scores, SCORE), (entropies, "actor/entropy")):
+                axes.plot(run.steps, run.column(key), MARKERS[at], ms=4, ls="none", **style)
+            law.plot(*law_points(run), MARKERS[at], ms=5, ls="none", **style)
             if "prime/prm_loss" in set(run.keys()):
                 losses.plot(run.steps, run.column("prime/prm_loss"), "-", marker=MARKERS[at], ms=3, **style)
         losses.axhline(math.log(2), color="#5a5a5a", lw=1, ls=":")
