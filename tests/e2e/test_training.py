@@ -31,7 +31,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 def train(folder: Path, model: Path, *overrides: str, segment: str, kill_at: int | None = None) -> list[dict[str, Any]]:
     """Run the trainer to its end in ``folder``; its metrics, one dictionary a step.
 
-    kill_at: kill it (SIGKILL, no farewell) once a checkpoint of this step or a later one is the latest.
+    kill_at: kill it (SIGKILL, no farewell) once a checkpoint of this step, or of a later one, and its metrics are there.
     """
     train_file, validation_file = countdown.write_parquet(folder / "data")
     reward = folder / "reward.py"
@@ -70,7 +70,9 @@ def train(folder: Path, model: Path, *overrides: str, segment: str, kill_at: int
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"{segment} runs for more than 400 s")
                 time.sleep(0.2)
-                killed = kill_at is not None and latest.is_file() and int(latest.read_text() or 0) >= kill_at
+                # A checkpoint is written before its step is logged.
+                saved = kill_at is not None and latest.is_file() and int(latest.read_text() or 0) >= kill_at
+                killed = saved and metrics.read_text().count("\n") >= int(latest.read_text() or 0)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -128,11 +130,10 @@ def test_prime_with_kl_cov_trains_is_killed_and_goes_on(untrained_model, tmp_pat
         check(step)
     check_first_of_prime(first[0])
     assert first[1]["prime/process_reward_abs"] > 0
-    saved = tmp_path / "checkpoints" / (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").read_text()
-    saved = saved.with_name(f"global_step_{saved.name}")
-    assert (saved / "actor" / "verl_cov.json").is_file()
-    assert (saved / "prm").is_dir()
-    at = int(saved.name.removeprefix("global_step_"))
+    checkpoints = tmp_path / "checkpoints"
+    at = int((checkpoints / "latest_checkpointed_iteration.txt").read_text())
+    assert (checkpoints / f"global_step_{at}" / "actor" / "verl_cov.json").is_file()
+    assert (checkpoints / f"global_step_{at}" / "prm").is_dir()
     second = train(
         tmp_path,
         untrained_model,
@@ -148,10 +149,8 @@ def test_prime_with_kl_cov_trains_is_killed_and_goes_on(untrained_model, tmp_pat
     # A PRM that had lost what it learnt would give exactly 0 again: the rewards are of before this step's update.
     assert second[0]["prime/process_reward_abs"] > 0
     # The comparison of entropies goes on across the resumption.
-    before = next((step for step in first if step["step"] == at), None)
-    if before is not None:  # it may have been killed between the checkpoint and the line in the log
-        change = second[0]["actor/cov/entropy"] - before["actor/cov/entropy"]
-        assert second[0]["actor/cov/entropy_change"] == pytest.approx(change)
+    change = second[0]["actor/cov/entropy"] - first[at - 1]["actor/cov/entropy"]
+    assert second[0]["actor/cov/entropy_change"] == pytest.approx(change)
     assert any(key.startswith("val-core/") for key in second[0])
 
 
