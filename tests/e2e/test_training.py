@@ -31,7 +31,7 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
 def train(folder: Path, model: Path, *overrides: str, segment: str, kill_at: int | None = None) -> list[dict[str, Any]]:
     """Run the trainer to its end in ``folder``; its metrics, one dictionary a step.
 
-    kill_at: kill it (SIGKILL, no farewell) once a checkpoint of this step, or of a later one, and its metrics are there.
+    kill_at: kill it (SIGKILL, no farewell) once a checkpoint of this step, or a later one, and its metrics are there.
     """
     train_file, validation_file = countdown.write_parquet(folder / "data")
     reward = folder / "reward.py"
