@@ -79,7 +79,7 @@ def _main(path: Path) -> None:
     from verl.utils import tensordict_utils as tu
     from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-    from verl_cov.host import rollout_batch, train_batch
+    from verl_cov.host import mini_batch, rollout_batch
 
     config = AutoConfig.from_pretrained(model)
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = hidden, 4 * hidden, layers
@@ -110,8 +110,8 @@ def _main(path: Path) -> None:
 
         setattr(owner, name, call)
 
-    timed(train_batch, "look", "hook")
-    timed(train_batch, "_report", "hook")
+    timed(mini_batch, "look", "hook")
+    timed(mini_batch, "report", "hook")
     timed(rollout_batch, "look", "rollout")
     timed(TrainingWorker, "train_batch", "update")
     random = np.random.default_rng(0)

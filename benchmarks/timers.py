@@ -32,7 +32,7 @@ def _timed(owner: Any, name: str, key: str) -> None:
 
 
 def _install(engine_workers: Any) -> None:
-    from verl_cov.host import rollout_batch, train_batch
+    from verl_cov.host import mini_batch, rollout_batch
 
     worker = engine_workers.TrainingWorker
     _timed(worker, "train_mini_batch", "update")
@@ -50,8 +50,8 @@ def _install(engine_workers: Any) -> None:
         return output
 
     worker.train_mini_batch = train_mini_batch
-    _timed(train_batch, "look", "per update")
-    _timed(train_batch, "_report", "per update")
+    _timed(mini_batch, "look", "per update")
+    _timed(mini_batch, "report", "per update")
     # Runs before train_mini_batch, and so stands in the same line.
     _timed(rollout_batch, "look", "per rollout")
 

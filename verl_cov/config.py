@@ -11,7 +11,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from verl.workers.config import PolicyLossConfig
+from omegaconf import DictConfig
+
+from verl_cov.host.policy_loss_config import PolicyLossConfig
 
 CLIP_COV = "verl_cov.clip_cov"
 KL_COV = "verl_cov.kl_cov"
@@ -162,13 +164,26 @@ def cov_config(policy_loss: Any) -> CovPolicyLossConfig | None:
     """The covariance control or the metrics that ``policy_loss`` asks for, or None if it is verl's own business.
 
     Accepts verl's plain ``PolicyLossConfig`` too, so that ``policy_loss.loss_mode=verl_cov.kl_cov`` alone works: it has
-    the numbers (with verl's defaults), and what is ours takes its default.
+    the numbers (with verl's defaults), and what is ours takes its default. And a node of a configuration, which is what
+    verl 0.5 hands on.
     """
+    if isinstance(policy_loss, DictConfig):
+        policy_loss = _of_node(policy_loss)
     if isinstance(policy_loss, CovPolicyLossConfig):
         return policy_loss if policy_loss.controls or policy_loss.cov_metrics != "off" else None
     if getattr(policy_loss, "loss_mode", None) not in LOSS_MODES:
         return None
     return CovPolicyLossConfig(**{field.name: getattr(policy_loss, field.name) for field in fields(PolicyLossConfig)})
+
+
+def _of_node(node: DictConfig) -> CovPolicyLossConfig | None:
+    if not str(node.get("_target_")).startswith("verl_cov.") and node.get("loss_mode") not in LOSS_MODES:
+        return None
+    given = {name: value for name, value in node.items() if not str(name).startswith("_")}
+    for name in given:
+        if name not in known_fields():
+            raise ValueError(f"{_PATH}.{name} is unknown: there are {', '.join(known_fields())}")
+    return CovPolicyLossConfig(**given)
 
 
 def known_fields() -> list[str]:
@@ -222,9 +237,8 @@ def _check_val_entropy(config: CovPolicyLossConfig) -> None:
 
 
 def _check_base_loss(name: str) -> None:
-    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+    from verl_cov.host.policy_losses import base_losses
 
-    # Not verl's own clip_cov and kl_cov either: two covariance controls on top of each other.
-    known = ["ratio", *(loss for loss in POLICY_LOSS_REGISTRY if not loss.endswith(("clip_cov", "kl_cov")))]
+    known = base_losses()
     if name not in known:
         raise ValueError(f"{_PATH}.cov_base_loss={name!r} is unknown: use one of {', '.join(known)}")

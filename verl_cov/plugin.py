@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 from verl_cov import __version__
 
@@ -29,26 +30,41 @@ status = Status()
 
 
 def register() -> None:
-    """Register the losses, the hooks in worker and trainer, the start-up checks and, on a CPU, the CPU host."""
-    from verl_cov.host import (
-        cpu,
-        fail_fast,
-        group_filter,
-        policy_losses,
-        preflight,
-        prime,
-        rollout_batch,
-        train_batch,
-        validation_entropy,
-        validation_metrics,
-        validation_sampling,
-        versions,
-    )
+    """Register the losses, the hooks in worker and trainer, the start-up checks and, on a CPU, the CPU host: what the
+    verl at hand has a place for (:mod:`verl_cov.host.versions`)."""
+    from verl_cov.host import policy_losses, preflight, versions
 
     # The start-up check goes first: it is what tells the user about a verl that the rest cannot work with.
-    losses = (policy_losses, train_batch, rollout_batch)
-    trainer = (prime, group_filter, validation_sampling, validation_metrics, validation_entropy)
-    for piece in (preflight, versions, cpu, *losses, *trainer, fail_fast):
+    _install(preflight, versions)
+    release = versions.this()
+    if release.v1:
+        from verl_cov.host import cpu
+
+        _install(cpu)  # before anything that asks verl for its platform
+    _install(policy_losses)
+    if release.engine:
+        from verl_cov.host import rollout_batch, train_batch
+
+        _install(train_batch, rollout_batch)
+    if release.legacy:
+        from verl_cov.host import update_policy
+
+        _install(update_policy)
+    if release.v1:
+        from verl_cov.host import (
+            fail_fast,
+            group_filter,
+            prime,
+            validation_entropy,
+            validation_metrics,
+            validation_sampling,
+        )
+
+        _install(prime, group_filter, validation_sampling, validation_metrics, validation_entropy, fail_fast)
+
+
+def _install(*pieces: Any) -> None:
+    for piece in pieces:
         piece.install()
         status.registered.append(piece.__name__.removeprefix("verl_cov.host."))
 

@@ -105,6 +105,7 @@ def launch(module: str, spec: Any, timeout: float) -> Any:
         environment = {
             **os.environ,
             "VERL_PLATFORM": "cpu",
+            "VERL_USE_EXTERNAL_MODULES": "verl_cov.plugin",  # how verl before 0.9 is told
             "HF_HUB_OFFLINE": "1",
             "WORLD_SIZE": str(spec.ranks),
             "MASTER_ADDR": "127.0.0.1",
@@ -137,6 +138,8 @@ def compose(overrides: tuple[str, ...], model: str) -> Any:
     """The trainer's whole configuration, as ``python -m verl.trainer.main_ppo`` composes it."""
     from hydra import compose, initialize_config_module
 
+    from tests.host import older_verl
+
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose(
             "ppo_trainer",
@@ -147,6 +150,7 @@ def compose(overrides: tuple[str, ...], model: str) -> Any:
                 "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
                 "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
                 "actor_rollout_ref.actor.optim.lr=0",
+                *older_verl.overrides(),
             ],
         )
 
@@ -161,6 +165,10 @@ def _rank_main(path: Path, rank: int) -> None:
     spec: Spec = pickle.loads(path.read_bytes())
     import verl  # noqa: F401  (loads the plugin)
     from omegaconf import OmegaConf
+
+    from tests.host import older_verl
+
+    older_verl.prepare()
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
     config = compose(spec.overrides, spec.model)
@@ -200,8 +208,10 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -
     import torch.distributed as dist
     from verl.utils import tensordict_utils as tu
 
-    from verl_cov.host.train_batch import FIELD
+    from tests.host import older_verl
+    from verl_cov.host.batch import FIELD
 
+    layout = older_verl.known(layout)
     rows = mini_batch(seed)
     if spec.edit:
         spec.edit(rows)

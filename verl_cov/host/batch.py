@@ -169,9 +169,11 @@ class Tokens:
 
 def uids_of(data: Any) -> list[str] | None:
     """verl's name of each row's prompt, if the batch has it."""
+    if "uid" not in data:
+        return None
     from verl.utils import tensordict_utils as tu
 
-    return [str(uid) for uid in tu.get(data, "uid")] if "uid" in data else None
+    return [str(uid) for uid in tu.get(data, "uid")]
 
 
 def _flat(field: Tensor) -> Tensor:

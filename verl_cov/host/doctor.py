@@ -102,10 +102,10 @@ class _Once:
 def _verl() -> str:
     found = versions.installed("verl")
     try:
-        versions.check_verl(found)
+        versions.release_of(found)
     except versions.UnsupportedVersion as error:
         raise Problem(str(error)) from None
-    return f"{found} (supported: {versions.SUPPORTED_VERL})"
+    return f"{found}: {versions.release_of(found).supports}"
 
 
 def _torch() -> str:

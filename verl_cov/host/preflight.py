@@ -1,7 +1,8 @@
 """Start-up checks in the driver, before any worker starts, and the line that says verl-cov is active.
 
-Leans on ``verl.utils.config.validate_config(config, ...)``, which every verl trainer's entry point calls first. A
-finding ends the program with one line that names the field and the fix.
+Leans on ``verl.utils.config.validate_config(config, ...)``, which every verl trainer's entry point calls first: from
+0.9 on in the driver, before that in the TaskRunner, a Ray actor (0.5 has none). A finding ends the program with one
+line that names the field and the fix.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cov import __version__, plugin
-from verl_cov.host import cpu, fail_fast, group_filter, prime, train_batch, validation_sampling
+from verl_cov.host import (
+    cpu,
+    fail_fast,
+    group_filter,
+    prime,
+    train_batch,
+    update_policy,
+    validation_sampling,
+    versions,
+)
 from verl_cov.host.asked import asked_in
 from verl_cov.host.imports import when_imported
 
@@ -35,23 +45,30 @@ def install() -> None:
 
 
 def _check_first(module: Any) -> None:
+    if not hasattr(module, "validate_config"):  # verl 0.5: what cannot work is refused in the workers
+        return
     original = module.validate_config
 
     @functools.wraps(original)
     def validate_config(config: DictConfig, *args: Any, **kwargs: Any) -> None:
-        if _in_ray_worker():  # some trainers check once more inside their task runner: the driver has done all this
+        release = None if plugin.status.error else versions.this()
+        in_worker = _in_ray_worker()
+        if in_worker and (release is None or release.driver_checks):
+            # Some trainers check once more inside their task runner: the driver has done all this.
             return original(config, *args, **kwargs)
         try:
             check_configuration(config)
-            if not plugin.status.error:  # with a verl we do not know, nothing of ours may stand in the way
+            if release is not None and release.v1:  # with a verl we do not know, nothing of ours may stand in the way
                 check_machine(config)
             line = start_up_line(config)
         except Finding as finding:
+            if in_worker:  # an actor that exits leaves no message; what it raises, Ray hands to the driver
+                raise RuntimeError(f"verl-cov: {finding}") from None
             # SystemExit, because Hydra would bury any other exception under its own message.
             raise SystemExit(f"verl-cov: {finding}") from None
         original(config, *args, **kwargs)
         print(line, flush=True)
-        if not plugin.status.error:
+        if release is not None and release.v1:
             fail_fast.watch(starts_own_ray(config))
         return None
 
@@ -79,10 +96,39 @@ def check_configuration(config: DictConfig) -> None:
     """Everything that is ours in the configuration, whatever machine it is for. Raises :class:`Finding`."""
     check_policy_loss(config)
     if not plugin.status.error:
+        check_release(config)
         check_group_filter(config)
         check_agent_loop(config)
         check_reward(config)
         check_prime(config)
+
+
+def check_release(config: DictConfig) -> None:
+    """Raise :class:`Finding` for what is asked of verl-cov and this verl has no place for."""
+    release = versions.this()
+    asked = _asked_for(config)
+    if asked is not None and release.legacy and _trains_with_legacy_actor(config, release):
+        megatron = config.actor_rollout_ref.actor.strategy == "megatron"
+        patched = importlib.util.find_spec("verl.utils.mini_batch_hook") is not None and not megatron
+        try:
+            update_policy.refuse(asked, patched, "MegatronPPOActor" if megatron else "DataParallelPPOActor")
+        except ValueError as error:
+            engines = " (or use verl's engines: trainer.use_legacy_worker_impl=disable)" if release.engine else ""
+            raise Finding(str(error).removeprefix("verl-cov: ") + engines) from None
+    if release.v1:
+        return
+    found = plugin.status.verl_version
+    newer = f"needs verl 0.9 or later, and this is {found}: pip install verl=={versions.NEWEST.version}, or"
+    if asked is not None and asked.cov_val_entropy != "off":
+        raise Finding(f"{POLICY_LOSS}.cov_val_entropy {newer} set it to off")
+    if OmegaConf.select(config, "trainer.v1.trainer_mode", default=None) == prime.MODE:
+        raise Finding(f"PRIME (+verl_cov=prime) {newer} leave it out")
+    if str(OmegaConf.select(config, "trainer.device", default=None)) == "cpu":
+        raise Finding(f"training on a CPU (+verl_cov=cpu) {newer} train on an accelerator")
+
+
+def _trains_with_legacy_actor(config: DictConfig, release: versions.Release) -> bool:
+    return not release.engine or OmegaConf.select(config, "trainer.use_legacy_worker_impl", default="auto") != "disable"
 
 
 def check_policy_loss(config: DictConfig) -> None:
@@ -140,6 +186,8 @@ def check_policy_loss(config: DictConfig) -> None:
 
 def check_validation_entropy(config: DictConfig) -> None:
     """Raise :class:`Finding` for a trainer in which the entropy of a validation cannot be measured."""
+    if not versions.this().v1:
+        return  # check_release says so
     mode = OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync")
     use_v1 = OmegaConf.select(config, "trainer.use_v1", default=True)
     if use_v1 and mode in ("sync", prime.MODE):
@@ -210,6 +258,8 @@ def check_group_filter(config: DictConfig) -> None:
     """Raise :class:`Finding` for a filter of prompts that verl would ignore; warn of one that may never end."""
     if not OmegaConf.select(config, f"{group_filter.FIELD}.enable", default=False):
         return
+    if not versions.this().v1:  # a trainer of the user's may filter; verl's own does not
+        return
     if OmegaConf.select(config, "trainer.use_v1", default=None) is False:
         raise Finding(
             f"{group_filter.FIELD}.enable=True does nothing in verl's legacy trainer, which trains on every prompt: "
@@ -270,7 +320,7 @@ def check_prime(config: DictConfig) -> None:
     from verl_cov.host.prime import check
 
     try:
-        if check.asked(config):
+        if versions.this().v1 and check.asked(config):
             check.check(config)
     except ValueError as error:
         raise Finding(str(error)) from None

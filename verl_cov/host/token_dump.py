@@ -1,7 +1,7 @@
 """Writes the tokens of a mini-batch with the highest covariance to a file (``cov_dump_every``).
 
 Leans on ``responses`` of the batch (aligned with ``response_mask``), on ``prompts`` and, where these are dense and
-padded, ``attention_mask``, and on ``worker.model_config.tokenizer``.
+padded, ``attention_mask``.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from verl_cov.covariance import KINDS, kind_masks
 from verl_cov.token_dump import FILE, Token, append
 
 if TYPE_CHECKING:
-    from verl_cov.host.train_batch import MiniBatch
+    from verl_cov.host.mini_batch import MiniBatch
 
 logger = logging.getLogger(__name__)
 
 BEFORE, AFTER = 32, 8  # tokens of context
 
 
-def write(worker: Any, cov: Any, found: MiniBatch, step: int, group: ProcessGroup | None) -> None:
+def write(tokenizer: Any, cov: Any, found: MiniBatch, step: int, group: ProcessGroup | None) -> None:
     """Append the ``cov_dump_tokens`` highest of all ranks to the file; every rank of ``group`` must call it."""
-    mine = _highest(worker, found, cov.cov_dump_tokens, step)
+    mine = _highest(tokenizer, found, cov.cov_dump_tokens, step)
     everyone = [mine]
     if group is not None:
         everyone = [[] for _ in range(dist.get_world_size(group))]
@@ -45,7 +45,7 @@ def write(worker: Any, cov: Any, found: MiniBatch, step: int, group: ProcessGrou
         logger.warning("verl-cov: the token dump of step %s was not written: %s", step, error)
 
 
-def _highest(worker: Any, found: MiniBatch, number: int, step: int) -> list[dict[str, Any]]:
+def _highest(tokenizer: Any, found: MiniBatch, number: int, step: int) -> list[dict[str, Any]]:
     """This rank's highest tokens as fields of :class:`Token`, without the rank."""
     tokens, covariances = found.tokens, found.covariances
     assert covariances is not None  # the configuration refuses a dump without metrics
@@ -56,7 +56,7 @@ def _highest(worker: Any, found: MiniBatch, number: int, step: int) -> list[dict
     log_prob, advantage = found.log_prob[at], tokens.advantage[at]
     kinds = kind_masks(log_prob, advantage, *covariances.centre).long().argmax(0)
     selected = torch.zeros_like(tokens.valid) if found.chosen is None else found.chosen.mask
-    tokenizer, uids = getattr(worker.model_config, "tokenizer", None), tokens.uids()
+    uids = tokens.uids()
     return [
         _text(tokens.data, tokenizer, rows[i], positions[i])
         | dict(

@@ -1,13 +1,78 @@
-"""Which verl this release of verl-cov was built for and tested with."""
+"""The verl releases that verl-cov works with, and the one place that knows in what they differ.
+
+Everything else asks the :class:`Release` of the verl at hand (:func:`this`) what that one has.
+``docs/compatibility.md`` says what was run on which; ``make compat`` runs it.
+"""
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
-SUPPORTED_VERL = SpecifierSet(">=0.9.0,<0.10")
+
+@dataclass(frozen=True)
+class Release:
+    """What a verl release has of the things that verl-cov leans on.
+
+    Args:
+        version: of verl.
+        plugins: how a process of it comes to import verl-cov: ``entry point`` (by itself),
+            ``VERL_USE_EXTERNAL_MODULES`` (environment) or ``external_lib`` (a field of the configuration, in the
+            workers only).
+        driver_checks: ``main_ppo`` calls ``validate_config`` in the driver. Before 0.9 it is called in the TaskRunner,
+            a Ray actor; 0.5 has none.
+        v1: the V1 trainer with its registries, and the CPU platform: PRIME, the filter's limit, validation, recipes.
+        engine: ``workers/engine_workers.py::TrainingWorker.train_batch`` sees the mini-batch: the hook needs no patch.
+        legacy: ``workers/actor/dp_actor.py::DataParallelPPOActor.update_policy`` trains the actor (also, or only),
+            where the hook needs a patch.
+        config_class: ``policy_loss`` is a dataclass, chosen by ``_target_``; 0.5 hands on its node as it is.
+        four_scalars: a policy loss returns (loss, clip fraction, KL, lower clip fraction); later ones (loss, metrics).
+    """
+
+    version: str
+    plugins: str = "entry point"
+    driver_checks: bool = True
+    v1: bool = True
+    engine: bool = True
+    legacy: bool = False
+    config_class: bool = True
+    four_scalars: bool = False
+
+    @property
+    def supports(self) -> str:
+        """What works there, in a few words."""
+        if self.v1:
+            return "everything"
+        if self.engine:
+            legacy = ", the legacy actor's through a patch" if self.legacy else ""
+            return f"the losses, their metrics and the law{legacy}; not PRIME, recipes and CPU"
+        return "the losses and the metrics of an update through a patch, and the law"
+
+
+_MODULES = dict(plugins="VERL_USE_EXTERNAL_MODULES", driver_checks=False, v1=False)
+
+RELEASES = (
+    Release(
+        "0.5.0",
+        plugins="external_lib",
+        driver_checks=False,
+        v1=False,
+        engine=False,
+        legacy=True,
+        config_class=False,
+        four_scalars=True,
+    ),
+    Release("0.6.1", **_MODULES, engine=False, legacy=True),  # type: ignore[arg-type]
+    Release("0.7.1", **_MODULES, legacy=True),  # type: ignore[arg-type]
+    Release("0.8.0", **_MODULES),  # type: ignore[arg-type]
+    Release("0.9.0"),
+    Release("0.9.1"),
+)
+
+NEWEST = RELEASES[-1]
 
 
 class UnsupportedVersion(RuntimeError):
@@ -22,18 +87,52 @@ def installed(distribution: str) -> str | None:
         return None
 
 
-def check_verl(found: str | None) -> None:
-    """Raise :class:`UnsupportedVersion` unless verl ``found`` is one that verl-cov supports."""
-    fix = f"pip install 'verl{SUPPORTED_VERL}'"
+def release_of(found: str | None) -> Release:
+    """The release that verl ``found`` is, or is taken for: a build from source as what it was built from, a later patch
+    release of the newest line (0.9.7) as the newest of it.
+
+    Raises:
+        UnsupportedVersion: there is no such release here.
+    """
+    known = ", ".join(release.version for release in RELEASES)
     if found is None:
-        raise UnsupportedVersion(f"verl is not installed: {fix}")
-    # The base version: a build of 0.9.1 from source calls itself 0.9.1.dev0, which a specifier would order before it.
-    if Version(Version(found).base_version) not in SUPPORTED_VERL:
-        older = Version(found) < Version("0.9.0")
+        raise UnsupportedVersion(f"verl is not installed: pip install 'verl[verl-core]=={NEWEST.version}'")
+    try:
+        base = Version(Version(found).base_version)  # 0.9.1.dev0 and 0.9.1+fork are 0.9.1
+    except InvalidVersion:
+        raise UnsupportedVersion(f"verl calls itself {found!r}, which is no version: verl-cov knows {known}") from None
+    for release in RELEASES:
+        if base == Version(release.version):
+            return release
+    newest = Version(NEWEST.version)
+    if base.release[:2] == newest.release[:2] and base > newest:
+        return NEWEST
+    if base > newest:
         raise UnsupportedVersion(
-            f"verl {found} is too {'old' if older else 'new'} for this verl-cov, which supports verl{SUPPORTED_VERL}: "
-            + (fix if older else f"upgrade verl-cov, or {fix}")
+            f"verl {found} is too new for this verl-cov, which knows {known}: upgrade verl-cov, or pip install "
+            f"verl=={NEWEST.version}"
         )
+    if base < Version(RELEASES[0].version):
+        raise UnsupportedVersion(
+            f"verl {found} is too old for verl-cov, which knows {known}: pip install verl=={NEWEST.version}"
+        )
+    nearest = next(release.version for release in RELEASES if Version(release.version) > base)
+    raise UnsupportedVersion(
+        f"verl {found} is not among the releases that verl-cov was tested with ({known}): pip install verl=={nearest}"
+    )
+
+
+@functools.cache
+def this() -> Release:
+    """The release of the verl in this process. Raises :class:`UnsupportedVersion`."""
+    import verl
+
+    return release_of(verl.__version__)
+
+
+def is_tested(found: str) -> bool:
+    """True if exactly this version was tested (a later patch release or a build of a fork was not)."""
+    return any(found == release.version for release in RELEASES)
 
 
 def install() -> None:
@@ -43,4 +142,4 @@ def install() -> None:
     from verl_cov import plugin
 
     plugin.status.verl_version = verl.__version__
-    check_verl(verl.__version__)
+    release_of(verl.__version__)
