@@ -21,6 +21,15 @@ AFTERWARDS = (
 )
 
 
+@contextmanager
+def _one_line(then: str) -> Iterator[None]:
+    """What the file system says, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise PatchError(f"{_reason(error)}{then}") from error
+
+
 @dataclass(frozen=True)
 class Status:
     """The verl found, against its patch set.
@@ -50,11 +59,13 @@ class Status:
         return f"{text}; apply would {_changes(self.patch_set, 'change', 'add')}" if self.applicable else text
 
 
+@_one_line("")
 def status(path: Path | None = None) -> Status:
     """Of the verl of this Python, or at path. Raises PatchError if there is none or the patch set is damaged."""
     return _status(installation.find(path))
 
 
+@_one_line(": nothing done")
 def apply(path: Path | None = None) -> list[str]:
     """Apply the set of the release, all of it or nothing; what there is to say. Raises PatchError."""
     found = installation.find(path)
@@ -63,7 +74,7 @@ def apply(path: Path | None = None) -> list[str]:
         return _already(now)
     patch_set = _set(now)
     _check_writable(found, patch_set.files)
-    with _one_line("nothing done"), files.locked(found.package):
+    with files.locked(found.package):
         now = _status(found)  # another node may have been faster
         if not now.applicable:
             return _already(now)
@@ -71,6 +82,7 @@ def apply(path: Path | None = None) -> list[str]:
     return [f"verl {found.release}, {found.package}: applied, {_changes(patch_set, 'changed', 'added')}", *AFTERWARDS]
 
 
+@_one_line(": nothing done")
 def revert(path: Path | None = None) -> list[str]:
     """Bring the originals back, also after an `apply` that was killed; what there is to say. Raises PatchError."""
     found = installation.find(path)
@@ -81,14 +93,15 @@ def revert(path: Path | None = None) -> list[str]:
     if found.checkout is not None and reversal.patch_set is not None:
         raise PatchError(f"{found.package}: a checkout is git's to change: {found.git(reversal.patch_set.patch, '-R')}")
     _check_writable(found, reversal.files)
-    with _one_line("if it is half reverted, `verl-cov patch revert` again"), files.locked(found.package):
+    with _one_line(": if it is half reverted, `verl-cov patch revert` again"), files.locked(found.package):
         reversal = _Reversal.of(found)  # another node may have been faster
         if not reversal.needed:
             return nothing
         reversal.run()
-    done = [*reversal.originals, *reversal.created]
-    names = ", ".join(done) if done else "the backup removed"
-    return [f"verl {found.release}, {found.package}: reverted, {names}", *AFTERWARDS[1:2]]
+    done = [name for name, one in reversal.each.items() if one is State.APPLIED]
+    if not done:
+        return [f"verl {found.release}, {found.package}: nothing to revert but the backup, which is removed"]
+    return [f"verl {found.release}, {found.package}: reverted, {', '.join(done)}", *AFTERWARDS[1:2]]
 
 
 def _status(found: Installation) -> Status:
@@ -112,7 +125,7 @@ def _obstacle(
     if record is not None and record.verl != found.release:
         return f"the patch of verl {record.verl}, which was here before, left files behind: `verl-cov patch revert`"
     if patch_set is None:
-        return f"there is no patch for this release; there are ones for {', '.join(sets.releases()) or 'none'}"
+        return f"the releases that have one: {', '.join(sets.releases()) or 'none'}"
     if state is State.OTHER:
         if record is not None and installation.compare(found, record.files)[0] is State.APPLIED:
             return "another verl-cov patched it, with another patch: `verl-cov patch revert`, then apply"
@@ -142,7 +155,7 @@ def _apply(found: Installation, patch_set: PatchSet) -> None:
     for name, hashes in patch_set.files.items():
         if sha256(after[name]) != hashes.after:
             raise PatchError(
-                f"{patch_set.patch} is damaged: {name} would not become what the manifest says; nothing done"
+                f"{patch_set.patch} is damaged: {name} would not become what {sets.MANIFEST} says; nothing done"
             )
     new = {name: content for name, content in after.items() if content is not None}
     originals = {name: content for name, content in before.items() if content is not None}
@@ -184,11 +197,13 @@ class _Reversal:
     """What is to be done to have the originals back.
 
     patch_set: what it goes by where there is no backup. originals: their bytes, None where the backup is renamed.
+    created: what is not to be there, nor its folder; a killed `apply` may have made the folder alone.
     """
 
     found: Installation
     patch_set: PatchSet | None
     files: Mapping[str, Hashes]
+    each: Mapping[str, State]
     originals: Mapping[str, bytes | None]
     created: tuple[str, ...]
     leftovers: bool
@@ -211,14 +226,15 @@ class _Reversal:
             found,
             patch_set,
             hashes,
+            each,
             {name: _original(found, record, name, hashes[name]) for name in applied if hashes[name].before is not None},
-            tuple(name for name in applied if hashes[name].before is None),
+            tuple(name for name, one in each.items() if hashes[name].before is None and one is not State.OTHER),
             (found.package / backup.FOLDER).exists(),
         )
 
     @property
     def needed(self) -> bool:
-        return bool(self.originals or self.created or self.leftovers)
+        return self.leftovers or any(one is State.APPLIED for one in self.each.values())
 
     def run(self) -> None:
         for name, content in self.originals.items():
@@ -229,10 +245,10 @@ class _Reversal:
             else:
                 files.replace(path, content, like=path)
             files.forget_bytecode(path)
-        for name in self.created:
-            files.remove(self.found.file(name), self.found.package)
         for name in self.files:
             files.temporary(self.found.file(name)).unlink(missing_ok=True)
+        for name in self.created:
+            files.remove(self.found.file(name), self.found.package)
         backup.remove(self.found.package)
 
 
@@ -254,15 +270,6 @@ def _original(found: Installation, record: Record | None, name: str, hashes: Has
 
 def _check_writable(found: Installation, names: Iterable[str]) -> None:
     files.check_writable({found.package, *(found.file(name).parent for name in names)})
-
-
-@contextmanager
-def _one_line(then: str) -> Iterator[None]:
-    """What the file system says, as one line."""
-    try:
-        yield
-    except OSError as error:
-        raise PatchError(f"{_reason(error)}: {then}") from error
 
 
 def _reason(error: BaseException) -> str:

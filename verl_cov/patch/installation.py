@@ -82,7 +82,7 @@ def read(path: Path) -> bytes | None:
     """A file's bytes, None if it is not there. Raises OSError."""
     try:
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
 
 
@@ -98,7 +98,7 @@ def compare(installation: Installation, files: Mapping[str, Hashes]) -> tuple[St
 def _compare(path: Path, hashes: Hashes) -> State:
     try:
         found = sha256(read(path))
-    except IsADirectoryError:
+    except (IsADirectoryError, NotADirectoryError):
         return State.OTHER
     return {hashes.before: State.NOT_APPLIED, hashes.after: State.APPLIED}.get(found, State.OTHER)
 
