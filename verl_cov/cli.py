@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from verl_cov import __version__, terminal
+from verl_cov.patch import cli as patch
 from verl_cov.recipes import cli as recipes
 from verl_cov.tasks import data_cli
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data_cli.app, name="data")
+app.add_typer(patch.app, name="patch")
 
 
 @app.callback(invoke_without_command=True)
