@@ -40,7 +40,8 @@ class Layout:
 @dataclass(frozen=True)
 class Spec:
     """A run: model folder, config overrides, the layouts to try one after the other for each variant of the policy loss
-    ({name: its fields}; None: as the overrides say) and each seed of the batch, ranks, rollout step."""
+    ({name: its fields}; None: as the overrides say) and each seed of the batch, ranks, rollout step. verl: a folder
+    with the verl to import, None: the installed one."""
 
     model: str
     overrides: tuple[str, ...]
@@ -51,6 +52,7 @@ class Spec:
     seeds: tuple[int, ...] = (0,)
     extra: dict[str, Any] = field(default_factory=dict)
     edit: Callable[[list[dict[str, Any]]], None] | None = None
+    verl: str | None = None
 
 
 @dataclass
@@ -113,6 +115,8 @@ def launch(module: str, spec: Any, timeout: float) -> Any:
             "DIST_INIT_METHOD": f"file://{folder}/rendezvous",
             "OMP_NUM_THREADS": "1",
         }
+        if getattr(spec, "verl", None) is not None:
+            environment["PYTHONPATH"] = spec.verl
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-m", module, str(path), str(rank)],
