@@ -68,7 +68,7 @@ def test_the_command_writes_a_patch_and_a_manifest(trees, tmp_path):
         assert hashes["before"] == installation.sha256(ORIGINAL.get(name))
         assert hashes["after"] == installation.sha256(MODIFIED[name])
     hunks = [line for line in (folder / sets.PATCH).read_bytes().split(b"\n") if line.startswith(b"@@")]
-    assert hunks[1].startswith(b"@@ -6,6 +6,7 @@")  # three lines of context
+    assert hunks[0].startswith(b"@@ -6,6 +6,7 @@")  # three lines of context
     # Without --summary the old one is kept.
     (folder / "README.md").write_text("there")
     done = made("0.9.1", *trees, "-o", tmp_path / "patches")
