@@ -14,7 +14,7 @@ from verl_cov.patch import make, sets
 
 ROOT = Path(__file__).parents[2]
 
-A, B, NEW, EMPTY = "verl/trainer/a.py", "verl/workers/b.py", "verl/hooks/mini_batch.py", "verl/hooks/__init__.py"
+A, B, NEW, EMPTY = "verl/trainer/a.py", "verl/workers/b.py", "verl/update/mini_batch.py", "verl/update/__init__.py"
 CHANGED, CREATED = [A, B], [EMPTY, NEW]
 
 ORIGINAL = {

@@ -44,7 +44,7 @@ def test_apply_and_revert(place):
     place.assert_patched()
     assert said[0] == (
         f"verl 0.9.1, {place.package}: applied, changed verl/trainer/a.py, verl/workers/b.py "
-        "and added verl/hooks/__init__.py, verl/hooks/mini_batch.py"
+        "and added verl/update/__init__.py, verl/update/mini_batch.py"
     )
     assert state(place) is State.APPLIED
     said = commands.revert(place.site)
@@ -93,7 +93,7 @@ def test_a_status_says_what_would_change(place):
     found = commands.status(place.site)
     assert found.line() == (
         f"verl 0.9.1, {place.package}: not applied; apply would change verl/trainer/a.py, verl/workers/b.py "
-        "and add verl/hooks/__init__.py, verl/hooks/mini_batch.py"
+        "and add verl/update/__init__.py, verl/update/mini_batch.py"
     )
     assert (found.applied, found.applicable) == (False, True)
     commands.apply(place.site)
@@ -120,7 +120,7 @@ def test_bytecode_of_the_files_is_gone_and_of_others_is_not(place):
         compile_all()
         command(place.site)
         assert compiled() == {"__pycache__/other", "trainer/__pycache__/ab"}
-    assert not (place.package / "hooks").exists()
+    assert not (place.package / "update").exists()
 
 
 # What stands in the way
@@ -530,7 +530,7 @@ def test_another_release_installed_over_a_patched_one(place, tmp_path, has_a_set
     commands.revert(place.site)
     found = {name: content for name, (_, content) in snapshot(place.package).items() if content is not None}
     assert found == {name.removeprefix("verl/"): content for name, content in newer.items()}
-    assert not (place.package / "hooks").exists()
+    assert not (place.package / "update").exists()
     assert commands.status(place.site).applicable == has_a_set
 
 

@@ -68,7 +68,7 @@ def test_the_command_writes_a_patch_and_a_manifest(trees, tmp_path):
         assert hashes["before"] == installation.sha256(ORIGINAL.get(name))
         assert hashes["after"] == installation.sha256(MODIFIED[name])
     hunks = [line for line in (folder / sets.PATCH).read_bytes().split(b"\n") if line.startswith(b"@@")]
-    assert hunks[1].startswith(b"@@ -6,6 +6,7 @@")  # three lines of context
+    assert hunks[0].startswith(b"@@ -6,6 +6,7 @@")  # three lines of context
     # Without --summary the old one is kept.
     (folder / "README.md").write_text("there")
     done = made("0.9.1", *trees, "-o", tmp_path / "patches")
@@ -82,8 +82,10 @@ def test_the_same_trees_give_the_same_files_whatever_the_settings_of_git(trees, 
     settings = (
         "[diff]\n noprefix = true\n mnemonicPrefix = true\n context = 9\n external = false\n algorithm = patience\n"
     )
-    (tmp_path / "gitconfig").write_text(settings + "[core]\n abbrev = 5\n autocrlf = true\n[color]\n ui = always\n")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    settings += f'[diff "odd"]\n xfuncname = "^line 1$"\n[core]\n attributesFile = {tmp_path / "attributes"}\n'
+    (tmp_path / "attributes").write_text("*.py diff=odd\n")
+    (tmp_path / ".gitconfig").write_text(settings + "[core]\n abbrev = 5\n autocrlf = true\n[color]\n ui = always\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GIT_EXTERNAL_DIFF", "false")
     monkeypatch.setenv("GIT_DIFF_OPTS", "--unified=1")
     repository = tmp_path / "repository"
