@@ -45,7 +45,7 @@ def load(arguments: Sequence[Path], entropy_key: str | None = None, score_key: s
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
-    # Only drawn on a terminal. Elsewhere not even started: older rich ends a bar that is switched off with an empty line.
+    # Elsewhere not even started: older rich ends a bar that is switched off (`disable`) with an empty line.
     with bar if console.is_terminal else nullcontext():
         for name, paths in find_runs(arguments):
             task: Any = None
