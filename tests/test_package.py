@@ -148,9 +148,9 @@ LAW, TASKS = (list(terminal.EXTRAS[name]) for name in ("law", "tasks"))
 OTHERS = [*terminal.VERLS, "vllm", "psutil"]
 
 
-def bare(*words: object, absent: list[str]) -> subprocess.CompletedProcess:
+def bare(*words: object, absent: list[str], folder: Path | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", _BARE, json.dumps(absent), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder)
 
 
 @pytest.mark.parametrize(
@@ -171,6 +171,31 @@ def test_what_needs_no_extra(words):
     done = bare(*words, absent=[*LAW, *TASKS, *OTHERS])
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", LOG, "--robust"],
+        ["scale", "--example"],
+        ["plot", LOG, "-o", "law.png"],
+        ["report", LOG, "-o", "report.html"],
+        ["watch", LOG, "--once", "--png", "board.png"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_needs_the_extra_law_alone(words, tmp_path):
+    done = bare(*words, absent=[*TASKS, *OTHERS], folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_the_packages_of_the_law_and_of_the_metrics_load_without_an_extra():
+    """The demo's runner and the recipes read logs with the first; `watch` reads the second's table of keys."""
+    code = _BARE.partition("sys.argv = ")[0] + "import verl_cov.law, verl_cov.recipes.launch, verl_cov.metrics"
+    command = [sys.executable, "-c", code, json.dumps([*LAW, *TASKS, *OTHERS])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
     Raises ValueError, in one line, for what Hydra refuses: an unknown file, a misspelt key.
     """
-    if (
-        importlib.util.find_spec(PRIMARY[0].partition(".")[0]) is None
-    ):  # Hydra would say that a module of configs is not found
+    if importlib.util.find_spec("verl") is None:  # Hydra would say that a module of configurations is not found
         raise ModuleNotFoundError("verl is not installed", name="verl")
     if GlobalHydra.instance().is_initialized():  # a caller's own: left as it is
         return _compose(overrides)
