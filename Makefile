@@ -1,17 +1,18 @@
-# make setup   .venv with the pinned CPU stack (idempotent)
-# make demo    trains vanilla GRPO, Clip-Cov and KL-Cov on this CPU, then a table and plots in runs/demo
-# make test    unit, engine-level and end-to-end tests
-# make matrix  every cell of the recipes' matrix, composed and put through verl's checks
-# make bench   timings against verl's own losses, written to docs/benchmarks.md
-# make check   ruff and mypy
+# make setup         .venv with the pinned CPU stack (idempotent)
+# make demo          trains vanilla GRPO, Clip-Cov and KL-Cov on this CPU, then a table and plots in runs/demo
+# make test          unit, engine-level and end-to-end tests
+# make matrix        every cell of the recipes' matrix, composed and put through verl's checks
+# make release-test  the wheel in clean environments and beside other versions of verl; needs a package index
+# make bench         timings against verl's own losses, written to docs/benchmarks.md
+# make check         ruff and mypy
 PYTHON ?= python3
 VENV := .venv
 # Two processes, a file of tests each: a training's start and a gloo rank leave a core idle for most of their time.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-fast matrix bench check format
+.PHONY: help setup demo test test-fast matrix release-test bench check format
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# \(make \)/\1/p' Makefile
 
 setup:
 	@$(PYTHON) requirements/setup.py --venv $(VENV)
@@ -20,13 +21,17 @@ demo: setup
 	@$(VENV)/bin/python -m verl_cov.demo.run $(ARGS)
 
 test: setup
-	$(VENV)/bin/python -m pytest -m "not matrix" $(PARALLEL) $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not (matrix or release)" $(PARALLEL) $(ARGS)
 
 test-fast: setup
-	$(VENV)/bin/python -m pytest -m "not (e2e or matrix)" --ignore tests/host $(PARALLEL) $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not (e2e or matrix or release)" --ignore tests/host $(PARALLEL) $(ARGS)
 
 matrix: setup
 	$(VENV)/bin/python -m pytest -m matrix -n 2 --dist load $(ARGS)
+
+# One after the other: each fills a virtual environment.
+release-test: setup
+	$(VENV)/bin/python -m pytest -m release $(ARGS)
 
 bench: setup
 	$(VENV)/bin/python -m benchmarks.run $(ARGS)

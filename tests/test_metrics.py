@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from verl_cov import metrics
-from verl_cov.covariance import KINDS
+from verl_cov.kinds import KINDS
 from verl_cov.metrics import PREFIX, TABLE
 from verl_cov.selection import Totals
 

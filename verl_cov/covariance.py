@@ -16,20 +16,12 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verl_cov.collectives import all_reduce
+from verl_cov.kinds import KINDS as KINDS  # imported from here as well
 
 # 2^-24 is finer than the spacing of float32 near 1.
 FIXED_POINT_BITS = 24
 # Beyond this a value is no log-probability or advantage, and covariances would overflow: treat it as not finite.
 LARGEST = 2.0**30
-
-# The four kinds of update, by where a token lies from the mini-batch's mean log-probability and mean advantage. The
-# first two have a positive covariance and lower entropy, the others raise it.
-KINDS = (
-    "exploitation",  # likely, and better than average: made more likely still
-    "confirmation",  # unlikely, and worse than average: made less likely still
-    "exploration",  # unlikely, and better than average
-    "correction",  # likely, and worse than average
-)
 
 # Adding and taking away this float64 leaves the nearest multiple of 2^-24.
 _TO_GRID = 1.5 * 2.0 ** (52 - FIXED_POINT_BITS)

@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from verl_cov.covariance import KINDS
-from verl_cov.selection import Totals
+from verl_cov.kinds import KINDS
+
+if TYPE_CHECKING:
+    from verl_cov.selection import Totals
 
 PREFIX = "actor/cov/"
 LEVELS = ("off", "basic", "full")

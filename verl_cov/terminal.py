@@ -1,4 +1,4 @@
-"""What the commands share: a console, and errors in one line."""
+"""What the commands share: a console, and errors in one line, packages that are not installed among them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,42 @@ def one_line() -> Iterator[None]:
         yield
     except EXPECTED as error:
         fail(str(error))
+
+
+# What brings a package that is not installed, by the name it is imported by.
+EXTRAS = {
+    "law": ("scipy", "statsmodels", "pandas", "matplotlib"),
+    "tasks": ("math_verify", "latex2sympy2_extended", "sympy", "pyarrow", "datasets", "huggingface_hub", "filelock"),
+}
+VERLS = ("verl", "torch", "hydra", "omegaconf", "ray", "transformers", "tokenizers", "tensordict", "transfer_queue")
+
+
+@contextmanager
+def installed() -> Iterator[None]:
+    """A package of an extra or of verl that is not installed ends the program with the line that names the fix, and
+    code 2. Any other import that fails is a mistake of ours: it is raised."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        line = missing(error.name or "")
+        if line is None:
+            raise
+        typer.echo(f"verl-cov: {line}", err=True)
+        raise SystemExit(2) from None
+
+
+def missing(module: str) -> str | None:
+    """The line for a module that is not installed; None for one that is neither of an extra nor verl's."""
+    name = module.partition(".")[0]
+    extra = next((extra for extra, modules in EXTRAS.items() if name in modules), None)
+    if extra is not None:
+        return f"this needs {name}, which is not installed: pip install 'verl-cov[{extra}]'"
+    if name in VERLS:
+        return (
+            f"this needs verl and what comes with it, and {name} is not installed: run it where your verl is, or "
+            "pip install 'verl-cov[verl]'"
+        )
+    return None
 
 
 def fail(*messages: str) -> NoReturn:

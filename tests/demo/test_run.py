@@ -1,6 +1,7 @@
 """The demo's runner, driven with a small script in the trainer's place: this tests the runner, not verl."""
 
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -363,6 +364,15 @@ def test_bad_arguments_get_one_line(capsys, arguments, message):
         parse(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_plots_are_missed_before_the_trainings(tmp_path, monkeypatch, capfd):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name))
+    folders = ("--runs-dir", str(tmp_path / "demo"), "--cache-dir", str(tmp_path / "cache"))
+    assert main(folders, prepare=lambda folder: pytest.fail("prepared")) == 1
+    assert "pip install 'verl-cov[law]'" in capfd.readouterr().out
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_order_of_the_runs_is_the_demos():

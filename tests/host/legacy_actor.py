@@ -25,7 +25,7 @@ WIDTH = 16
 
 @dataclass(frozen=True)
 class Spec:
-    """model: folder. variants: {name: fields of policy_loss}. verl: a folder with the one to import, None: installed."""
+    """model: folder. variants: {name: fields of policy_loss}. verl: a folder with the one to import."""
 
     model: str
     layouts: tuple[Layout, ...]

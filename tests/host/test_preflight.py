@@ -277,6 +277,21 @@ def test_options_of_our_reward_function_are_checked_at_start(monkeypatch):
     validate("+verl_cov=cpu", *function("pkg://verl_cov.tasks.reward", "max_test=5")[1:])
 
 
+@pytest.mark.parametrize(("version", "word"), [(None, "not installed"), ("0.7.0", "0.7.0"), ("0.10.0", "0.10.0")])
+def test_our_reward_function_without_its_verifier_is_refused_at_start(monkeypatch, version, word):
+    """A child of the verifier that cannot start would count every answer that it is asked about as wrong."""
+    ours = (*RUN, "reward.custom_reward_function.path=pkg://verl_cov.tasks.reward")
+    real = preflight.versions.installed
+    monkeypatch.setattr(preflight.versions, "installed", lambda name: version if name == "math-verify" else real(name))
+    message = refused(*ours)
+    assert "needs math-verify>=0.8,<0.10" in message
+    assert word in message
+    assert "pip install 'verl-cov[tasks]'" in message
+    validate(*RUN, "reward.custom_reward_function.path=pkg://verl_cov.tasks.countdown")
+    monkeypatch.setattr(preflight.versions, "installed", lambda name: "0.9.0")
+    validate(*ours)
+
+
 def test_an_unknown_verl_is_said_and_vanilla_runs_all_the_same(monkeypatch, capsys):
     monkeypatch.setattr(plugin.status, "error", "UnsupportedVersion: on purpose")
     validate("+verl_cov=cpu", *RUN[1:], "ray_kwargs.ray_init.num_cpus=1")

@@ -10,6 +10,7 @@ leaves the old one as it is. Exit code: 0 all finished, 1 a training failed, 2 b
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from verl_cov import terminal
 from verl_cov.demo import launch
 from verl_cov.demo.folder import NAMES, DemoError, RunFolder, choose, lock
 from verl_cov.demo.launch import Assets, Command
@@ -98,6 +100,8 @@ def _demo(
     grace_s: float,
     poll_s: float,
 ) -> None:
+    if importlib.util.find_spec("matplotlib") is None:  # the plots are drawn at the very end
+        raise DemoError(str(terminal.missing("matplotlib")))
     console.print(f"Model and data in {options.cache_dir}: making what is missing", markup=False)
     assets = prepare(options.cache_dir)
     settings = _settings(options, assets)

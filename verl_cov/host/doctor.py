@@ -195,8 +195,11 @@ def _accelerator(found: dict) -> str:
 
 
 def _hydra() -> str:
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
+    try:
+        from hydra import compose, initialize_config_module
+        from hydra.core.global_hydra import GlobalHydra
+    except ModuleNotFoundError as error:
+        raise Problem(f"{error.name} is not installed; it comes with verl") from None
 
     GlobalHydra.instance().clear()
     try:

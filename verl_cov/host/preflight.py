@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from packaging.specifiers import SpecifierSet
 
 from verl_cov import __version__, plugin
 from verl_cov.host import (
@@ -297,17 +298,30 @@ def check_agent_loop(config: DictConfig) -> None:
 
 
 def check_reward(config: DictConfig) -> None:
-    """Raise :class:`Finding` for an option of our reward function that is misspelt or out of range.
+    """Raise :class:`Finding` for our reward function without what it needs, or with an option that is misspelt or out
+    of range.
 
-    At run time verl catches what a reward function raises and counts the prompt as failed: every one of them.
+    At run time verl catches what a reward function raises and counts the prompt as failed: every one of them. What
+    fails in a child of the verifier for mathematics counts as a wrong answer.
     """
     function = "reward.custom_reward_function"
     path = str(OmegaConf.select(config, f"{function}.path", default=None))
-    options = OmegaConf.select(config, f"{function}.reward_kwargs", default=None)
     # verl takes dots and slashes between the names.
-    if path.replace("/", ".") != REWARD.replace("/", ".") or not isinstance(options, DictConfig):
+    if path.replace("/", ".") != REWARD.replace("/", "."):
         return
+    from verl_cov.tasks.math_verifier import MATH_VERIFY
     from verl_cov.tasks.reward import check_options
+
+    found = versions.installed("math-verify")
+    if found is None or not SpecifierSet(MATH_VERIFY).contains(found, prereleases=True):
+        there = "which is not installed" if found is None else f"and {found} is installed"
+        raise Finding(
+            f"{function}.path={path} needs math-verify{MATH_VERIFY}, {there}: pip install 'verl-cov[tasks]', on every "
+            "node"
+        )
+    options = OmegaConf.select(config, f"{function}.reward_kwargs", default=None)
+    if not isinstance(options, DictConfig):
+        return
 
     try:
         check_options(OmegaConf.to_container(options, resolve=True))

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtr, stdtrit
+
+from verl_cov.law.distributions import stdtr, stdtrit
 
 Array = NDArray[np.float64]
 

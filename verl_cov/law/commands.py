@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,9 @@ def load(arguments: Sequence[Path], entropy_key: str | None = None, score_key: s
     logs: list[tuple[str, Run]] = []
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    bar = Progress(*columns, console=console, transient=True)
+    # Elsewhere not even started: older rich ends a bar that is switched off (`disable`) with an empty line.
+    with bar if console.is_terminal else nullcontext():
         for name, paths in find_runs(arguments):
             task: Any = None
 

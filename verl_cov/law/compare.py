@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtrc
 
 from verl_cov.law.ar1 import Array, regress
+from verl_cov.law.distributions import fdtrc
 from verl_cov.law.estimate import Interval, Series, line_of, series
 from verl_cov.law.fit import fit
 

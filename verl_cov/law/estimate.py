@@ -21,9 +21,9 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
 
 from verl_cov.law.ar1 import Array, regress
+from verl_cov.law.distributions import stdtrit
 from verl_cov.law.fit import LawFit, fit
 
 Method = Literal["ar1", "cluster", "hac", "bootstrap", "ols"]

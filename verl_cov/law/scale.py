@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtr
 
 from verl_cov.law.ar1 import Array
+from verl_cov.law.distributions import stdtr
 from verl_cov.law.estimate import Interval
 
 BEND_P = 0.05

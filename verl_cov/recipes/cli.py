@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="The paper's 
 
 Words = Annotated[
     list[str],
-    typer.Argument(help="EXPERIMENT[/RUN] or MODEL ALGORITHM ENTROPY TASK; then overrides (key=value)."),
+    typer.Argument(help="EXPERIMENT, EXPERIMENT/RUN or MODEL ALGORITHM ENTROPY TASK; then overrides (key=value)."),
 ]
 Scale = Annotated[str | None, typer.Option(help="cpu, gpu1, node8 or nodes4x8; else the experiment's or model's.")]
 Data = Annotated[Path, typer.Option(help="Folder that `verl-cov data prepare -o` wrote to.", envvar="VERL_COV_DATA")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
     Raises ValueError, in one line, for what Hydra refuses: an unknown file, a misspelt key.
     """
+    if importlib.util.find_spec("verl") is None:  # Hydra would say that a module of configurations is not found
+        raise ModuleNotFoundError("verl is not installed", name="verl")
     if GlobalHydra.instance().is_initialized():  # a caller's own: left as it is
         return _compose(overrides)
     with initialize_config_module(PRIMARY[0], version_base=None):

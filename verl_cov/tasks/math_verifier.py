@@ -13,7 +13,7 @@ What counts as right, in this order, the first rule that applies:
    are given.
 3. The gold answer is words (`\text{Monday}`, `(A)`, five letters or more): the same words, in any case.
 4. Longer than `LONGEST`: wrong. A gold answer has a few dozen characters.
-5. math-verify 0.9, by its LaTeX grammar and sympy: expressions, equations (`x=3` is 3), intervals, sets, tuples,
+5. math-verify 0.8 or 0.9, by its LaTeX grammar and sympy: expressions, equations (`x=3` is 3), intervals, sets, tuples,
    matrices. Answers separated by commas, `and` or `or` match in any order, and all must be there. A set given as
    relations matches its interval.
 
@@ -34,6 +34,7 @@ from fractions import Fraction
 
 from verl_cov.tasks.process_pool import ChildFailed, ProcessPool, usable_cpus
 
+MATH_VERIFY = ">=0.8,<0.10"  # as in pyproject.toml: the child replaces parts of it, and 0.7 judges otherwise
 LONGEST = 1000  # characters of an answer that math-verify is asked about
 CPU_SECONDS = 3  # of one comparison. Whole seconds, and the kernel's grain is a second
 RELATIVE_TOLERANCE = Fraction(1, 10_000)

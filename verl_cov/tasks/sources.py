@@ -275,10 +275,10 @@ class HubRows(Source):
 
     def rows(self, columns: Collection[str]) -> Iterator[tuple[Row, int]]:
         hub = self.hub
-        try:
-            from datasets import load_dataset
-            from huggingface_hub import HfApi
+        from datasets import load_dataset
+        from huggingface_hub import HfApi
 
+        try:
             self.digest = HfApi().dataset_info(hub.id).sha
             found = load_dataset(hub.id, hub.config or None, split=hub.split, streaming=True, revision=self.digest)
             if found.column_names:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from verl_cov.covariance import KINDS
+from verl_cov.kinds import KINDS
 from verl_cov.law.fit import fit
 from verl_cov.law.plots import ENTROPY_KEY, law_points, score_key
 from verl_cov.law.readers import Run

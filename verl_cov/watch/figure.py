@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from verl_cov.covariance import KINDS
+from verl_cov.kinds import KINDS
 from verl_cov.law.plots import TEXT, by_step, draw_entropy, draw_law, draw_score, dress, look, save, say_empty
 from verl_cov.law.readers import Run
 from verl_cov.metrics import LADDER, PREFIX
