@@ -38,11 +38,13 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 @app.command()
 def doctor(
     ray: bool = typer.Option(True, help="Also look inside a Ray worker (about 15 s)."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object on standard output."),
 ) -> None:
-    """Check that verl finds and uses verl-cov here. Exit code 0 if all is well, 1 if not; each failure says the fix."""
+    """Which verl is here, what of verl-cov works with it, and does it find and use verl-cov? Exit code 1 if anything
+    fails, else 0; each failure says the fix."""
     from verl_cov.host import doctor as checks
 
-    raise typer.Exit(0 if checks.run(with_ray=ray) else 1)
+    raise typer.Exit(0 if checks.run(with_ray=ray, as_json=as_json) else 1)
 
 
 @app.command()

@@ -32,6 +32,9 @@ TESTS = {
     CPU: "tests/host/test_cpu.py",
 }
 
+# The fix for whatever an older verl lacks.
+NEWER = f"pip install verl=={NEWEST.version}"
+
 YES, PATCH, NO = "works", "needs the patch", "not there"
 
 
@@ -47,7 +50,6 @@ class Feature:
 
 def of(release: Release) -> list[Feature]:
     """What works with a release, in the order in which it is shown."""
-    newer = f"pip install verl=={NEWEST.version}"
     v1 = f"needs verl's V1 trainer, which {release.version} has not"
     found = [Feature(LOSSES, YES)]
     if release.engine:
@@ -57,21 +59,21 @@ def of(release: Release) -> list[Feature]:
         why = "update_policy is one method with no place for a wrapper: unpatched, cov_scope=micro_batch and no metrics"
         found.append(Feature(LEGACY_HOOK, PATCH, why, f"verl-cov patch apply, on every node{engines}"))
     if release.engine:
-        legacy = "with verl's engines only: trainer.use_legacy_worker_impl=disable" if release.legacy else ""
+        legacy = "with verl's engines only (trainer.use_legacy_worker_impl=disable)" if release.legacy else ""
         found.append(Feature(ROLLOUT, YES, legacy))
     else:
-        found.append(Feature(ROLLOUT, NO, "the legacy actor shows no rollout batch", newer))
+        found.append(Feature(ROLLOUT, NO, "the legacy actor shows no rollout batch", NEWER))
     if release.driver_checks:
         found.append(Feature(CHECKS, YES, "in the driver"))
     elif release.config_class:
         found.append(Feature(CHECKS, YES, "in the TaskRunner, a Ray actor: this verl has none in the driver"))
     else:
         why = "this verl has no place for them: what cannot work is refused in the workers"
-        found.append(Feature(CHECKS, NO, why, newer))
+        found.append(Feature(CHECKS, NO, why, NEWER))
     for name in (FILTER, VALIDATION, PRIME, RECIPES):
-        found.append(Feature(name, YES) if release.v1 else Feature(name, NO, v1, newer))
+        found.append(Feature(name, YES) if release.v1 else Feature(name, NO, v1, NEWER))
     cpu = f"needs verl's platform plugins, which {release.version} has not"
-    found.append(Feature(CPU, YES) if release.v1 else Feature(CPU, NO, cpu, newer))
+    found.append(Feature(CPU, YES) if release.v1 else Feature(CPU, NO, cpu, NEWER))
     found.append(Feature(LAW, YES, "needs no verl"))
     return found
 

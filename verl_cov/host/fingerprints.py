@@ -29,7 +29,7 @@ from verl_cov.patch import PatchError, diff, installation, sets
 
 DATA = Path(__file__).with_suffix(".json")
 
-# verl's own clip_cov and kl_cov: verl-cov does not lean on them, but whether they are still the old ones is of interest.
+# verl-cov does not lean on these, but whether they are still the old ones is of interest.
 VERLS_OWN = "verl's own clip_cov and kl_cov"
 
 
