@@ -54,6 +54,7 @@ def test_the_wheel_has_the_configs_the_search_path_plugin_and_the_entry_point(wh
     assert recipes <= names
     assert "hydra_plugins/verl_cov_searchpath.py" in names
     assert "verl_cov/law/data/qwen2.5-math.csv" in names
+    assert "verl_cov/host/fingerprints.json" in names
     assert "verl_cov/tasks/samples/gsm8k.jsonl" in names
     # With it, this wheel would own the namespace and hide every other Hydra plugin of the environment.
     assert "hydra_plugins/__init__.py" not in names

@@ -582,7 +582,8 @@ def _verls_own(found: Installed, probed: dict[str, Any]) -> Line:
             NOTE,
             check,
             f"verl's own clip_cov and kl_cov are those of verl {known}, but what calls them is of no release known "
-            f"here ({', '.join(callers)}). Called on their own: {seen}. If verl selects over the mini-batch now, {compare}",
+            f"here ({', '.join(callers)}). Called on their own: {seen}. If verl selects over the mini-batch now, "
+            f"{compare}",
         )
     return Line(
         OK,
