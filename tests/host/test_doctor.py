@@ -241,6 +241,16 @@ def test_an_unsupported_version_is_refused_and_what_it_is_most_like_is_said(tmp_
     assert found["features"] == []
 
 
+def test_verls_own_word_counts_and_not_pips(tmp_path):
+    folder = copy(tmp_path, {})
+    (folder / "verl-0.4.0.dist-info").mkdir()
+    (folder / "verl-0.4.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: verl\nVersion: 0.4.0\n")
+    found = At(folder)
+    assert found.release is RELEASE
+    (line,) = (line for line in checks._verl(found) if "pip" in line.text)
+    assert (line.level, "pip calls it 0.4.0" in line.text) == ("note", True)
+
+
 # --- a fork -----------------------------------------------------------------------------------------------------------
 
 CORE = "trainer/ppo/core_algos.py"
@@ -431,7 +441,24 @@ def test_every_row_that_does_not_work_says_why_and_what_to_do(release):
     )
 
 
-def test_a_hook_that_is_not_there_is_a_failure(monkeypatch):
+def test_hooks_that_are_not_there_are_not_seen(tmp_path):
+    options = {"engine": RELEASE.engine, "legacy": RELEASE.legacy}
+    code = f"import verl, json; from verl_cov.host import probe; print('HOOKS' + json.dumps(probe.hooks({options})))"
+    without = {name: value for name, value in os.environ.items() if name != checks.VARIABLE}
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**without, "VERL_USE_EXTERNAL_PLUGINS": "none", "PYTHONPATH": f"{copy(tmp_path, {})}:{ROOT}"},
+    )
+    (line,) = (line for line in found.stdout.splitlines() if line.startswith("HOOKS"))
+    hooks = json.loads(line.removeprefix("HOOKS"))
+    assert len(hooks) == 2 * RELEASE.engine + RELEASE.legacy
+    assert set(hooks.values()) == {"missing"}
+
+
+def test_a_hook_that_is_not_there_is_a_failure():
     found = {"loaded": True, "hooks": {"train_batch": "missing"}}
     (line,) = checks._checked("hooks", lambda: checks._hooks(found))
     assert line.level == "FAIL"

@@ -305,25 +305,11 @@ def _plain(value: Any) -> Any:
         fields = {name: part for name, part in ast.iter_fields(value) if name not in _SKIPPED}
         if isinstance(value, _WITH_DOCSTRING) and ast.get_docstring(value, clean=False) is not None:
             fields["body"] = fields["body"][1:]
-        if isinstance(value, ast.JoinedStr):
-            fields["values"] = _merged(value.values)
         # Later Pythons have more fields, empty where an earlier one could have written the same.
         return (type(value).__name__, [(name, _plain(part)) for name, part in fields.items() if part not in (None, [])])
     if isinstance(value, list):
         return [_plain(one) for one in value]
     return value
-
-
-def _merged(parts: list[ast.expr]) -> list[ast.expr]:
-    """The parts of an f-string with neighbouring texts as one: Pythons cut them differently."""
-    merged: list[ast.expr] = []
-    for part in parts:
-        last = merged[-1] if merged else None
-        if isinstance(part, ast.Constant) and isinstance(last, ast.Constant):
-            merged[-1] = ast.Constant(str(last.value) + str(part.value))
-        elif not (isinstance(part, ast.Constant) and part.value == ""):
-            merged.append(part)
-    return merged
 
 
 def _by_feature(leans: tuple[Lean, ...], release: str) -> dict[str, list[Lean]]:
