@@ -12,7 +12,7 @@ exactly the gradient of the whole.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -282,7 +282,9 @@ def install_stand_ins() -> None:
     import torch
 
     mpu = _parallel_state()
-    titan_clip = lambda parameters, *_, **__: torch.tensor(_record(_named(parameters), now.size("dp") > 1))  # noqa: E731
+
+    def titan_clip(parameters, *_, **__):
+        return torch.tensor(_record(_named(parameters), now.size("dp") > 1))
 
     def automodel_clip(model_parts, **_):
         return torch.tensor(_record(_named(model_parts[0].parameters()), now.size("dp") > 1))
@@ -336,7 +338,7 @@ class _BaseDataLoader:
 class _Mesh:
     """A device mesh of two ranks along one dimension: the library's names for it."""
 
-    KINDS = {"dp": "dp", "tp": "tp", "ulysses": "cp", "sp": "cp"}  # noqa: RUF012
+    KINDS = types.MappingProxyType({"dp": "dp", "tp": "tp", "ulysses": "cp", "sp": "cp"})
     mesh_dim_names = ("dp", "tp")
 
     def __init__(self, kind: str | None = None) -> None:
@@ -443,17 +445,23 @@ class _Schedule:
         return [0.0]
 
 
+@functools.cache
+def _composed(engine: str, model: str) -> Any:
+    from omegaconf import OmegaConf
+
+    config = fsdp.compose((f"model_engine={engine}",), model)
+    OmegaConf.resolve(config)
+    return config.actor_rollout_ref.actor
+
+
 def _actor_config(case: Case, model: str, policy_loss: dict[str, Any]) -> Any:
     """verl's actor configuration for this engine, composed and converted as the worker does it."""
-    from omegaconf import OmegaConf
     from verl.utils.config import omega_conf_to_dataclass
 
     from verl_cov.config import CovPolicyLossConfig
 
-    name = {"megatron": "megatron", "veomni": "veomni", "torchtitan": "torchtitan"}.get(case.engine, "dp")
-    config = fsdp.compose((f"model_engine={name}",), model)
-    OmegaConf.resolve(config)
-    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    # verl has no actor configuration for Automodel, which it trains SFT with.
+    actor = omega_conf_to_dataclass(_composed("dp" if case.engine == "automodel" else case.engine, model))
     wide = dict(clip_ratio=1.0, clip_ratio_low=1.0, clip_ratio_high=1.0, policy_loss=CovPolicyLossConfig(**policy_loss))
     for key, value in wide.items():
         object.__setattr__(actor, key, value)
@@ -461,7 +469,7 @@ def _actor_config(case: Case, model: str, policy_loss: dict[str, Any]) -> Any:
 
 
 def _engine(case: Case, actor: Any) -> Any:
-    """verl's engine of this case with what its ``__init__`` and ``initialize`` get from the library put in its place."""
+    """verl's engine of this case, with stand-ins for what ``__init__`` and ``initialize`` get from the library."""
     import torch.distributed as dist
 
     first, last = now.index("pp") == 0, now.index("pp") == now.size("pp") - 1
@@ -641,5 +649,4 @@ if __name__ == "__main__":
     # Through the package, so that the report's classes are pickled under a name the test can import.
     from tests.host import other_engines
 
-    assert dataclasses.is_dataclass(other_engines.Report)
     other_engines._rank_main(Path(sys.argv[1]), int(sys.argv[2]))
