@@ -33,7 +33,7 @@ class Spec:
 
 @dataclass
 class Report:
-    """Of one call of ``update_actor``. ``step``: where the worker's counter stood after it, (rollout step, mini-batch)."""
+    """Of one call of ``update_actor``. ``step``: where the counter stood after it, (rollout step, mini-batch)."""
 
     selected: list[tuple[int, int]] = field(default_factory=list)
     gradient: np.ndarray | None = None

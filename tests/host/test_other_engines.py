@@ -135,6 +135,19 @@ def test_metrics_are_reported_by_the_ranks_that_verl_asks_and_no_other(untrained
     assert found.metrics["actor/cov/tokens"] == valid
 
 
+def test_without_a_step_in_the_batch_each_librarys_scheduler_says_how_many_rollouts_there_were():
+    from types import SimpleNamespace
+
+    from verl_cov.host.train_batch import _updates_before
+
+    torchs, megatrons = SimpleNamespace(last_epoch=4), SimpleNamespace(num_steps=5)
+    assert _updates_before(SimpleNamespace(lr_scheduler=torchs)) == 4
+    assert _updates_before(SimpleNamespace(lr_scheduler=megatrons)) == 5
+    assert _updates_before(SimpleNamespace(lr_scheduler=SimpleNamespace(schedulers=[torchs, torchs]))) == 4
+    assert _updates_before(SimpleNamespace(lr_scheduler=None)) == 0
+    assert _updates_before(SimpleNamespace()) == 0
+
+
 # --- the lines of verl that this leans on -----------------------------------------------------------------------------
 
 # Every engine that verl 0.9 registers for language models: {folder: (file, class, the class it takes the rest from)}.
