@@ -3,6 +3,7 @@
 # make test          unit, engine-level and end-to-end tests
 # make matrix        every cell of the recipes' matrix, composed and put through verl's checks
 # make release-test  the wheel in clean environments and beside other versions of verl; needs a package index
+# make compat        the tests that apply with each verl release from 0.5.0 on; writes docs/compatibility.md
 # make bench         timings against verl's own losses, written to docs/benchmarks.md
 # make check         ruff and mypy
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 # Two processes, a file of tests each: a training's start and a gloo rank leave a core idle for most of their time.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup demo test test-fast matrix release-test bench check format
+.PHONY: help setup demo test test-fast matrix release-test compat bench check format
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -32,6 +33,10 @@ matrix: setup
 # One after the other: each fills a virtual environment.
 release-test: setup
 	$(VENV)/bin/python -m pytest -m release $(ARGS)
+
+# make compat ARGS="0.8.0 --no-write": one release, and no page.
+compat: setup
+	$(VENV)/bin/python -m tests.compat $(ARGS)
 
 bench: setup
 	$(VENV)/bin/python -m benchmarks.run $(ARGS)

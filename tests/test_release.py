@@ -34,7 +34,7 @@ class Environment:
             [str(self.bin / name), *map(str, words)],
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=400,
             cwd=self.bin.parent,
             env={**variables, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "COLUMNS": "200"},
         )
@@ -149,3 +149,12 @@ def test_nothing_of_a_users_own_changes_its_version(wheel, tmp_path, users):
     # By rule 5 of the verifier: math-verify and sympy, in a child.
     judge = r"from verl_cov.tasks.math_verifier import verify; print(verify(r'\boxed{x + y}', 'y + x'))"
     assert home.run("python", "-c", judge).stdout.strip() == "True"
+
+    # The wheel brings the patches; the user's verl is as it was afterwards.
+    package = next(home.bin.parent.glob("lib/python*/site-packages/verl"))
+    files = {path: path.read_bytes() for path in package.rglob("*.py")}
+    home.verl_cov("patch", "check")
+    home.verl_cov("patch", "apply")
+    assert (package / "utils" / "mini_batch_hook.py").exists()
+    home.verl_cov("patch", "revert")
+    assert {path: path.read_bytes() for path in package.rglob("*.py")} == files

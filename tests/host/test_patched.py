@@ -107,10 +107,9 @@ def test_the_wrapper_is_not_installed_in_a_patched_verl(patched_verl):
 
 
 @needs_engine
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_engines_select_and_learn_the_same_with_the_patch_as_with_the_wrapper(untrained_model, patched_verl, ranks):
+def test_engines_select_and_learn_the_same_with_the_patch_as_with_the_wrapper(untrained_model, patched_verl):
     wrapped, patched_ = (
-        engine.run(engine.Spec(str(untrained_model), WIDE, LAYOUTS, ranks=ranks, variants=ENGINE_VARIANTS, verl=verl))
+        engine.run(engine.Spec(str(untrained_model), WIDE, LAYOUTS, ranks=2, variants=ENGINE_VARIANTS, verl=verl))
         for verl in (None, patched_verl)
     )
     assert wrapped.keys() == patched_.keys()
@@ -148,9 +147,16 @@ LEGACY_VARIANTS = {
 WIDE_CLIP = tuple(override for override in WIDE if "clip_ratio" in override)
 
 
+def legacy_layouts(ranks: int) -> tuple[Layout, ...]:
+    """verl 0.7 deals dynamic micro-batches of different number to the ranks of its legacy actor
+    (rearrange_micro_batches asks the other ranks only if it is given a group), which FSDP cannot train with."""
+    uneven = ranks > 1 and RELEASE.version == "0.7.1"
+    return tuple(layout for layout in LEGACY_LAYOUTS if not (uneven and layout.tokens))
+
+
 @functools.cache
 def legacy(model: str, verl: str | None, ranks: int):
-    spec = legacy_actor.Spec(model, LEGACY_LAYOUTS, LEGACY_VARIANTS, ranks=ranks, verl=verl, overrides=WIDE_CLIP)
+    spec = legacy_actor.Spec(model, legacy_layouts(ranks), LEGACY_VARIANTS, ranks, WIDE_CLIP, verl)
     return legacy_actor.run(spec)
 
 
@@ -190,7 +196,7 @@ def legacy_oracle(folder: str, half: int, micro: int):
 def test_the_legacy_actor_selects_the_oracles_tokens_in_every_layout(untrained_model, patched_verl, ranks):
     folder = str(untrained_model)
     first = legacy(folder, patched_verl, 1)
-    for layout in LEGACY_LAYOUTS:
+    for layout in legacy_layouts(ranks):
         kl, clip = (legacy(folder, patched_verl, ranks)[loss, layout.name] for loss in ("kl_cov", "clip_cov"))
         assert not isinstance(kl, str), kl
         assert not isinstance(clip, str), clip

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import verl.utils.config
-from hydra import compose, initialize_config_module
+from hydra import compose, initialize_config_dir, initialize_config_module
 from omegaconf import open_dict
 
 from verl_cov import plugin
@@ -167,8 +168,9 @@ def test_scope_and_log_probs_are_said_at_start_and_checked(capsys):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        (dict(dynamic_context_parallel=True), "deals the rows out to other ranks"),
+        (dict(dynamic_context_parallel=True), "only one of them has them"),
         (dict(pipeline_model_parallel_size=2), "only the last stage has them"),
+        (dict(strategy="torchtitan", context_parallel_size=2), "counts the context-parallel ranks as data-parallel"),
     ],
 )
 def test_engines_under_which_the_selection_is_impossible_are_refused_with_the_reason(settings, reason):
@@ -184,6 +186,29 @@ def test_engines_under_which_the_selection_is_impossible_are_refused_with_the_re
         SimpleNamespace(**settings), CovPolicyLossConfig(loss_mode="verl_cov.kl_cov", cov_scope="micro_batch")
     )
     refuse_engine(SimpleNamespace(), current)
+    old = CovPolicyLossConfig(loss_mode="verl_cov.kl_cov")
+    refuse_engine(SimpleNamespace(dynamic_context_parallel=True, pipeline_model_parallel_size=2), old)
+    refuse_engine(SimpleNamespace(strategy="megatron", context_parallel_size=2), current)
+
+
+def test_settings_of_the_engine_that_trains_the_actor_are_checked_at_start():
+    engine = "actor_rollout_ref.actor."
+    run = ("+verl_cov=kl_cov", "data.train_batch_size=1024")
+
+    def checked(*overrides: str) -> str:
+        with pytest.raises(preflight.Finding) as found:
+            preflight.check_policy_loss(config(*run, *overrides))
+        return str(found.value)
+
+    megatron = ("model_engine=megatron", f"{LOSS}cov_log_prob=current")
+    assert "cov_log_prob=old" in checked(*megatron, f"{engine}megatron.pipeline_model_parallel_size=2")
+    assert "cov_log_prob=old" in checked(*megatron, f"{engine}megatron.dynamic_context_parallel=True")
+    titan = f"{engine}torchtitan.context_parallel_size=2"
+    assert "context_parallel_size > 1 cannot" in checked("model_engine=torchtitan", titan)
+    preflight.check_policy_loss(config(*run, "model_engine=torchtitan", titan, f"{LOSS}cov_scope=micro_batch"))
+    preflight.check_policy_loss(config(*run, *megatron[:1], f"{engine}megatron.dynamic_context_parallel=True"))
+    preflight.check_policy_loss(config(*run, *megatron, f"{engine}megatron.context_parallel_size=2"))
+    preflight.check_policy_loss(config(*run, "model_engine=veomni", f"{LOSS}cov_log_prob=current"))
 
 
 def test_kl_cov_with_one_update_per_rollout_is_said_loudly(capsys):
@@ -339,3 +364,105 @@ def test_the_entropy_of_a_validation_needs_the_synchronous_trainer():
         assert "not the legacy one nor" not in message
         assert "trainer_mode=sync is not" not in message  # the legacy trainer's mode is of no interest
     assert "needs cov_metrics=basic or full" in refused(*wanted, f"{LOSS}cov_metrics=off")
+
+
+# --- verl's trainers with an entry point of their own -----------------------------------------------------------------
+
+ONE_STEP = ("one_step_off_policy", "one_step_off_ppo_trainer", "main_ppo")
+FULLY_ASYNC = ("fully_async_policy", "fully_async_ppo_trainer", "fully_async_main")
+ON_A_GPU = ("+verl_cov=kl_cov", *RUN[1:], "actor_rollout_ref.hybrid_engine=False")
+
+
+def config_of(trainer, *overrides: str):
+    """What the entry point of this trainer composes. The one-step-off trainer's looks for verl's files in the current
+    folder, as if it were verl's repository."""
+    folder, name, _ = trainer
+    where = Path(verl.utils.config.__file__).parents[1] / "experimental" / folder / "config"
+    with initialize_config_dir(str(where), version_base=None):
+        return compose(name, overrides=["hydra.searchpath=[pkg://verl.trainer.config]", *overrides])
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A driver that steers a cluster which has them."""
+    monkeypatch.delenv("VERL_PLATFORM")
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    monkeypatch.setattr(preflight.cpu, "is_selected", lambda: False)
+
+
+def run_ppo(composed) -> list:
+    """verl's run_ppo as these entry points find it; returns what reached verl's own."""
+    from types import SimpleNamespace
+
+    reached: list = []
+    module = SimpleNamespace(run_ppo=lambda config, task_runner_class: reached.append((config, task_runner_class)))
+    preflight._check_before_running(module)
+    try:
+        module.run_ppo(composed, task_runner_class="runner")
+    except SystemExit as exit_:
+        return [str(exit_)]
+    return reached
+
+
+@pytest.mark.parametrize("trainer", [ONE_STEP, FULLY_ASYNC], ids=lambda trainer: trainer[0])
+def test_other_trainers_are_checked_before_they_start(trainer, gpus, monkeypatch, capsys):
+    name = f"verl.experimental.{trainer[0]}"
+    sound = config_of(trainer, *ON_A_GPU)
+    assert run_ppo(sound) == [(sound, "runner")]
+    out = capsys.readouterr().out
+    assert "is active: loss_mode=verl_cov.kl_cov on ratio" in out
+    assert "KL-Cov will do NOTHING" not in out  # old log-probs are the rollout's own, which lags behind
+    for override, parts in (
+        (f"{LOSS}kl_cov_ratio=0.2", ("not a percentage",)),
+        (f"{LOSS}cov_val_entropy=all", ("needs verl's synchronous V1 trainer", f"{name} is not", "set it to off")),
+        ("algorithm.filter_groups.enable=True", (f"does nothing in {name}", "trains on every prompt")),
+        ("trainer.v1.trainer_mode=verl_cov.prime", (f"does nothing in {name}", "main_ppo")),
+    ):
+        (message,) = run_ppo(config_of(trainer, *ON_A_GPU, override))
+        assert message.startswith("verl-cov: ")
+        for part in parts:
+            assert part in message, message
+    monkeypatch.setattr(preflight, "_in_ray_worker", lambda: True)
+    bad = config_of(trainer, *ON_A_GPU, f"{LOSS}kl_cov_ratio=0.2")
+    assert run_ppo(bad) == [(bad, "runner")]
+
+
+def test_main_ppos_own_trainers_are_not_checked_twice():
+    sound = config(*RUN, f"{LOSS}kl_cov_ratio=0.2")  # validate_config would have refused it
+    assert run_ppo(sound) == [(sound, "runner")]
+
+
+def test_the_fully_asynchronous_trainer_keeps_the_old_policy_for_some_updates(capsys):
+    def said(*overrides: str) -> str:
+        preflight.check_policy_loss(config_of(FULLY_ASYNC, *ON_A_GPU, *overrides))
+        return capsys.readouterr().out
+
+    assert "updates 4 times on log-probs of the same policy (async_training.trigger_parameter_sync_step)" in said()
+    once = "async_training.trigger_parameter_sync_step=1"
+    assert "same policy" not in said(once)
+    decoupled = "algorithm.rollout_correction.bypass_mode=False"
+    assert "KL-Cov will do NOTHING" in said(once, decoupled)
+    assert "NOTHING" not in said(decoupled)
+    assert "NOTHING" not in said(once, decoupled, "async_training.require_batches=2")
+    preflight.check_policy_loss(config_of(ONE_STEP, *ON_A_GPU))
+    assert "same policy" not in capsys.readouterr().out
+
+
+def test_on_a_cpu_trainers_whose_rollouts_have_devices_of_their_own_are_refused():
+    for trainer in (ONE_STEP, FULLY_ASYNC):
+        (message,) = run_ppo(config_of(trainer, *RUN))
+        assert f"verl.experimental.{trainer[0]} does not work with VERL_PLATFORM=cpu" in message
+        assert "checkpoint_engine.backend" in message
+    message = refused(*RUN, "trainer.v1.trainer_mode=separate_async")
+    assert "trainer.v1.trainer_mode=separate_async does not work with VERL_PLATFORM=cpu" in message
+
+
+@pytest.mark.parametrize("trainer", [ONE_STEP, FULLY_ASYNC], ids=lambda trainer: trainer[0])
+def test_the_real_commands_of_other_trainers_fail_in_one_line(tmp_path, trainer):
+    module = f"verl.experimental.{trainer[0]}.{trainer[2]}"
+    command = [sys.executable, "-m", module, "hydra.searchpath=[pkg://verl.trainer.config]", *ON_A_GPU]
+    command += [f"{LOSS}kl_cov_ratio=0.2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ}, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"verl-cov: {LOSS}kl_cov_ratio=0.2")
+    assert "Traceback" not in done.stderr

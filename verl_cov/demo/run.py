@@ -24,6 +24,7 @@ from verl_cov.demo import launch
 from verl_cov.demo.folder import NAMES, DemoError, RunFolder, choose, lock
 from verl_cov.demo.launch import Assets, Command
 from verl_cov.demo.progress import LiveView, PlainView, State
+from verl_cov.host import versions
 
 CONF = Path(__file__).parent.parent / "conf"
 # The runner's own: an --extra would break resuming, or write over another run.
@@ -100,6 +101,10 @@ def _demo(
     grace_s: float,
     poll_s: float,
 ) -> None:
+    try:
+        versions.require_v1("the demo")
+    except ValueError as error:
+        raise DemoError(str(error)) from None
     if importlib.util.find_spec("matplotlib") is None:  # the plots are drawn at the very end
         raise DemoError(str(terminal.missing("matplotlib")))
     console.print(f"Model and data in {options.cache_dir}: making what is missing", markup=False)

@@ -1,8 +1,10 @@
 """Start-up checks in the driver, before any worker starts, and the line that says verl-cov is active.
 
-Leans on ``verl.utils.config.validate_config(config, ...)``, which every verl trainer's entry point calls first: from
-0.9 on in the driver, before that in the TaskRunner, a Ray actor (0.5 has none). A finding ends the program with one
-line that names the field and the fix.
+Leans on ``verl.utils.config.validate_config(config, ...)``, which ``main_ppo`` calls first: from 0.9 on in the driver,
+before that in the TaskRunner, a Ray actor (0.5 has none). And on ``verl.trainer.main_ppo.run_ppo(config,
+task_runner_class)``, which the entry points of verl's other trainers import (the one-step-off trainer validates in its
+task runner, the fully asynchronous one not at all). A finding ends the program with one line that names the field and
+the fix.
 """
 
 from __future__ import annotations
@@ -41,8 +43,16 @@ class Finding(Exception):
     """Something in the configuration or on the machine that would fail later; the message names the fix."""
 
 
+# Entry points with a trainer of their own, by a setting that only their configuration has at its top level.
+OTHER_TRAINERS = {
+    "async_training": "verl.experimental.fully_async_policy",
+    "rollout": "verl.experimental.one_step_off_policy",
+}
+
+
 def install() -> None:
     when_imported("verl.utils.config", _check_first)
+    when_imported("verl.trainer.main_ppo", _check_before_running)
 
 
 def _check_first(module: Any) -> None:
@@ -57,23 +67,60 @@ def _check_first(module: Any) -> None:
         if in_worker and (release is None or release.driver_checks):
             # Some trainers check once more inside their task runner: the driver has done all this.
             return original(config, *args, **kwargs)
-        try:
-            check_configuration(config)
-            if release is not None and release.v1:  # with a verl we do not know, nothing of ours may stand in the way
-                check_machine(config)
-            line = start_up_line(config)
-        except Finding as finding:
-            if in_worker:  # an actor that exits leaves no message; what it raises, Ray hands to the driver
-                raise RuntimeError(f"verl-cov: {finding}") from None
-            # SystemExit, because Hydra would bury any other exception under its own message.
-            raise SystemExit(f"verl-cov: {finding}") from None
+        line = _check(config, in_worker)
         original(config, *args, **kwargs)
-        print(line, flush=True)
-        if release is not None and release.v1:
-            fail_fast.watch(starts_own_ray(config))
+        _start(config, line)
         return None
 
     module.validate_config = validate_config
+
+
+def _check_before_running(module: Any) -> None:
+    # Only who imports verl.trainer.main_ppo gets this run_ppo: with `python -m verl.trainer.main_ppo` it is __main__'s.
+    original = module.run_ppo
+
+    @functools.wraps(original)
+    def run_ppo(config: DictConfig, *args: Any, **kwargs: Any) -> None:
+        if other_trainer(config) is not None and not _in_ray_worker():
+            _start(config, _check(config))
+        return original(config, *args, **kwargs)
+
+    module.run_ppo = run_ppo
+
+
+def _check(config: DictConfig, in_worker: bool = False) -> str:
+    """The start-up line of a run that may start; ends the program otherwise."""
+    try:
+        check_configuration(config)
+        if _has_v1():  # with a verl we do not know, nothing of ours may stand in the way
+            check_machine(config)
+        return start_up_line(config)
+    except Finding as finding:
+        if in_worker:  # an actor that exits leaves no message; what it raises, Ray hands to the driver
+            raise RuntimeError(f"verl-cov: {finding}") from None
+        # SystemExit, because Hydra would bury any other exception under its own message.
+        raise SystemExit(f"verl-cov: {finding}") from None
+
+
+def _start(config: DictConfig, line: str) -> None:
+    print(line, flush=True)
+    if _has_v1():
+        fail_fast.watch(starts_own_ray(config))
+
+
+def _has_v1() -> bool:
+    return not plugin.status.error and versions.this().v1
+
+
+def other_trainer(config: DictConfig) -> str | None:
+    """The module of the trainer that ``config`` is for, if it is none of ``main_ppo``'s (its ``trainer.use_v1`` then
+    says nothing)."""
+    return next((name for key, name in OTHER_TRAINERS.items() if key in config), None)
+
+
+def _bypasses(config: DictConfig) -> bool:
+    """True if old_log_probs are the rollout's own, in place of the actor's at the start of the step."""
+    return bool(OmegaConf.select(config, "algorithm.rollout_correction.bypass_mode", default=False))
 
 
 def start_up_line(config: DictConfig) -> str:
@@ -164,7 +211,9 @@ def check_policy_loss(config: DictConfig) -> None:
         )
     asked = _asked_for(config)
     control = asked if asked is not None and asked.controls else None
-    if control is not None and control.loss_mode == "verl_cov.kl_cov" and updates_per_rollout(config) == 1:
+    calls, field = _updates_on_one_policy(config)
+    still = updates_per_rollout(config) == calls == 1 and not _bypasses(config)
+    if control is not None and control.loss_mode == "verl_cov.kl_cov" and still:
         print(
             "verl-cov: WARNING: one update per rollout (data.train_batch_size equals "
             "actor_rollout_ref.actor.ppo_mini_batch_size and ppo_epochs is 1): the policy still equals the rollout "
@@ -176,11 +225,11 @@ def check_policy_loss(config: DictConfig) -> None:
         check_selection(config, control)
     if asked is not None and asked.cov_val_entropy != "off":
         check_validation_entropy(config)
-    if asked is not None and asked.cov_metrics == "full" and (calls := _updates_on_one_policy(config)) > 1:
+    if asked is not None and asked.cov_metrics == "full" and calls > 1:
         print(
-            f"verl-cov: WARNING: this trainer updates {calls} times on log-probs of the same policy "
-            "(trainer.v1.separate_async.parameter_sync_step), so actor/cov/entropy_change and what is compared with it "
-            "(theorem1_*, theorem2_*, entropy_falls) mean nothing; the other metrics hold",
+            f"verl-cov: WARNING: this trainer updates {calls} times on log-probs of the same policy ({field}), so "
+            "actor/cov/entropy_change and what is compared with it (theorem1_*, theorem2_*, entropy_falls) mean "
+            "nothing; the other metrics hold",
             flush=True,
         )
 
@@ -191,13 +240,14 @@ def check_validation_entropy(config: DictConfig) -> None:
         return  # check_release says so
     mode = OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync")
     use_v1 = OmegaConf.select(config, "trainer.use_v1", default=True)
-    if use_v1 and mode in ("sync", prime.MODE):
+    other = other_trainer(config)
+    if other is None and use_v1 and mode in ("sync", prime.MODE):
         return
+    needed = f"{POLICY_LOSS}.cov_val_entropy needs verl's synchronous V1 trainer"
+    if other is not None:
+        raise Finding(f"{needed}, which {other} is not: set it to off")
     found = f"trainer.v1.trainer_mode={mode} is not" if use_v1 else "the legacy one (trainer.use_v1=False) is not"
-    raise Finding(
-        f"{POLICY_LOSS}.cov_val_entropy needs verl's synchronous V1 trainer, which {found}: set it to off, or "
-        "trainer.use_v1=True and trainer.v1.trainer_mode=sync"
-    )
+    raise Finding(f"{needed}, which {found}: set it to off, or trainer.use_v1=True and trainer.v1.trainer_mode=sync")
 
 
 def check_selection(config: DictConfig, control: Any) -> None:
@@ -210,8 +260,9 @@ def check_selection(config: DictConfig, control: Any) -> None:
             f"{POLICY_LOSS}.{field}={control.ratio:g} is less than one token: a mini-batch has {most} tokens at most "
             f"({' x '.join(sizes)}). Raise {field} to {_round_up(1 / most):g} or more, or the mini-batch"
         )
-    engine = OmegaConf.select(config, "actor_rollout_ref.actor.megatron", default=None)
-    if engine is not None and config.actor_rollout_ref.actor.strategy == "megatron":
+    strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy", default=None)
+    engine = OmegaConf.select(config, f"actor_rollout_ref.actor.{strategy}", default=None)
+    if engine is not None:
         try:
             train_batch.refuse_engine(engine, control)
         except ValueError as error:
@@ -224,16 +275,22 @@ def _round_up(value: float) -> float:
     return math.ceil(value / unit) * unit
 
 
-def _updates_on_one_policy(config: DictConfig) -> int:
-    """How often the actor is updated before verl takes log-probs of a newer policy than the first."""
-    if OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync") != "separate_async":
-        return 1
-    return int(OmegaConf.select(config, "trainer.v1.separate_async.parameter_sync_step", default=1) or 1)
+def _updates_on_one_policy(config: DictConfig) -> tuple[int, str]:
+    """How often the actor is updated before verl takes log-probs of a newer policy than the first; and by which
+    field."""
+    field = "async_training.trigger_parameter_sync_step"
+    if other_trainer(config) is None:
+        if OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync") != "separate_async":
+            return 1, ""
+        field = "trainer.v1.separate_async.parameter_sync_step"
+    return int(OmegaConf.select(config, field, default=1) or 1), field
 
 
 def updates_per_rollout(config: DictConfig) -> float:
     """Optimizer steps on each batch of rollouts."""
     actor = config.actor_rollout_ref.actor
+    if "async_training" in config:  # takes so many mini-batches from its queue at once
+        return (OmegaConf.select(config, "async_training.require_batches", default=1) or 1) * actor.ppo_epochs
     return config.data.train_batch_size / max(actor.ppo_mini_batch_size, 1) * actor.ppo_epochs
 
 
@@ -261,6 +318,11 @@ def check_group_filter(config: DictConfig) -> None:
         return
     if not versions.this().v1:  # a trainer of the user's may filter; verl's own does not
         return
+    other = other_trainer(config)
+    if other is not None:
+        raise Finding(
+            f"{group_filter.FIELD}.enable=True does nothing in {other}, which trains on every prompt: set it to False"
+        )
     if OmegaConf.select(config, "trainer.use_v1", default=None) is False:
         raise Finding(
             f"{group_filter.FIELD}.enable=True does nothing in verl's legacy trainer, which trains on every prompt: "
@@ -335,6 +397,11 @@ def check_prime(config: DictConfig) -> None:
 
     try:
         if versions.this().v1 and check.asked(config):
+            if (other := other_trainer(config)) is not None:
+                raise Finding(
+                    f"trainer.v1.trainer_mode={prime.MODE} does nothing in {other}, which has a trainer of its own: "
+                    "start with python -m verl.trainer.main_ppo"
+                )
             check.check(config)
     except ValueError as error:
         raise Finding(str(error)) from None
@@ -357,7 +424,7 @@ def check_machine(config: DictConfig) -> None:
                 "no accelerator found on this machine: set VERL_PLATFORM=cpu and add +verl_cov=cpu to train on the "
                 "CPU, or connect to a cluster (RAY_ADDRESS)"
             )
-    if local:
+    if local and other_trainer(config) is None:  # what the others reserve was not counted
         check_ray_cpus(config)
 
 
@@ -388,6 +455,13 @@ def check_cpu_host(config: DictConfig, local: bool) -> None:
         found = OmegaConf.select(config, field, default=None)
         if found != value:
             raise Finding(f"{field}={found} does not work with VERL_PLATFORM=cpu: it must be {value} ({fix})")
+    apart = OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync") == "separate_async"
+    if (other := other_trainer(config)) is not None or apart:
+        raise Finding(
+            f"{other or 'trainer.v1.trainer_mode=separate_async'} does not work with VERL_PLATFORM=cpu: it sends the "
+            "weights to rollout devices of their own (actor_rollout_ref.rollout.checkpoint_engine.backend), for which "
+            "a CPU has no backend: use python -m verl.trainer.main_ppo with trainer.v1.trainer_mode=sync"
+        )
     ranks = config.trainer.n_gpus_per_node
     if not local and OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus", default=None):
         raise Finding(

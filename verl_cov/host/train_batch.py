@@ -112,11 +112,19 @@ def refuse_engine(engine_config: Any, cov: Any) -> None:
     """Raise ValueError for engine settings under which a selection over the mini-batch is impossible, and say why."""
     if cov.cov_scope != "mini_batch":
         return
-    if getattr(engine_config, "dynamic_context_parallel", False):
+    torchtitan = getattr(engine_config, "strategy", None) == "torchtitan"
+    if torchtitan and getattr(engine_config, "context_parallel_size", 1) > 1:
         raise ValueError(
-            "verl-cov: dynamic_context_parallel=True cannot be combined with a selection over the mini-batch: "
-            "Megatron's scheduler deals the rows out to other ranks after the selection was made. Set it to False, or "
-            "use cov_scope=micro_batch"
+            "verl-cov: context_parallel_size > 1 cannot be combined with a selection over the mini-batch: verl's "
+            "torchtitan engine counts the context-parallel ranks as data-parallel ones, so that tokens would be "
+            "missing or counted twice. Set it to 1, or use cov_scope=micro_batch"
+        )
+    # Megatron's scheduler deals rows out after the selection, but from a mini-batch that every rank has in full, so
+    # every rank has selected the same. Log-probs it collects on one rank only.
+    if cov.log_prob == "current" and getattr(engine_config, "dynamic_context_parallel", False):
+        raise ValueError(
+            "verl-cov: cov_log_prob=current needs the log-probs on every rank, and with dynamic_context_parallel=True "
+            "only one of them has them: use cov_log_prob=old"
         )
     if cov.log_prob == "current" and getattr(engine_config, "pipeline_model_parallel_size", 1) > 1:
         raise ValueError(
@@ -154,17 +162,27 @@ def _optimizer_step(worker: Any, data: Any, group: ProcessGroup | None) -> int:
     """
     steps = data.get("global_steps", None)
     steps = getattr(steps, "data", steps) if not hasattr(steps, "tolist") else steps.tolist()
-    if steps is None:
-        # The learning-rate scheduler makes a step a rollout, and is in the checkpoint.
-        steps = getattr(getattr(worker.engine, "lr_scheduler", None), "last_epoch", 0)
     steps = steps if isinstance(steps, list) else [steps]
+    # None: a rollout server that was not told of its weights' version yet, or another rollout than vLLM's.
+    steps = [step for step in steps if step is not None] or [_updates_before(worker.engine)]
     # The legacy trainer's rows (dense) say which weights sampled them, the first of which are version 0; V1's the step.
     behind = 0 if data["response_mask"].is_nested else 1
     latest = torch.tensor(max((int(step) for step in steps), default=0) + behind, device=batch.device())
     if group is not None:
         dist.all_reduce(latest, op=dist.ReduceOp.MAX, group=group)
-    rollout_step = int(latest)
     seen, mini_batch = getattr(worker, "_verl_cov_step", (None, 0))
+    # Never back: where rollouts of several steps wait in a queue, the next mini-batch may be all of older ones.
+    rollout_step = max(int(latest), seen or 0)
     mini_batch = mini_batch + 1 if seen == rollout_step else 0
     worker._verl_cov_step = (rollout_step, mini_batch)
     return rollout_step * MINI_BATCHES_PER_STEP + mini_batch
+
+
+def _updates_before(engine: Any) -> int:
+    """How often the learning-rate scheduler stepped, which is once a rollout; it is in the checkpoint."""
+    scheduler = getattr(engine, "lr_scheduler", None)
+    scheduler = getattr(scheduler, "schedulers", [scheduler])[0]  # torchtitan's holds one for each optimizer
+    for name in ("last_epoch", "num_steps"):  # torch's; Megatron's and Automodel's
+        if hasattr(scheduler, name):
+            return int(getattr(scheduler, name))
+    return 0

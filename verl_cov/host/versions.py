@@ -75,7 +75,7 @@ RELEASES = (
 NEWEST = RELEASES[-1]
 
 
-class UnsupportedVersion(RuntimeError):
+class UnsupportedVersion(ValueError):
     """A package is missing, too old or too new; the message says which and what to install."""
 
 
@@ -128,6 +128,18 @@ def this() -> Release:
     import verl
 
     return release_of(verl.__version__)
+
+
+def require_v1(what: str) -> None:
+    """Raise ValueError, in one line with the fix, if ``what`` cannot be had with the installed verl."""
+    found = installed("verl")
+    if found is not None and release_of(found).v1:
+        return
+    here = "which is not installed" if found is None else f"and this is {found}"
+    raise ValueError(
+        f"{what} needs verl 0.9 or later, {here}: pip install 'verl[verl-core]=={NEWEST.version}', in an environment "
+        "of its own if you need the other one"
+    )
 
 
 def is_tested(found: str) -> bool:

