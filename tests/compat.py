@@ -119,11 +119,13 @@ def main() -> int:
 
 
 def environment(version: str, fresh: bool) -> Path:
-    """The Python of .compat/VERSION, which is made or brought up to date."""
+    """The Python of .compat/VERSION, which is made or brought up to date; of .venv for the release that it has."""
+    if f"verl=={version}" in (ROOT / "requirements" / "cpu.lock").read_text().splitlines():
+        return ROOT / ".venv" / "bin" / "python"
     folder = VENVS / version
     wanted = pins(version)
     state = hashlib.sha256("\n".join([*wanted, str(ROOT), (ROOT / "pyproject.toml").read_text()]).encode()).hexdigest()
-    stamp, python = folder / "verl-cov.stamp", folder / "bin" / "python"
+    stamp, python = folder / "compat.stamp", folder / "bin" / "python"
     if not fresh and stamp.is_file() and stamp.read_text() == state:
         return python
     shutil.rmtree(folder, ignore_errors=True)
@@ -151,6 +153,7 @@ def pins(version: str) -> list[str]:
 
 
 def run(python: Path, version: str, group: Group) -> Outcome:
+    VENVS.mkdir(exist_ok=True)
     report = VENVS / f"{version}-{group.name}.xml"
     report.unlink(missing_ok=True)
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile"]
