@@ -41,7 +41,7 @@ class Layout:
 class Spec:
     """A run: model folder, config overrides, the layouts to try one after the other for each variant of the policy loss
     ({name: its fields}; None: as the overrides say) and each seed of the batch, ranks, rollout step. verl: a folder
-    with the verl to import, None: the installed one."""
+    with the verl to import, None: the installed one; verl_ranks: by which ranks, None: by all."""
 
     model: str
     overrides: tuple[str, ...]
@@ -53,6 +53,7 @@ class Spec:
     extra: dict[str, Any] = field(default_factory=dict)
     edit: Callable[[list[dict[str, Any]]], None] | None = None
     verl: str | None = None
+    verl_ranks: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -115,12 +116,17 @@ def launch(module: str, spec: Any, timeout: float) -> Any:
             "DIST_INIT_METHOD": f"file://{folder}/rendezvous",
             "OMP_NUM_THREADS": "1",
         }
-        if getattr(spec, "verl", None) is not None:
-            environment["PYTHONPATH"] = spec.verl
+        other = {} if getattr(spec, "verl", None) is None else {"PYTHONPATH": spec.verl}
+        by = getattr(spec, "verl_ranks", None)
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-m", module, str(path), str(rank)],
-                env={**environment, "RANK": str(rank), "LOCAL_RANK": "0"},
+                env={
+                    **environment,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": "0",
+                    **(other if by is None or rank in by else {}),
+                },
                 cwd=Path(__file__).parents[2],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -108,12 +108,16 @@ def test_the_wrapper_is_not_installed_in_a_patched_verl(patched_verl):
 
 @needs_engine
 def test_engines_select_and_learn_the_same_with_the_patch_as_with_the_wrapper(untrained_model, patched_verl):
-    wrapped, patched_ = (
-        engine.run(engine.Spec(str(untrained_model), WIDE, LAYOUTS, ranks=2, variants=ENGINE_VARIANTS, verl=verl))
-        for verl in (None, patched_verl)
+    wrapped, patched_, mixed = (
+        engine.run(
+            engine.Spec(
+                str(untrained_model), WIDE, LAYOUTS, ranks=2, variants=ENGINE_VARIANTS, verl=verl, verl_ranks=ranks
+            )
+        )
+        for verl, ranks in ((None, None), (patched_verl, None), (patched_verl, (1,)))  # the last: one node forgotten
     )
-    assert wrapped.keys() == patched_.keys()
-    for key, found in patched_.items():
+    assert wrapped.keys() == patched_.keys() == mixed.keys()
+    for key, found in [*patched_.items(), *mixed.items()]:
         assert found.selected == wrapped[key].selected, key
         assert np.array_equal(found.gradient, wrapped[key].gradient), key
         for name, value in wrapped[key].metrics.items():
