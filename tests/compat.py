@@ -85,7 +85,7 @@ def main() -> int:
     parser.add_argument("releases", nargs="*", metavar="RELEASE", help="verl releases; all if none is named")
     parser.add_argument("--groups", help="only these groups, separated by commas; then nothing is written")
     parser.add_argument("--no-write", action="store_true", help="leave docs/compatibility.* as they are")
-    parser.add_argument("--fresh", action="store_true", help="make the environments anew")
+    parser.add_argument("--fresh", action="store_true", help="make the environments in .compat anew")
     arguments = parser.parse_args()
     known = [release.version for release in RELEASES]
     for name in arguments.releases:
@@ -165,9 +165,9 @@ def run(python: Path, version: str, group: Group) -> Outcome:
     started = time.monotonic()
     log = VENVS / f"{version}-{group.name}.log"
     with log.open("w") as output:
-        subprocess.run(command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT)
+        code = subprocess.run(command, cwd=ROOT, env=variables, stdout=output, stderr=subprocess.STDOUT).returncode
     seconds = time.monotonic() - started
-    if not report.exists():
+    if not report.exists() or code not in (0, 1):  # 1: tests failed; else pytest did not come to an end
         lines = "\n".join(log.read_text().splitlines()[-15:])
         print(lines, flush=True)
         return Outcome(seconds=seconds, error=lines)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from verl_cov.host.versions import RELEASES, Release
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -22,7 +24,7 @@ def record(version: str, stack: dict[str, str], outcomes: dict[str, Any]) -> Non
     """Keep what a release did ({group: fields of compat.Outcome}) and write the page."""
     found = read()
     found[version] = {"date": time.strftime("%Y-%m-%d"), "stack": stack, "outcomes": outcomes}
-    RESULTS.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    RESULTS.write_text(json.dumps({name: found[name] for name in sorted(found, key=Version)}, indent=1) + "\n")
     PAGE.write_text(page(found))
 
 

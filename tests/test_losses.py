@@ -174,19 +174,14 @@ def test_an_outlier_ratio_stays_finite():
     assert torch.isfinite(gradient).all()
 
 
-def test_without_the_hook_it_selects_in_the_micro_batch_and_says_so_once(caplog):
-    from verl_cov.host import policy_losses
-
-    policy_losses._without_hook.cache_clear()
-    inputs = batch()
-    config = actor(loss_mode="verl_cov.kl_cov", kl_cov_ratio=0.05)
-    if RELEASE.legacy:  # where a release has an actor that cannot do it, it is an error with the fix
-        with pytest.raises(RuntimeError, match="patch apply"):
-            run("verl_cov.kl_cov", config, inputs)
-        return
-    for _ in range(3):
-        run("verl_cov.kl_cov", config, inputs)
-    assert sum("depends on the micro-batch size" in record.message for record in caplog.records) == 1
+def test_without_the_hook_it_selects_within_micro_batches_only_if_told_to():
+    """Another algorithm than the one asked for must not be trained with, whatever worker calls the loss."""
+    whole = actor(loss_mode="verl_cov.kl_cov", kl_cov_ratio=0.05)
+    with pytest.raises(RuntimeError, match="cov_scope=micro_batch"):
+        run("verl_cov.kl_cov", whole, batch())
+    part = actor(loss_mode="verl_cov.kl_cov", kl_cov_ratio=0.05, cov_scope="micro_batch", ppo_kl_coef=0.7)
+    ours, verls = (run(name, part, batch()) for name in ("verl_cov.kl_cov", "kl_cov"))
+    torch.testing.assert_close(ours, verls)
 
 
 def test_a_selection_of_another_shape_is_refused():

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from verl_cov.host import versions
 from verl_cov.host.policy_loss_config import PolicyLossConfig
 
 CLIP_COV = "verl_cov.clip_cov"
@@ -38,7 +39,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
     Args:
         loss_mode: ``verl_cov.clip_cov`` or ``verl_cov.kl_cov`` (any of verl's own modes is accepted and left alone).
         clip_cov_ratio: r, share of the mini-batch's valid response tokens that lose their gradient (Eq. 11). A
-        fraction.
+            fraction.
         clip_cov_lb, clip_cov_ub: omega_low, omega_high: open covariance band the tokens are drawn from (Eq. 11).
         kl_cov_ratio: k, share of the tokens, largest covariance first, that get the penalty (Eq. 13). A fraction.
         ppo_kl_coef: beta, coefficient of the penalty (Eq. 14).
@@ -232,6 +233,8 @@ def _check_val_entropy(config: CovPolicyLossConfig) -> None:
     number = isinstance(value, int) and not isinstance(value, bool) and value > 0
     if not number and value not in ("off", "all"):
         raise ValueError(f"{_PATH}.cov_val_entropy={value!r} must be off, all or a positive number of generations")
+    if value != "off" and not versions.this().v1:
+        raise ValueError(f"{_PATH}.cov_val_entropy={value} needs verl 0.9 or later: set it to off")
     if value != "off" and config.cov_metrics == "off":
         raise ValueError(f"{_PATH}.cov_val_entropy={value} needs cov_metrics=basic or full, not off")
 

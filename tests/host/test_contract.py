@@ -75,6 +75,7 @@ def test_the_loss_mode_alone_is_enough():
         ("kl_cov_ratio=0.2", "a fraction, not a percentage"),
         ("ppo_kl_coef=-1", "must not be negative"),
         ("cov_base_loss=vanila", "use one of ratio, vanilla"),
+        *([] if RELEASE.v1 else [("cov_val_entropy=all", "needs verl 0.9 or later")]),
         ("+cov_sede=1", "cov_sede"),
     ],
 )
@@ -113,11 +114,8 @@ def test_main_ppo_says_at_start_what_is_wrong(tmp_path, untrained_model):
     # Without the environment variable the checks do not run; the configuration's class names the field.
     untold = main_ppo(tmp_path, "+verl_cov=kl_cov", f"{LOSS}.kl_cov_ratio=0.2", *common, told=False)
     assert "kl_cov_ratio=0.2 would select 0.2 of all tokens" in untold
-    newer = main_ppo(tmp_path, "+verl_cov=kl_cov", f"{LOSS}.cov_val_entropy=all", *common)
-    if RELEASE.legacy:
-        assert "verl-cov patch apply" in newer
-    else:
-        assert f"{LOSS}.cov_val_entropy needs verl 0.9 or later" in newer
+    newer = main_ppo(tmp_path, "+verl_cov=[kl_cov,prime]", *common)
+    assert ("verl-cov patch apply" if RELEASE.legacy else "PRIME (+verl_cov=prime) needs verl 0.9 or later") in newer
 
 
 @pytest.mark.skipif(RELEASE.v1, reason="recipes run there")

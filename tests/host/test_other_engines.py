@@ -273,7 +273,7 @@ def _of_the_package(root: Path) -> list[str]:
                     backends |= set(value if isinstance(value, list) else [value])
     if backends != BACKENDS:
         found.append(f"registered engines: {sorted(backends ^ BACKENDS)}")
-    # The Tinker worker splits forward, backward and step: it selects within micro-batches, and says so.
+    # The Tinker worker splits forward, backward and step: the loss stops there, unless it is to select so.
     if past_us != {"workers/engine_workers.py", "workers/engine_workers_tinker.py"}:
         found.append(f"engines are driven from {sorted(past_us)}")
     return found

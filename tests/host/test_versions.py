@@ -52,6 +52,30 @@ def test_only_the_oldest_lacks_a_configuration_class_and_only_the_legacy_ones_ne
     assert all(release.engine or release.legacy for release in RELEASES)
 
 
+@pytest.mark.parametrize("release", RELEASES, ids=lambda release: release.version)
+def test_a_build_from_between_two_releases_is_told_by_its_parts(release, tmp_path):
+    """0.8.0.dev may still be 0.7.1 inside: its legacy actor would train without the hook."""
+
+    def make(folder, like):
+        for name, there in (
+            ("workers/engine_workers.py", like.engine),
+            ("workers/actor/dp_actor.py", like.legacy),
+            ("plugin/platform/__init__.py", like.v1),
+        ):
+            if there:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).touch()
+        return folder
+
+    for other in RELEASES:
+        package = make(tmp_path / other.version, other)
+        if (other.engine, other.legacy, other.v1) == (release.engine, release.legacy, release.v1):
+            versions.check_parts(release, package)
+        else:
+            with pytest.raises(UnsupportedVersion, match="between two releases"):
+                versions.check_parts(release, package)
+
+
 def test_this_is_the_release_of_the_installed_verl():
     import verl
 

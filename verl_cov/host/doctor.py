@@ -483,6 +483,8 @@ def _hooks(found: dict[str, Any]) -> Iterator[Line]:
             continue
         elif state == "missing":
             raise Problem(f"{name} has none of verl-cov's: see the lines on the plugin and on the release")
+        elif "No module named 'verl." in state:  # not a package of somebody else's that this machine lacks
+            raise Problem(f"verl's worker cannot be imported ({state}): `verl-cov patch check`, or install verl again")
         else:
             yield Line(WARN, "hooks", f"{name} cannot be looked at: {state}")
 

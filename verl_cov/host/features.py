@@ -66,7 +66,7 @@ def of(release: Release) -> list[Feature]:
     if release.driver_checks:
         found.append(Feature(CHECKS, YES, "in the driver"))
     elif release.config_class:
-        found.append(Feature(CHECKS, YES, "in the TaskRunner, a Ray actor: this verl has none in the driver"))
+        found.append(Feature(CHECKS, YES, "where main_ppo has its own: in the TaskRunner, a Ray actor"))
     else:
         why = "this verl has no place for them: what cannot work is refused in the workers"
         found.append(Feature(CHECKS, NO, why, NEWER))

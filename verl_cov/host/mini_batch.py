@@ -54,7 +54,7 @@ class Seam(Protocol):
         """[slots] float32 log-probs of the present policy, at the price of a forward (``cov_log_prob=current``)."""
         ...
 
-    def is_policys(self, micro_batch: Any) -> bool:
+    def has_policy_loss(self, micro_batch: Any) -> bool:
         """True for a micro-batch on which the policy loss is computed; what its loss needs is then put right in it."""
         ...
 
@@ -98,7 +98,7 @@ class MiniBatchHook:
 
     def micro_batch(self, micro_batch: Any) -> AbstractContextManager:
         """To be entered round the loss of each micro-batch: the policy loss then knows what was selected of it."""
-        if not self._cov.controls or not self._seam.is_policys(micro_batch):
+        if not self._cov.controls or not self._seam.has_policy_loss(micro_batch):
             return nullcontext()
         if self._found.micro_batches is not None:
             return selected_tokens(self._found.micro_batches)

@@ -10,7 +10,6 @@ ContextVar that :mod:`.mini_batch` sets. verl 0.5 has another contract: a loss r
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,8 +23,6 @@ from verl_cov.host import versions
 from verl_cov.host.imports import when_imported
 from verl_cov.identity import token_identity
 from verl_cov.selection import Control, select_tokens
-
-logger = logging.getLogger(__name__)
 
 
 class MicroBatches:
@@ -125,12 +122,14 @@ def _policy_loss(
         rollout_is_weights=rollout_is_weights,
     )
     selected = _selected.get()
-    if selected is None and versions.this().legacy and cov.cov_scope == "mini_batch":
-        raise RuntimeError(
-            "verl-cov: this actor shows the policy loss one micro-batch at a time: run `verl-cov patch apply` on every "
-            "node, or set actor_rollout_ref.actor.policy_loss.cov_scope=micro_batch"
-        )
     if selected is None:
+        # Never on its own: the update would be another algorithm's than the one asked for.
+        if cov.cov_scope == "mini_batch":
+            raise RuntimeError(
+                "verl-cov: this worker shows the policy loss one micro-batch at a time, and verl-cov's hook is not in "
+                "it: run `verl-cov doctor` and, for a legacy actor, `verl-cov patch apply` on every node; or set "
+                "actor_rollout_ref.actor.policy_loss.cov_scope=micro_batch"
+            )
         selected = _without_hook()
     if isinstance(selected, MicroBatches):
         selected = selected.select(config, cov, inputs)
@@ -203,11 +202,7 @@ def _as_returned(loss: Tensor, metrics: dict[str, Any]) -> tuple[Any, ...]:
 
 @functools.cache
 def _without_hook() -> MicroBatches:
-    """What selects when nobody did over the mini-batch: an engine that does not go through ``train_batch``."""
-    logger.warning(
-        "verl-cov: this engine calls the policy loss without TrainingWorker.train_batch, so tokens are selected within "
-        "each micro-batch: the update depends on the micro-batch size"
-    )
+    """What selects within micro-batches, as asked, in a worker without the hook. One for all: its draws go on."""
     return MicroBatches()
 
 

@@ -167,8 +167,6 @@ def check_release(config: DictConfig) -> None:
         return
     found = plugin.status.verl_version
     newer = f"needs verl 0.9 or later, and this is {found}: pip install verl=={versions.NEWEST.version}, or"
-    if asked is not None and asked.cov_val_entropy != "off":
-        raise Finding(f"{POLICY_LOSS}.cov_val_entropy {newer} set it to off")
     if OmegaConf.select(config, "trainer.v1.trainer_mode", default=None) == prime.MODE:
         raise Finding(f"PRIME (+verl_cov=prime) {newer} leave it out")
     if str(OmegaConf.select(config, "trainer.device", default=None)) == "cpu":

@@ -94,7 +94,7 @@ class EngineSeam:
     def log_probs(self, tokens: Tokens) -> Tensor:
         return tokens.of_model_output(_log_probs(self.worker, self.data))
 
-    def is_policys(self, micro_batch: Any) -> bool:
+    def has_policy_loss(self, micro_batch: Any) -> bool:
         if "response_mask" not in micro_batch:
             return False
         if micro_batch.get("batch_num_tokens", None) is not None and micro_batch["batch_num_tokens"] == 0:

@@ -63,11 +63,15 @@ def refuse(cov: Any, patched: bool, actor: str) -> None:
     """
     field = "actor_rollout_ref.actor.policy_loss"
     if not patched and (cov.cov_metrics != "off" or (cov.controls and cov.cov_scope == "mini_batch")):
-        fix = f"{PATCH}, or " if actor == "DataParallelPPOActor" else "use strategy=fsdp, or "
+        fix = PATCH if actor == "DataParallelPPOActor" else f"there is no patch for it: use strategy=fsdp and {PATCH}"
+        less = "leave +verl_cov=metrics out"
+        if cov.controls:
+            less = (
+                f"select within micro-batches and log nothing ({field}.cov_scope=micro_batch {field}.cov_metrics=off)"
+            )
         raise ValueError(
             f"verl-cov: verl's legacy actor ({actor}) shows the policy loss one micro-batch at a time and is not "
-            f"patched: {fix}select within micro-batches, without metrics ({field}.cov_scope=micro_batch "
-            f"{field}.cov_metrics=off)"
+            f"patched: {fix}, or {less}"
         )
     if cov.controls and cov.cov_scope == "mini_batch" and cov.log_prob == "current":
         raise ValueError(
@@ -99,7 +103,7 @@ class LegacySeam:
     def log_probs(self, tokens: Tokens) -> Tensor:
         raise NotImplementedError  # refuse() is before it
 
-    def is_policys(self, micro_batch: Any) -> bool:
+    def has_policy_loss(self, micro_batch: Any) -> bool:
         return True
 
     def mask_of(self, micro_batch: Any) -> Tensor:

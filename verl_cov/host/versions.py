@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
 
@@ -147,6 +148,25 @@ def is_tested(found: str) -> bool:
     return any(found == release.version for release in RELEASES)
 
 
+def check_parts(release: Release, package: Path) -> None:
+    """Raise :class:`UnsupportedVersion` if the folder ``package`` of a verl has other parts than ``release``.
+
+    A build from between two releases calls itself the later one (0.8.0.dev), and may still be the earlier one.
+    """
+    parts = {
+        "workers/engine_workers.py": release.engine,
+        "workers/actor/dp_actor.py": release.legacy,
+        "plugin/platform/__init__.py": release.v1,
+    }
+    for name, expected in parts.items():
+        if (package / name).exists() != expected:
+            has = "has no" if expected else "has a"
+            raise UnsupportedVersion(
+                f"this verl calls itself {release.version} and {has} verl/{name}: it is a build from between two "
+                f"releases, or a fork, which verl-cov does not know: pip install verl=={release.version}"
+            )
+
+
 def install() -> None:
     """Refuse to register anything with a verl whose internals were not checked."""
     import verl
@@ -154,4 +174,4 @@ def install() -> None:
     from verl_cov import plugin
 
     plugin.status.verl_version = verl.__version__
-    release_of(verl.__version__)
+    check_parts(release_of(verl.__version__), Path(verl.__file__).parent)

@@ -135,7 +135,13 @@ def _obstacle(
         if state is State.HALF_APPLIED:
             return f"see what has changed: git -C {shlex.quote(str(found.checkout))} status"
         return f"a checkout is git's to change: {found.git(patch_set.patch)}"
-    return "`verl-cov patch revert` first" if state is State.HALF_APPLIED else ""
+    if state is State.HALF_APPLIED:
+        return "`verl-cov patch revert` first"
+    try:
+        _contents(found, patch_set)  # `check` promises that `apply` can do it
+    except PatchError as error:
+        return str(error)
+    return ""
 
 
 def _already(now: Status) -> list[str]:
@@ -150,13 +156,7 @@ def _set(now: Status) -> PatchSet:
 
 
 def _apply(found: Installation, patch_set: PatchSet) -> None:
-    before = {name: read(found.file(name)) for name in patch_set.files}
-    after = {name: diff.apply(patch_set.diffs[name], before[name]) for name in patch_set.files}
-    for name, hashes in patch_set.files.items():
-        if sha256(after[name]) != hashes.after:
-            raise PatchError(
-                f"{patch_set.patch} is damaged: {name} would not become what {sets.MANIFEST} says; nothing done"
-            )
+    before, after = _contents(found, patch_set)
     new = {name: content for name, content in after.items() if content is not None}
     originals = {name: content for name, content in before.items() if content is not None}
     backup.write(found.package, found.release, patch_set.files, originals)
@@ -171,6 +171,18 @@ def _apply(found: Installation, patch_set: PatchSet) -> None:
         raise
     for name in new:
         files.forget_bytecode(found.file(name))
+
+
+def _contents(found: Installation, patch_set: PatchSet) -> tuple[dict[str, bytes | None], dict[str, bytes | None]]:
+    """Each file as it is and as it will be. Raises PatchError if that is not what the manifest says."""
+    before = {name: read(found.file(name)) for name in patch_set.files}
+    after = {name: diff.apply(patch_set.diffs[name], before[name]) for name in patch_set.files}
+    for name, hashes in patch_set.files.items():
+        if sha256(after[name]) != hashes.after:
+            raise PatchError(
+                f"{patch_set.patch} is damaged: {name} would not become what {sets.MANIFEST} says; nothing done"
+            )
+    return before, after
 
 
 def _roll_back(found: Installation, patch_set: PatchSet, new: Mapping[str, bytes], error: BaseException) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import SoftFileLock, Timeout
-
 from verl_cov.patch import PatchError
 
 LOCK = ".verl_cov_patch.lock"
@@ -70,6 +68,10 @@ def _try(path: Path) -> int | None:
 
 @contextmanager
 def _soft(path: Path) -> Iterator[None]:
+    try:  # of the extra `tasks`; nearly every file system has flock, and needs none of this
+        from filelock import SoftFileLock, Timeout
+    except ModuleNotFoundError:
+        raise PatchError(f"{path.parent} is on a file system without locks: pip install filelock") from None
     path = path.with_name(f"{path.name}.soft")
     lock = SoftFileLock(path, timeout=WAIT)
     try:
