@@ -57,7 +57,7 @@ GROUPS = (
     Group("unit", "mathematics, selection on gloo ranks, losses against verl's own, law, patch tool", NO_VERL + LOSSES),
     Group("contract", "loading, configuration, main_ppo's refusals, doctor", CONTRACT),
     Group("patched", "the patch: bytes, its own test, same tokens and gradient", PATCHED),
-    Group("engine", "the contract of invariance on verl's FSDP2 engine, on 1, 2 and 4 ranks", INVARIANCE, engine=True),
+    Group("engine", "the contract of invariance on verl's FSDP2 engine, on 1 and 2 ranks", INVARIANCE, engine=True),
     Group("host", "every other test of the hooks in worker and trainer", "tests/host", engine=True, v1=True),
 )
 
@@ -158,6 +158,8 @@ def run(python: Path, version: str, group: Group) -> Outcome:
     report.unlink(missing_ok=True)
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile"]
     command += ["-m", "not (e2e or matrix or release)", f"--junit-xml={report}", *group.paths.split()]
+    if group.name == "engine":
+        command += ["-k", "not 4"]  # ranks, on two cores: `make test` has them, with the pinned release
     if group.name == "host":
         others = {path for other in GROUPS if other is not group for path in other.paths.split()}
         command += [f"--ignore={path}" for path in sorted(others) if path.startswith("tests/host/")]

@@ -111,7 +111,9 @@ How verl is told of verl-cov where it does not find it by itself:
 - 0.6.1 to 0.8.0: `export VERL_USE_EXTERNAL_MODULES=verl_cov.plugin` on every node, before Ray is started there.
   Without it `+verl_cov=...` still loads the plugin where the configuration is built, in the workers, through its
   `_target_`; the checks at start are then missing, and a loss named by `loss_mode` alone is not found.
-- 0.5.0: `actor_rollout_ref.model.external_lib=verl_cov.plugin`.
+- 0.5.0: `actor_rollout_ref.model.external_lib=verl_cov.plugin`, without which nothing of ours runs, and nothing can
+  say so. It has no check at start either: what needs a later verl and is no field of the policy loss
+  (`+verl_cov=prime`) is ignored there, as verl ignores any node that it does not know.
 
 ## What ran
 
