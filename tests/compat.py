@@ -83,7 +83,7 @@ class Outcome:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("releases", nargs="*", metavar="RELEASE", help="verl releases; all if none is named")
-    parser.add_argument("--groups", help="only these groups, separated by commas; then nothing is written")
+    parser.add_argument("--groups", help="only these groups, separated by commas")
     parser.add_argument("--no-write", action="store_true", help="leave docs/compatibility.* as they are")
     parser.add_argument("--fresh", action="store_true", help="make the environments in .compat anew")
     arguments = parser.parse_args()
@@ -109,7 +109,7 @@ def main() -> int:
         lines.append(
             f"verl {version}: {'ok' if fine else 'NOT ok'}; " + "; ".join(f"{k} {v}" for k, v in outcomes.items())
         )
-        if not arguments.no_write and arguments.groups is None:
+        if not arguments.no_write:
             compat_page.record(version, stack(python), {name: asdict(one) for name, one in outcomes.items()})
     print("\n" + "\n".join(lines), flush=True)
     return 0 if good else 1

