@@ -96,7 +96,7 @@ def main_ppo(tmp_path, *overrides: str, told: bool = True) -> str:
     ray = "ray_init.num_cpus=4" if RELEASE.version == "0.5.0" else "ray_kwargs.ray_init.num_cpus=4"
     command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides, ray, "hydra.run.dir=."]
     done = subprocess.run(
-        command, cwd=tmp_path, env={**environment, "RAY_ADDRESS": "local"}, capture_output=True, text=True, timeout=300
+        command, cwd=tmp_path, env={**environment, "RAY_ADDRESS": "local"}, capture_output=True, text=True, timeout=480
     )
     assert done.returncode != 0
     return done.stdout + done.stderr

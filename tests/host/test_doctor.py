@@ -36,7 +36,7 @@ def doctor(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=480,
         env={**inherited, "COLUMNS": "200", "PYTHONPATH": str(ROOT), **VARIABLE, **environment},
     )
 
@@ -449,7 +449,7 @@ def test_hooks_that_are_not_there_are_not_seen(tmp_path):
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=480,
         env={**without, "VERL_USE_EXTERNAL_PLUGINS": "none", "PYTHONPATH": f"{copy(tmp_path, {})}:{ROOT}"},
     )
     (line,) = (line for line in found.stdout.splitlines() if line.startswith("HOOKS"))
