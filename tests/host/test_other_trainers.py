@@ -14,6 +14,9 @@ import pytest
 from tests.host import engine, other_trainers
 from tests.host.other_trainers import Report
 from tests.host.test_invariance import KL, STEP, alike, oracle, relative
+from verl_cov.host import versions
+
+pytestmark = pytest.mark.skipif(versions.this() is not versions.NEWEST, reason="of the newest release")
 
 
 @functools.cache
