@@ -70,7 +70,8 @@ def apply(path: Path | None = None) -> list[str]:
     """Apply the set of the release, all of it or nothing; what there is to say. Raises PatchError."""
     found = installation.find(path)
     now = _status(found)
-    if not now.applicable:
+    # Half applied may be another node at work: that is judged under the lock.
+    if not now.applicable and (now.state is not State.HALF_APPLIED or now.patch_set is None):
         return _already(now)
     patch_set = _set(now)
     _check_writable(found, patch_set.files)
