@@ -104,14 +104,11 @@ def model_log_probs(model, row) -> torch.Tensor:
     return logits[:-1].gather(1, ids[1:, None])[len(row["prompt"]) - 1 :, 0]
 
 
-@functools.cache
-def oracle(folder: str, variant: str, seed: int):
-    """(chosen tokens, loss, mean magnitude of the token losses, gradient) of one mini-batch."""
-    from transformers import AutoModelForCausalLM
+def update(rows, log_probs, variant: str):
+    """(chosen tokens, loss, mean magnitude of the token losses) of one mini-batch, whatever model gave the log-probs.
 
-    rows = engine.mini_batch(seed)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    log_probs = [model_log_probs(model, row) for row in rows]
+    log_probs: [response] of each row, with gradient.
+    """
     tokens = [(row["index"], int(at)) for row in rows for at in np.flatnonzero(row["mask"])]
     current = np.array([float(log_probs[row][at].detach()) for row, at in tokens])
     old = np.array([rows[row]["old_log_prob"][at] for row, at in tokens], dtype=np.float64)
@@ -142,10 +139,20 @@ def oracle(folder: str, variant: str, seed: int):
             if a < 0:
                 loss = torch.minimum(loss, torch.tensor(-a * 3.0))
         total, magnitude = total + loss, magnitude + abs(float(loss.detach()))
-    loss = total / len(tokens)
+    return chosen, total / len(tokens), magnitude / len(tokens)
+
+
+@functools.cache
+def oracle(folder: str, variant: str, seed: int):
+    """(chosen tokens, loss, mean magnitude of the token losses, gradient) of one mini-batch."""
+    from transformers import AutoModelForCausalLM
+
+    rows = engine.mini_batch(seed)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    chosen, loss, magnitude = update(rows, [model_log_probs(model, row) for row in rows], variant)
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    return chosen, float(loss.detach()), magnitude / len(tokens), gradient.double().numpy()
+    return chosen, float(loss.detach()), magnitude, gradient.double().numpy()
 
 
 def alike(selected: set[tuple[int, int]]) -> Counter[tuple[int, int]]:

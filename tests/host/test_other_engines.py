@@ -22,7 +22,7 @@ import torch
 
 from tests.host import engine, other_engines
 from tests.host.other_engines import Case
-from tests.host.test_invariance import BAND, RATIO, alike, relative, tickets
+from tests.host.test_invariance import BAND, RATIO, alike, relative, update
 from verl_cov.host import versions
 
 # What docs/engines.md says is of the newest release; others have other engines and other lines.
@@ -73,36 +73,10 @@ def oracle(variant: str):
         ids = torch.from_numpy(np.concatenate([row["prompt"], row["response"]]))
         scores = (embedding[ids] @ head.T).log_softmax(-1)
         log_probs.append(scores[:-1].gather(1, ids[1:, None])[len(row["prompt"]) - 1 :, 0])
-    tokens = [(row["index"], int(at)) for row in rows for at in np.flatnonzero(row["mask"])]
-    old = np.array([rows[row]["old_log_prob"][at] for row, at in tokens], dtype=np.float64)
-    advantage = np.array([rows[row]["advantage"][at] for row, at in tokens], dtype=np.float64)
-    by = np.array([float(log_probs[row][at].detach()) for row, at in tokens]) if "current" in variant else old
-    covariance = (by - by.mean()) * (advantage - advantage.mean())
-    ticket = tickets(rows)
-    if variant.startswith("kl"):
-        order = sorted(range(len(tokens)), key=lambda i: (np.float32(covariance[i]), ticket[tokens[i]]), reverse=True)
-    else:
-        inside = [i for i in range(len(tokens)) if BAND[0] < covariance[i] < BAND[1]]
-        order = sorted(inside, key=lambda i: ticket[tokens[i]], reverse=True)
-    chosen = {tokens[i] for i in order[: int(RATIO * len(tokens))]}
-    total, magnitude = torch.zeros(()), 0.0
-    for i, (row, at) in enumerate(tokens):
-        log_prob, a = log_probs[row][at], float(advantage[i])
-        if variant.startswith("clip") and tokens[i] in chosen:
-            log_prob = log_prob.detach()
-        x = log_prob - float(old[i])
-        ratio = x.clamp(-20, 20).exp()
-        if variant.startswith("kl"):
-            loss = -a * ratio + (0.7 * x.abs() if tokens[i] in chosen else 0.0)
-        else:  # verl's vanilla loss with the clip at [0, 2] and the dual clip at 3
-            loss = torch.maximum(-a * ratio, -a * ratio.clamp(0, 2))
-            if a < 0:
-                loss = torch.minimum(loss, torch.tensor(-a * 3.0))
-        total, magnitude = total + loss, magnitude + abs(float(loss.detach()))
-    loss = total / len(tokens)
+    chosen, loss, magnitude = update(rows, log_probs, variant)
     loss.backward()
     gradient = np.concatenate([parameter.grad.double().numpy().flatten() for parameter in (embedding, head)])
-    return chosen, float(loss.detach()), magnitude / len(tokens), gradient
+    return chosen, float(loss.detach()), magnitude, gradient
 
 
 @pytest.mark.parametrize(("case", "variant"), UPDATES)
