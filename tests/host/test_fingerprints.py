@@ -55,7 +55,7 @@ def edit(package: Path, file: str, old: str, new: str) -> None:
 
 
 def compare(package: Path) -> fingerprints.Comparison:
-    return fingerprints.compare(package, RELEASE.version)
+    return fingerprints.compare(fingerprints.read(package), RELEASE.version)
 
 
 def names(leans) -> set[str]:
@@ -70,7 +70,7 @@ def test_the_installed_release_is_exactly_what_it_says_it_is():
     compared = compare(INSTALLED)
     assert compared.exact, (names(compared.differing), names(compared.missing))
     assert compared.compared == compared.same > 5
-    assert fingerprints.nearest(INSTALLED).release == RELEASE.version
+    assert fingerprints.nearest(fingerprints.read(INSTALLED)).release == RELEASE.version
 
 
 def test_the_data_are_what_the_command_writes(package, tmp_path):

@@ -101,7 +101,7 @@ def _report(found: Installed, lines: list[Line], rows: list[Row]) -> dict[str, A
         "package": None if found.package is None else str(found.package),
         "release": None if found.release is None else found.release.version,
         "plugin_by": None if found.release is None else found.release.plugins,
-        "patch": None if found.patch is None else found.patch.state.value,
+        "patch": None if found.patch_state is None else found.patch_state.value,
         "compared_with": None if compared is None else compared.release,
         "differing": [] if compared is None else [asdict(lean) for lean in compared.differing],
         "missing": [] if compared is None else [asdict(lean) for lean in compared.missing],
@@ -151,20 +151,33 @@ class Installed:
             return None
 
     @cached_property
-    def compared(self) -> fingerprints.Comparison | None:
-        """Against its release, or the one that it is most like."""
-        if self.package is None:
-            return None
-        if self.release is None:
-            return fingerprints.nearest(self.package)
-        return fingerprints.compare(self.package, self.release.version)
+    def functions(self) -> dict[str, str]:
+        """The fingerprints of what verl-cov leans on. Empty if there is no verl."""
+        return {} if self.package is None else fingerprints.read(self.package)
 
     @cached_property
-    def patch(self) -> commands.Status | None:
+    def nearest(self) -> fingerprints.Comparison | None:
+        """Against the release that it is most like."""
+        return None if self.package is None else fingerprints.nearest(self.functions)
+
+    @cached_property
+    def compared(self) -> fingerprints.Comparison | None:
+        """Against its release, or the one that it is most like."""
+        if self.package is None or self.release is None:
+            return self.nearest
+        return fingerprints.compare(self.functions, self.release.version)
+
+    @cached_property
+    def patch(self) -> commands.Status | PatchError | None:
+        """Its state against its patch set, or why that cannot be told."""
         try:
             return None if self.package is None else commands.status(self.package)
-        except PatchError:
-            return None
+        except PatchError as error:
+            return error
+
+    @property
+    def patch_state(self) -> State | None:
+        return self.patch.state if isinstance(self.patch, commands.Status) else None
 
 
 class _Probes:
@@ -280,7 +293,8 @@ def _release_or_fork(found: Installed) -> Iterator[Line]:
         f"a build or fork of verl {compared.release}: {compared.same} of {compared.compared} functions that "
         "verl-cov leans on are the same",
     )
-    nearest = fingerprints.nearest(found.package) if found.package else compared
+    nearest = found.nearest
+    assert nearest is not None
     if nearest.same / nearest.compared > compared.same / compared.compared:
         yield Line(
             WARN,
@@ -327,12 +341,11 @@ def _named(lean: fingerprints.Lean) -> str:
 
 
 def _patch(found: Installed, release: versions.Release, probes: _Probes) -> Iterator[Line]:
-    if found.package is None:
+    status = found.patch
+    if status is None:
         return
-    try:
-        status = commands.status(found.package)
-    except PatchError as error:
-        raise Problem(str(error)) from None
+    if isinstance(status, PatchError):
+        raise Problem(str(status))
     state, engines = status.state, "trainer.use_legacy_worker_impl=disable"
     if state is State.APPLIED:
         yield Line(OK, "patch", "applied; on every node that has a verl of its own it has to be")
@@ -550,9 +563,8 @@ def _verls_own(found: Installed, probed: dict[str, Any]) -> Line:
     batch whole and cut in two. The second alone would miss a fix that selects outside the loss.
     """
     check = "verl's own losses"
-    assert found.package is not None
     assert found.release is not None
-    here = fingerprints.read(found.package)
+    here = found.functions
     losses = [f"{CORE_ALGOS}::compute_policy_loss_{name}" for name in ("clip_cov", "kl_cov")]
     unknown = [name for name in losses if not fingerprints.releases_with(name, here.get(name))]
     of_release = fingerprints.data()[found.release.version]["functions"]
@@ -624,7 +636,7 @@ def table(found: Installed) -> list[Row]:
     if release is None or compared is None:
         return []
     gone, risk = compared.gone(), compared.at_risk()
-    patched = found.patch is not None and found.patch.applied
+    patched = found.patch_state is State.APPLIED
     rows = []
     for feature in features.of(release):
         if feature.state == features.PATCH and patched:

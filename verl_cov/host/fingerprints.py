@@ -185,9 +185,8 @@ class Comparison:
         return _by_feature(self.missing, self.release)
 
 
-def compare(package: Path, release: str, found: Mapping[str, str] | None = None) -> Comparison:
-    """The folder ``verl`` against a release. ``found``: what :func:`read` says of it, if that is known."""
-    found = read(package) if found is None else found
+def compare(found: Mapping[str, str], release: str) -> Comparison:
+    """A verl against a release. ``found``: what :func:`read` says of it."""
     known = data()[release]
     wanted = the.names(_release(release))
     leans = [lean for lean in LEANS if lean.name in known["functions"] and wanted & set(lean.features)]
@@ -205,10 +204,9 @@ def compare(package: Path, release: str, found: Mapping[str, str] | None = None)
     return Comparison(release, len(leans), tuple(patched), tuple(differing), tuple(missing))
 
 
-def nearest(package: Path) -> Comparison:
+def nearest(found: Mapping[str, str]) -> Comparison:
     """Against the release that it is most like; of two that are as near the later one."""
-    found = read(package)
-    every = [compare(package, release.version, found) for release in versions.RELEASES]
+    every = [compare(found, release.version) for release in versions.RELEASES]
     return max(reversed(every), key=lambda one: one.same / one.compared)
 
 

@@ -234,8 +234,6 @@ def check_policy_loss(config: DictConfig) -> None:
 
 def check_validation_entropy(config: DictConfig) -> None:
     """Raise :class:`Finding` for a trainer in which the entropy of a validation cannot be measured."""
-    if not versions.this().v1:
-        return  # check_release says so
     mode = OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync")
     use_v1 = OmegaConf.select(config, "trainer.use_v1", default=True)
     other = other_trainer(config)
