@@ -1,6 +1,6 @@
 """Make .venv from requirements/cpu.lock: the CPU stack that `make demo`, `make test` and CI run on.
 
-    python3.11 requirements/setup.py [--venv .venv]
+    python3.11 requirements/setup.py [--venv .venv] [--lock requirements/cpu.lock] [--pin NAME==VERSION ...]
 
 Needs only the standard library. Run again it does nothing, or brings the folder up to date when the lock has changed;
 an installation that was interrupted is finished. Says what it does while it does it.
@@ -27,10 +27,15 @@ PYTHONS = ("3.11", "3.12")  # numpy and vLLM of the lock need 3.11; verl-cov its
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
-    venv = parser.parse_args().venv.resolve()
+    parser.add_argument("--lock", type=Path, default=LOCK)
+    parser.add_argument("--pin", action="append", default=[], help="NAME==VERSION, in place of the lock's or besides")
+    arguments = parser.parse_args()
+    venv, lock = arguments.venv.resolve(), arguments.lock.resolve()
+    wanted_packages = packages(lock, arguments.pin)
     started = time.monotonic()
     stamp = venv / "verl-cov.stamp"
-    wanted = hashlib.sha256(LOCK.read_bytes() + (ROOT / "pyproject.toml").read_bytes() + str(ROOT).encode()).hexdigest()
+    state = "\n".join([*wanted_packages, (ROOT / "pyproject.toml").read_text(), str(ROOT)])
+    wanted = hashlib.sha256(state.encode()).hexdigest()
     if stamp.is_file() and stamp.read_text() == wanted:
         print(f"setup: {venv.name} is up to date")
         return 0
@@ -45,15 +50,15 @@ def main() -> int:
     else:
         say(f"1/4 virtual environment {venv.name} with Python {version_of(str(python))} is there")
 
-    torch = next(line for line in LOCK.read_text().splitlines() if line.startswith("torch=="))
+    torch = next(line for line in wanted_packages if line.startswith("torch=="))
     say(f"2/4 {torch}")
     if pip(python, ["install", "--no-deps", torch]) != 0:
         return fail(
             f"pip does not find {torch}, PyTorch's build for CPUs; PyPI has only the CUDA build for Linux. Let pip see "
             "PyTorch's CPU wheels (pytorch.org, Get Started, CPU) by PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS; try again"
         )
-    pins = [line for line in LOCK.read_text().splitlines() if re.match(r"[A-Za-z]", line) and line != torch]
-    say(f"3/4 {len(pins)} packages from {LOCK.relative_to(ROOT)} (about 1 GB, one to two minutes)")
+    pins = [line for line in wanted_packages if line != torch]
+    say(f"3/4 {len(pins)} packages from {lock.name} (about 1 GB, one to two minutes)")
     # Two at a time: pip spends its time on unpacking, with one core. Nothing is resolved, so the halves do not meet.
     if pip(python, *(["install", "--no-deps", *pins[half::2]] for half in range(2)), total=len(pins)) != 0:
         return fail("pip failed, its last lines stand above; run the same command again to go on")
@@ -63,6 +68,13 @@ def main() -> int:
     stamp.write_text(wanted)
     say(f"done in {time.monotonic() - started:.0f} s")
     return 0
+
+
+def packages(lock: Path, pins: list[str]) -> list[str]:
+    """NAME==VERSION of all that is to be installed."""
+    found = dict(line.split("==") for line in lock.read_text().splitlines() if re.match(r"[A-Za-z]", line))
+    found.update(pin.split("==") for pin in pins)
+    return [f"{name}=={version}" for name, version in found.items()]
 
 
 def find_python() -> str:

@@ -10,9 +10,7 @@ from there to docs/compatibility.md (tests/compat_page.py).
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -120,33 +118,20 @@ def main() -> int:
 
 def environment(version: str, fresh: bool) -> Path:
     """The Python of .compat/VERSION, which is made or brought up to date; of .venv for the release that it has."""
-    if f"verl=={version}" in (ROOT / "requirements" / "cpu.lock").read_text().splitlines():
+    requirements = ROOT / "requirements"
+    if f"verl=={version}" in (requirements / "cpu.lock").read_text().splitlines():
         return ROOT / ".venv" / "bin" / "python"
     folder = VENVS / version
-    wanted = pins(version)
-    state = hashlib.sha256("\n".join([*wanted, str(ROOT), (ROOT / "pyproject.toml").read_text()]).encode()).hexdigest()
-    stamp, python = folder / "compat.stamp", folder / "bin" / "python"
-    if not fresh and stamp.is_file() and stamp.read_text() == state:
-        return python
-    shutil.rmtree(folder, ignore_errors=True)
-    say(version, f"new environment with {len(wanted)} packages (one to three minutes)")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    pip = [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps"]
-    quiet = dict(check=True, stderr=subprocess.DEVNULL)
-    torch = next(pin for pin in wanted if pin.startswith("torch=="))
-    # torch first and alone: see requirements/setup.py.
-    for arguments in ([torch], [pin for pin in wanted if pin != torch], ["--no-build-isolation", "-e", str(ROOT)]):
-        subprocess.run([*pip, *arguments], **quiet)  # type: ignore[call-overload]
-    stamp.write_text(state)
-    return python
-
-
-def pins(version: str) -> list[str]:
-    """name==version of all that the environment of a release has."""
-    lock = ROOT / "requirements" / ("cpu.lock" if release_of(version).v1 else "older.lock")
-    found = dict(line.split("==") for line in lock.read_text().splitlines() if re.match(r"[A-Za-z]", line))
-    found |= {"verl": version, **OTHER_VERSIONS.get(version, {})}
-    return [f"{name}=={number}" for name, number in found.items()]
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    lock = requirements / ("cpu.lock" if release_of(version).v1 else "older.lock")
+    command = [sys.executable, str(requirements / "setup.py"), "--venv", str(folder), "--lock", str(lock)]
+    for name, number in {"verl": version, **OTHER_VERSIONS.get(version, {})}.items():
+        command += ["--pin", f"{name}=={number}"]
+    say(version, "its environment")
+    if subprocess.run(command).returncode:
+        sys.exit(f"{version}: its environment was not made, the reason stands above")
+    return folder / "bin" / "python"
 
 
 # --- tests ------------------------------------------------------------------------------------------------------------
