@@ -17,8 +17,11 @@ from typing import Any
 import pytest
 import verl
 
-from verl_cov.host import doctor as checks
-from verl_cov.host import features, versions
+from verl_cov.host import versions
+from verl_cov.host.doctor import checks, features, own_losses
+from verl_cov.host.doctor.installed import Installed
+from verl_cov.host.doctor.lines import Line
+from verl_cov.host.doctor.report import table
 from verl_cov.patch import commands, sets
 
 ROOT = Path(__file__).parents[2]
@@ -302,7 +305,7 @@ def test_a_kl_cov_that_selects_the_same_in_two_halves_is_noticed(fork):
     assert "loss_mode=kl_cov is verl's and verl_cov.kl_cov ours" in text
 
 
-class At(checks.Installed):
+class At(Installed):
     """A verl that is not the importable one."""
 
     def __init__(self, folder: Path) -> None:
@@ -321,7 +324,7 @@ class Probed:
         return {"hooks": {"update_policy": self.hook} if RELEASE.legacy else {}}
 
 
-def own_losses(kl: dict[str, Any] | None = None) -> dict[str, Any]:
+def probed_losses(kl: dict[str, Any] | None = None) -> dict[str, Any]:
     usual = {"error": None, "whole": 8, "cut": 8, "other": 4}
     return {"verls_own": {"clip_cov": usual, "kl_cov": usual if kl is None else kl}}
 
@@ -337,13 +340,13 @@ def test_a_missing_function_is_a_failure_of_its_feature_and_the_others_go_on(tmp
     assert gone.startswith(f"{features.LOSSES}: not where verl {RELEASE.version} has it")
     assert "agg_loss" in gone
     assert f"pip install verl=={RELEASE.version}" in gone
-    rows = {row.feature: row.state for row in checks.table(found)}
+    rows = {row.feature: row.state for row in table(found)}
     assert rows[features.LOSSES] == "not there"
     assert rows[features.LAW] == "works"
 
 
 def test_own_losses_of_no_known_release_are_said_to_be_so(tmp_path):
-    line = checks._verls_own(At(rename(tmp_path, "compute_policy_loss_kl_cov")), own_losses())
+    line = own_losses.line(At(rename(tmp_path, "compute_policy_loss_kl_cov")), probed_losses())
     assert line.level == "note"
     assert "not those of any release known here" in line.text
     assert "cov_scope=" in line.text
@@ -352,21 +355,21 @@ def test_own_losses_of_no_known_release_are_said_to_be_so(tmp_path):
 def test_own_losses_called_by_something_unknown_are_not_said_to_be_the_old_ones(tmp_path):
     name = "workers/utils/losses.py" if RELEASE.engine else "workers/actor/dp_actor.py"
     folder = copy(tmp_path, {name: [(" policy_loss_fn(", " policy_loss_fn(of_the_mini_batch=None, ")]})
-    line = checks._verls_own(At(folder), own_losses())
+    line = own_losses.line(At(folder), probed_losses())
     assert line.level == "note"
     assert "what calls them is of no release known here" in line.text
 
 
 def test_own_losses_that_cannot_be_called_are_told_as_that(tmp_path):
     failing = {"error": "TypeError: it needs mini_batch"}
-    line = checks._verls_own(At(rename(tmp_path, "compute_policy_loss_kl_cov")), own_losses(failing))
+    line = own_losses.line(At(rename(tmp_path, "compute_policy_loss_kl_cov")), probed_losses(failing))
     assert "kl_cov: not to be called as verl calls a policy loss (TypeError: it needs mini_batch)" in line.text
 
 
 # --- the patch --------------------------------------------------------------------------------------------------------
 
 
-def patch_lines(folder: Path, hook: str = "missing") -> list[checks.Line]:
+def patch_lines(folder: Path, hook: str = "missing") -> list[Line]:
     return list(checks._checked("patch", lambda: checks._patch(At(folder), RELEASE, Probed(hook))))
 
 
@@ -385,7 +388,7 @@ def test_a_patched_verl_is_no_fork(tmp_path):
     (release,) = checks._release_or_fork(At(folder))
     assert release.level == "ok"
     assert f"exactly verl {RELEASE.version}, with verl-cov's patch" in release.text
-    states = {row.feature: row.state for row in checks.table(At(folder))}
+    states = {row.feature: row.state for row in table(At(folder))}
     assert "needs the patch" not in states.values()
     assert "at risk" not in states.values()
 
@@ -443,7 +446,8 @@ def test_every_row_that_does_not_work_says_why_and_what_to_do(release):
 
 def test_hooks_that_are_not_there_are_not_seen(tmp_path):
     options = {"engine": RELEASE.engine, "legacy": RELEASE.legacy}
-    code = f"import verl, json; from verl_cov.host import probe; print('HOOKS' + json.dumps(probe.hooks({options})))"
+    code = "import verl, json; from verl_cov.host.doctor import probe; "
+    code += f"print('HOOKS' + json.dumps(probe.hooks({options})))"
     without = {name: value for name, value in os.environ.items() if name != checks.VARIABLE}
     found = subprocess.run(
         [sys.executable, "-c", code],

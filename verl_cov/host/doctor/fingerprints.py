@@ -5,7 +5,8 @@ tree, without docstrings, comments and formatting. ``fingerprints.json`` has the
 :data:`~verl_cov.host.versions.RELEASES`, and for the functions that ``patches/`` change also of the patched ones. verl
 is read, never imported: this works with a verl that cannot be imported at all.
 
-For maintainers, once a release: ``python -m verl_cov.host.fingerprints RELEASE DIR``, where DIR holds its ``verl/``.
+For maintainers, once a release: ``python -m verl_cov.host.doctor.fingerprints RELEASE DIR``, where DIR holds its
+``verl/``.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Annotated, Any
 import typer
 
 from verl_cov import terminal
-from verl_cov.host import features as the
 from verl_cov.host import versions
+from verl_cov.host.doctor import features as the
 from verl_cov.patch import PatchError, diff, installation, sets
 
 DATA = Path(__file__).with_suffix(".json")
@@ -144,7 +145,7 @@ LEANS: tuple[Lean, ...] = (
     *_leans(
         "trainer/ppo/core_algos",
         "compute_policy_loss_clip_cov compute_policy_loss_kl_cov",
-        "doctor",
+        "doctor/own_losses",
         VERLS_OWN,
     ),
 )

@@ -1,0 +1,9 @@
+"""``verl-cov doctor``: which verl is here, what of verl-cov works with it, and does it find this plugin?
+
+:mod:`.report` prints what :mod:`.checks` find. The installed verl is read (:mod:`.installed`, :mod:`.fingerprints`),
+and what has to run runs in a fresh interpreter (:mod:`.processes`, :mod:`.probe`), as verl itself would start.
+"""
+
+from verl_cov.host.doctor.report import run
+
+__all__ = ["run"]
