@@ -46,6 +46,7 @@ class Group:
     paths: str
     engine: bool = False
     v1: bool = False
+    marker: str = "not (e2e or matrix or release)"
 
     def applies(self, release: Release) -> bool:
         return (release.engine or not self.engine) and (release.v1 or not self.v1)
@@ -56,7 +57,21 @@ GROUPS = (
     Group("contract", "loading, configuration, main_ppo's refusals, doctor", CONTRACT),
     Group("patched", "the patch: bytes, its own test, same tokens and gradient", PATCHED),
     Group("engine", "the contract of invariance on verl's FSDP2 engine, on 1 and 2 ranks", INVARIANCE, engine=True),
-    Group("host", "every other test of the hooks in worker and trainer", "tests/host", engine=True, v1=True),
+    Group(
+        "host",
+        "every other test of the hooks in worker and trainer, PRIME, recipes",
+        "tests/host tests/prime tests/recipes",
+        engine=True,
+        v1=True,
+    ),
+    Group(
+        "training",
+        "whole trainings with the real trainers and vLLM: Clip-Cov, KL-Cov, PRIME, metrics, a kill and a resumption",
+        "tests/e2e/test_training.py",
+        engine=True,
+        v1=True,
+        marker="e2e",
+    ),
 )
 
 
@@ -142,7 +157,7 @@ def run(python: Path, version: str, group: Group) -> Outcome:
     report = VENVS / f"{version}-{group.name}.xml"
     report.unlink(missing_ok=True)
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile"]
-    command += ["-m", "not (e2e or matrix or release)", f"--junit-xml={report}", *group.paths.split()]
+    command += ["-m", group.marker, f"--junit-xml={report}", *group.paths.split()]
     if group.name == "engine":
         command += ["-k", "not 4"]  # ranks, on two cores: `make test` has them, with the pinned release
     if group.name == "host":

@@ -119,11 +119,12 @@ How verl is told of verl-cov where it does not find it by itself:
 ## What ran
 
 {ran}
-On two CPU cores; FSDP2 on gloo, no GPU. Trainings end to end, with vLLM, ran with 0.9.1 only (`make test`).
+On two CPU cores; FSDP2 on gloo, no GPU.
 
 {groups}
 
-Skipped are tests of what a release does not have.
+Skipped are tests of what a release does not have. A cell is empty where there is nothing to run: before 0.7 verl has no
+engines that we hook, and before 0.9 it trains on no CPU.
 """
 
 
