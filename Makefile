@@ -8,8 +8,9 @@
 # make check         ruff and mypy
 PYTHON ?= python3
 VENV := .venv
-# Two processes, a file of tests each: a training's start and a gloo rank leave a core idle for most of their time.
-PARALLEL := -n 2 --dist loadfile
+# Two processes, a file of tests each: a training's start and a gloo rank leave a core idle for most of their time. In the
+# order of the files' names, which has the long ones first; xdist's own order ends with them.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-fast matrix release-test compat bench check format
 help:

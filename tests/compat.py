@@ -33,7 +33,7 @@ LOSSES = " tests/test_losses.py tests/test_metrics.py tests/test_entropy_change.
 CONTRACT = (
     "tests/host/test_contract.py tests/host/test_versions.py tests/host/test_doctor.py tests/host/test_imports.py"
 )
-INVARIANCE = "tests/host/test_invariance.py"
+INVARIANCE = "tests/host/test_invariance.py tests/host/test_metrics.py"
 PATCHED = "tests/host/test_patched.py"
 
 
@@ -56,7 +56,12 @@ GROUPS = (
     Group("unit", "mathematics, selection on gloo ranks, losses against verl's own, law, patch tool", NO_VERL + LOSSES),
     Group("contract", "loading, configuration, main_ppo's refusals, doctor", CONTRACT),
     Group("patched", "the patch: bytes, its own test, same tokens and gradient", PATCHED),
-    Group("engine", "the contract of invariance on verl's FSDP2 engine, on 1 and 2 ranks", INVARIANCE, engine=True),
+    Group(
+        "engine",
+        "the contract of invariance, and exact metrics, on verl's FSDP2 engine, on 1 and 2 ranks",
+        INVARIANCE,
+        engine=True,
+    ),
     Group(
         "host",
         "every other test of the hooks in worker and trainer, PRIME, recipes",
@@ -156,7 +161,8 @@ def run(python: Path, version: str, group: Group) -> Outcome:
     VENVS.mkdir(exist_ok=True)
     report = VENVS / f"{version}-{group.name}.xml"
     report.unlink(missing_ok=True)
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", "--dist", "loadfile"]
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2"]
+    command += ["--dist", "loadfile", "--no-loadscope-reorder"]  # as the Makefile
     command += ["-m", group.marker, f"--junit-xml={report}", *group.paths.split()]
     if group.name == "engine":
         command += ["-k", "not 4"]  # ranks, on two cores: `make test` has them, with the pinned release

@@ -5,7 +5,7 @@ static and dynamic, packed (remove_padding) or not, jagged (V1 trainer) and dens
 on 1, 2 and 4 ranks with the rows dealt in different orders, ranked by old and by current log-probs, for both losses and
 three seeds. Tokens, loss and gradient are compared with an oracle that shares no code with the package: the hash, the
 covariance and the losses are written down a second time in numpy, the log-probs and the gradient come from
-the plain transformers model.
+the plain transformers model. So are the metrics (numpys_metrics.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 
 from tests.host import engine
 from tests.host.engine import ROWS, Layout
+from tests.host.numpys_metrics import check, expected, ours
 
 SEEDS = (0, 1, 2)
 STEP = 3
@@ -184,6 +185,16 @@ def test_every_layout_gives_the_oracles_tokens_loss_and_gradient(untrained_model
             assert found.metrics["loss"] == pytest.approx(first.metrics["loss"], abs=1e-6 * magnitude), where
             assert relative(found.gradient, gradient) < 1e-6, where
             assert relative(found.gradient, first.gradient) < 1e-6, where
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("variant", ["kl_cov, old", "clip_cov, old"])
+def test_every_layout_reports_numpys_numbers(untrained_model, variant, ranks):
+    for seed in SEEDS:
+        for layout in LAYOUTS:
+            found = ours(reports(str(untrained_model), ranks)[variant, seed, layout.name])
+            check(found, expected(seed), layout.name)
+            assert found["selected_tokens"] == int(RATIO * found["tokens"])
 
 
 def test_current_reports_its_cost_and_how_many_tokens_old_would_have_chosen(untrained_model):
