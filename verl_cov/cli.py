@@ -42,9 +42,9 @@ def doctor(
 ) -> None:
     """Which verl is here, what of verl-cov works with it, and does it find and use verl-cov? Exit code 1 if anything
     fails, else 0; each failure says the fix."""
-    from verl_cov.host import doctor
+    from verl_cov.host.doctor import report
 
-    raise typer.Exit(0 if doctor.run(with_ray=ray, as_json=as_json) else 1)
+    raise typer.Exit(0 if report.run(with_ray=ray, as_json=as_json) else 1)
 
 
 @app.command()

@@ -167,3 +167,20 @@ def test_nothing_of_the_cpu_host_acts_on_an_accelerator():
     assert "cpu" not in found["engines"]
     assert not found["wrapped"]
     assert not found["poll"]
+
+
+UNPAD = """
+    import torch, verl
+    from verl.workers.utils.padding import left_right_2_no_padding
+    from verl.utils import tensordict_utils as tu
+    mask = torch.tensor([[0, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+    ids = torch.arange(1, 11).reshape(2, 5)
+    batch = tu.get_tensordict(
+        dict(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(0), prompts=ids[:, :2],
+             responses=ids[:, 2:], response_mask=mask[:, 2:]), {})
+    print([row.tolist() for row in left_right_2_no_padding(batch)["input_ids"].unbind()])
+"""
+
+
+def test_the_legacy_trainer_unpads_without_flash_attn():
+    assert fresh(UNPAD).splitlines()[-1] == "[[2, 3, 4], [6, 7, 8, 9, 10]]"

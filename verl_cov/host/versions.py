@@ -30,6 +30,7 @@ class Release:
         legacy: ``workers/actor/dp_actor.py::DataParallelPPOActor.update_policy`` trains the actor (also, or only),
             where the hook needs a patch.
         config_class: ``policy_loss`` is a dataclass, chosen by ``_target_``; 0.5 hands on its node as it is.
+        unpads_on_cpu: its legacy trainer can unpad a batch without flash-attn.
         four_scalars: a policy loss returns (loss, clip fraction, KL, lower clip fraction); later ones (loss, metrics).
     """
 
@@ -40,6 +41,7 @@ class Release:
     engine: bool = True
     legacy: bool = False
     config_class: bool = True
+    unpads_on_cpu: bool = True
     four_scalars: bool = False
 
     @property
@@ -69,7 +71,7 @@ RELEASES = (
     Release("0.6.1", **_MODULES, engine=False, legacy=True),  # type: ignore[arg-type]
     Release("0.7.1", **_MODULES, legacy=True),  # type: ignore[arg-type]
     Release("0.8.0", **_MODULES),  # type: ignore[arg-type]
-    Release("0.9.0"),
+    Release("0.9.0", unpads_on_cpu=False),
     Release("0.9.1"),
 )
 

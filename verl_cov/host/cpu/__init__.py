@@ -1,6 +1,6 @@
 """verl and vLLM on a machine without an accelerator. Active only with ``VERL_PLATFORM=cpu``.
 
-verl 0.9.1 has no CPU platform. Each obstacle between it and a CPU has one module here:
+verl 0.9 has no CPU platform. Each obstacle between it and a CPU has one module here:
 
 =========================  ==========================================================================================
 :mod:`.platform`           verl has no platform named "cpu"
@@ -11,6 +11,7 @@ verl 0.9.1 has no CPU platform. Each obstacle between it and a CPU has one modul
 :mod:`.vllm_linear`        vLLM packs linear weights for oneDNN and drops the originals: no in-place weight update
 :mod:`.weight_receiver`    verl closes the shared memory of a weight update while CPU tensors still view it
 :mod:`.replay_poll`        the V1 trainer looks for finished rollouts every 2 s, longer than a small rollout takes
+:mod:`.unpadding`          verl 0.9.0 unpads with flash-attn alone (0.9.1 does without)
 =========================  ==========================================================================================
 """
 
@@ -34,11 +35,21 @@ def install() -> None:
         process_group,
         reference,
         replay_poll,
+        unpadding,
         vllm_linear,
         vllm_package,
         weight_receiver,
     )
 
-    pieces = (platform, process_group, engines, reference, vllm_package, vllm_linear, weight_receiver, replay_poll)
-    for piece in pieces:
+    for piece in (
+        platform,
+        process_group,
+        engines,
+        reference,
+        vllm_package,
+        vllm_linear,
+        weight_receiver,
+        replay_poll,
+        unpadding,
+    ):
         piece.install()

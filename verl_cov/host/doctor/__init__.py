@@ -2,8 +2,5 @@
 
 :mod:`.report` prints what :mod:`.checks` find. The installed verl is read (:mod:`.installed`, :mod:`.fingerprints`),
 and what has to run runs in a fresh interpreter (:mod:`.processes`, :mod:`.probe`), as verl itself would start.
+Nothing is imported here: the probe is in this package, and has to come up without the rest.
 """
-
-from verl_cov.host.doctor.report import run
-
-__all__ = ["run"]

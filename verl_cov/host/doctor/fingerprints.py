@@ -141,6 +141,8 @@ LEANS: tuple[Lean, ...] = (
         "cpu/weight_receiver",
         the.CPU,
     ),
+    *_leans("utils/attention_utils", "_get_attention_functions", "cpu/unpadding", the.CPU),
+    *_leans("utils/npu_flash_attn_utils", "unpad_input pad_input index_first_axis", "cpu/unpadding", the.CPU),
     Lean("verl/third_party/vllm/__init__.py", "cpu/vllm_package", (the.CPU,)),
     *_leans(
         "trainer/ppo/core_algos",
