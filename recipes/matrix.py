@@ -11,6 +11,7 @@ record or the tables are behind the files.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -158,6 +159,7 @@ def tables() -> str:
     return "\n".join(lines)
 
 
+@functools.cache
 def too_long(model: str, task: str) -> str | None:
     """Why a model cannot run a task: its cells compose, and `verl-cov recipes check` refuses them."""
     recipe = compose.compose(catalogue.parse([model, "grpo", "none", task]).hydra_overrides()).recipe
