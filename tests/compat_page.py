@@ -107,6 +107,12 @@ micro-batch's own token mean: the tokens selected do not depend on the layout th
 actor has no patch. verl 0.7.1 trains with the legacy actor unless `trainer.use_legacy_worker_impl=disable`; that actor
 deals the ranks different numbers of dynamic micro-batches, with verl-cov or without: leave `use_dynamic_bsz` off there.
 
+Log-probs are bfloat16 before 0.8, which makes ties in the covariance and quantises entropy: always in 0.5.0's actor and
+in 0.7.1's engines, and in the legacy actors of 0.6.1 and 0.7.1 unless `actor.fsdp_config.dtype` says otherwise. Later
+ones follow `actor.fsdp_config.mixed_precision.param_dtype`. The tests compare in float32. And verl 0.7.1's engines want
+`model.use_remove_padding=true`, its default: without it they take the attention mask from the width of the responses,
+and a sequence, prompt included, that is longer than that does not attend to its own end.
+
 How verl is told of verl-cov where it does not find it by itself:
 
 - 0.6.1 to 0.8.0: `export VERL_USE_EXTERNAL_MODULES=verl_cov.plugin` on every node, before Ray is started there.

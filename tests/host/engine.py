@@ -20,6 +20,9 @@ from typing import Any
 import numpy as np
 
 ROWS = 16
+# Columns of a dense batch's prompts, and of its responses. verl 0.7.1's engines, without remove_padding, let a sequence
+# attend to as many tokens as the responses have columns: as many as the longest sequence has, or it is not the model.
+PROMPT, RESPONSE = 16, 24
 
 
 @dataclass(frozen=True)
@@ -281,14 +284,14 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -
 
 
 def to_tensordict(rows: list[dict[str, Any]], dense: bool) -> Any:
-    """The batch as the V1 trainer (jagged) or the legacy trainer (dense, padded to 16) hands it to update_actor."""
+    """The batch as the V1 trainer (jagged) or the legacy trainer (dense, padded) hands it to update_actor."""
     import torch
     from verl.utils import tensordict_utils as tu
 
     def jagged(values: list[np.ndarray]) -> Any:
         return torch.nested.as_nested_tensor([torch.from_numpy(np.asarray(v)) for v in values], layout=torch.jagged)
 
-    def padded(values: list[np.ndarray], width: int = 16) -> Any:
+    def padded(values: list[np.ndarray], width: int = RESPONSE) -> Any:
         return torch.stack([torch.from_numpy(np.pad(v, (0, width - len(v)))) for v in values])
 
     whole = [np.concatenate([row["prompt"], row["response"]]) for row in rows]
@@ -304,7 +307,7 @@ def to_tensordict(rows: list[dict[str, Any]], dense: bool) -> Any:
     fields |= {name: lay_out([row[key] for row in rows]) for name, key in response.items()}
     if dense:
         fields["prompts"] = torch.stack(
-            [torch.from_numpy(np.pad(r["prompt"], (16 - len(r["prompt"]), 0))) for r in rows]
+            [torch.from_numpy(np.pad(r["prompt"], (PROMPT - len(r["prompt"]), 0))) for r in rows]
         )
         fields["responses"] = padded([row["response"] for row in rows])
         fields["attention_mask"] = torch.stack(
@@ -312,8 +315,8 @@ def to_tensordict(rows: list[dict[str, Any]], dense: bool) -> Any:
                 torch.from_numpy(
                     np.concatenate(
                         [
-                            np.pad(np.ones(len(r["prompt"]), int), (16 - len(r["prompt"]), 0)),
-                            np.pad(np.ones(len(r["response"]), int), (0, 16 - len(r["response"]))),
+                            np.pad(np.ones(len(r["prompt"]), int), (PROMPT - len(r["prompt"]), 0)),
+                            np.pad(np.ones(len(r["response"]), int), (0, RESPONSE - len(r["response"]))),
                         ]
                     )
                 )
@@ -323,7 +326,7 @@ def to_tensordict(rows: list[dict[str, Any]], dense: bool) -> Any:
     else:
         fields["prompts"] = jagged([row["prompt"] for row in rows])
         fields["responses"] = jagged([row["response"] for row in rows])
-    extra = {"max_response_len": 16} if dense else {}
+    extra = {"max_response_len": RESPONSE} if dense else {}
     if "uid" in rows[0]:
         fields["uid"] = [row["uid"] for row in rows]
     return tu.get_tensordict(fields, non_tensor_dict=extra)
