@@ -101,10 +101,12 @@ def test_the_record_of_trained_cells_is_of_the_files_as_they_are():
     assert len(matrix.record()) == len(matrix.trained()) == 40
 
 
+@pytest.mark.matrix
 def test_the_tables_are_of_the_files_as_they_are():
     assert matrix.tables() in matrix.README.read_text(), "run `python -m recipes.matrix write`"
 
 
+@pytest.mark.matrix
 def test_the_only_model_and_task_that_cannot_go_together():
     tasks = [task for task in catalogue.options("task") if task != "toy"]
     models = [model for model in catalogue.options("model") if model != "tiny"]
