@@ -171,6 +171,15 @@ def test_children_die_with_the_parent(how: signal.Signals):
     assert gone(pid)
 
 
+@pytest.fixture
+def interruptible():
+    """A suite that a script started in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_caller_costs_the_child_and_not_the_pool(pool: ProcessPool):
     pid = pool.call({}, 10)["pid"]
     # To the thread that waits, not to the process: another thread may take it, and the wait would go on.
