@@ -340,7 +340,7 @@ def test_a_missing_function_is_a_failure_of_its_feature_and_the_others_go_on(tmp
     assert gone.startswith(f"{features.LOSSES}: not where verl {RELEASE.version} has it")
     assert "agg_loss" in gone
     assert f"pip install verl=={RELEASE.version}" in gone
-    rows = {row.feature: row.state for row in table(found)}
+    rows = {row.name: row.state for row in table(found)}
     assert rows[features.LOSSES] == "not there"
     assert rows[features.LAW] == "works"
 
@@ -388,7 +388,7 @@ def test_a_patched_verl_is_no_fork(tmp_path):
     (release,) = checks._release_or_fork(At(folder))
     assert release.level == "ok"
     assert f"exactly verl {RELEASE.version}, with verl-cov's patch" in release.text
-    states = {row.feature: row.state for row in table(At(folder))}
+    states = {row.name: row.state for row in table(At(folder))}
     assert "needs the patch" not in states.values()
     assert "at risk" not in states.values()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -13,21 +13,12 @@ from verl_cov import __version__
 from verl_cov.host import versions
 from verl_cov.host.doctor import features
 from verl_cov.host.doctor.checks import examine
+from verl_cov.host.doctor.features import Feature
 from verl_cov.host.doctor.installed import Installed
 from verl_cov.host.doctor.lines import FAIL, NOTE, OK, WARN, Line
 from verl_cov.patch.installation import State
 
 COLOURS = {OK: "green", NOTE: "cyan", WARN: "yellow", FAIL: "red"}
-
-
-@dataclass(frozen=True)
-class Row:
-    """A feature with this verl as it is installed. state: "works", "at risk", "needs the patch" or "not there"."""
-
-    feature: str
-    state: str
-    why: str = ""
-    fix: str = ""
 
 
 def run(with_ray: bool = True, console: Console | None = None, as_json: bool = False) -> bool:
@@ -51,7 +42,7 @@ def run(with_ray: bool = True, console: Console | None = None, as_json: bool = F
         # What a newer verl has is said once, below.
         text = f"{row.why}: {row.fix}" if row.fix and row.fix != features.NEWER else row.why
         colour = "green" if row.state == features.YES else "yellow"
-        _print(console, colour, f"      {row.feature:<29}", f"{row.state:<15}", text, width=0)
+        _print(console, colour, f"      {row.name:<29}", f"{row.state:<15}", text, width=0)
     if any(row.fix == features.NEWER for row in rows):
         console.print(f"All of it works with verl {versions.NEWEST.version}: {features.NEWER}", highlight=False)
     console.print("[green]all is well[/green]" if not failed else f"[red]{failed} failed[/red]")
@@ -63,7 +54,7 @@ def _print(console: Console, colour: str, mark: str, title: str, text: str, widt
     console.print(line.rstrip(), highlight=False, markup=True, soft_wrap=True)
 
 
-def _report(found: Installed, lines: list[Line], rows: list[Row]) -> dict[str, Any]:
+def _report(found: Installed, lines: list[Line], rows: list[Feature]) -> dict[str, Any]:
     compared = found.compared
     return {
         "verl_cov": __version__,
@@ -77,12 +68,12 @@ def _report(found: Installed, lines: list[Line], rows: list[Row]) -> dict[str, A
         "missing": [] if compared is None else [asdict(lean) for lean in compared.missing],
         "ok": not any(line.level == FAIL for line in lines),
         "checks": [asdict(line) for line in lines],
-        "features": [asdict(row) for row in rows],
+        "features": [{"feature": row.name, "state": row.state, "why": row.why, "fix": row.fix} for row in rows],
     }
 
 
-def table(found: Installed) -> list[Row]:
-    """What of verl-cov works with this verl as it is."""
+def table(found: Installed) -> list[Feature]:
+    """What of verl-cov works with this verl as it is; a state may also be "at risk" here."""
     release, compared = found.release, found.compared
     if release is None or compared is None:
         return []
@@ -91,11 +82,11 @@ def table(found: Installed) -> list[Row]:
     rows = []
     for feature in features.of(release):
         if feature.state == features.PATCH and patched:
-            rows.append(Row(feature.name, features.YES, "the patch is applied"))
+            rows.append(Feature(feature.name, features.YES, "the patch is applied"))
         elif feature.state != features.NO and feature.name in gone:
-            rows.append(Row(feature.name, features.NO, "this verl lacks what it leans on, see above"))
+            rows.append(Feature(feature.name, features.NO, "this verl lacks what it leans on, see above"))
         elif feature.state != features.NO and feature.name in risk:
-            rows.append(Row(feature.name, "at risk", "this verl differs where it leans on it, see above"))
+            rows.append(Feature(feature.name, "at risk", "this verl differs where it leans on it, see above"))
         else:
-            rows.append(Row(feature.name, feature.state, feature.why, feature.fix))
+            rows.append(feature)
     return rows
