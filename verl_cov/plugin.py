@@ -1,8 +1,8 @@
 """Registration, and nothing else.
 
 verl imports this module at the end of ``import verl``, in the driver, the Ray workers and the vLLM workers (entry point
-group ``verl.plugins``; verl never calls it). verl hides what a plugin raises, so this module catches its own errors,
-logs them at WARNING and keeps them in :data:`status`, which ``verl-cov doctor`` and the configuration check read.
+group ``verl.plugins``; verl never calls it). verl hides what a plugin raises, so this module catches its own errors and
+keeps them in :data:`status`, which ``verl-cov doctor`` and the checks of a run that asks for verl-cov read.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl_cov import __version__
+from verl_cov.host import imports
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,12 @@ class Status:
     version: str = __version__
     verl_version: str | None = None
     registered: list[str] = field(default_factory=list)
-    error: str | None = None
+    registration_error: str | None = None
+
+    @property
+    def error(self) -> str | None:
+        """What is missing of verl-cov in this process, or None."""
+        return self.registration_error or next(iter(imports.failures), None)
 
 
 status = Status()
@@ -72,5 +78,6 @@ def _install(*pieces: Any) -> None:
 try:
     register()
 except Exception as error:
-    status.error = f"{type(error).__name__}: {error}"
-    logger.warning("verl-cov %s could not register itself with verl: %s", __version__, status.error)
+    # At DEBUG: most runs with this environment may never ask for verl-cov; the ones that do are told at start.
+    status.registration_error = f"{type(error).__name__}: {error}"
+    logger.debug("verl-cov %s could not register itself with verl: %s", __version__, status.error)

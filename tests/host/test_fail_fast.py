@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
+from verl_cov.host import fail_fast
 from verl_cov.host.fail_fast import GRACE_SECONDS, PLACEMENT_SECONDS, Watch
 
 
@@ -42,6 +44,28 @@ def test_workers_taken_down_on_purpose_and_other_jobs_are_left_alone():
         assert watch.verdict(table, {}, "01", 16, now) is None
 
 
+def test_a_dead_actor_of_the_users_is_warned_about_once_and_ends_nothing(caplog):
+    crashed = "creation_task_failure_context { formatted_exception: an optional backend is missing }"
+    table = {
+        "sandbox": {**actor(DIED, "DEAD"), "ActorClassName": "MyToolSandbox"},
+        "fallback": {**actor(crashed, "DEAD"), "ActorClassName": "their.module.MyBackend"},
+    }
+    watch = Watch()
+    for now in (0, GRACE_SECONDS, 1000):
+        assert watch.verdict(table, {}, "01", 16, now) is None
+    assert [record.getMessage().split(" died")[0] for record in caplog.records] == [
+        "verl-cov: actor MyToolSandbox (pid 7)",
+        "verl-cov: actor their.module.MyBackend (pid 7)",
+    ]
+
+
+def test_the_watch_can_be_turned_off(monkeypatch):
+    monkeypatch.setenv("VERL_COV_FAIL_FAST", "0")
+    before = threading.enumerate()
+    fail_fast.watch.__wrapped__(own_cluster=True)
+    assert threading.enumerate() == before
+
+
 def test_a_group_that_cannot_be_placed_is_reported_and_a_slow_one_is_not():
     pending = {"g": {"state": "PENDING", "bundles": {0: {"CPU": 1.0}}}}
     watch = Watch()
@@ -65,10 +89,10 @@ def test_the_driver_ends_when_a_worker_dies_that_it_does_not_wait_for():
         fail_fast.POLL_SECONDS, fail_fast.GRACE_SECONDS = 0.5, 1.0
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         @ray.remote(num_cpus=0)
-        class Worker:
+        class AgentLoopWorker:
             def pid(self): return os.getpid()
             def wait(self): time.sleep(600)
-        waited_for, forgotten = Worker.remote(), Worker.remote()
+        waited_for, forgotten = AgentLoopWorker.remote(), AgentLoopWorker.remote()
         victim = ray.get(forgotten.pid.remote())
         fail_fast.watch(own_cluster=True)
         os.kill(victim, signal.SIGKILL)
@@ -88,4 +112,4 @@ def test_the_driver_ends_when_a_worker_dies_that_it_does_not_wait_for():
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 1
-    assert "verl-cov: worker Worker" in errors
+    assert "verl-cov: worker AgentLoopWorker" in errors

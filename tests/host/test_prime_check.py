@@ -21,7 +21,6 @@ POLICY = (
 )
 RUN = ("+verl_cov=[kl_cov,prime,cpu]", *POLICY)
 WITHOUT = ("+verl_cov=[kl_cov,cpu]", *POLICY)
-NODE = "+prime={beta: 0.05}"
 
 
 def refused(*overrides: str, base: tuple[str, ...] = RUN) -> str:
@@ -148,7 +147,7 @@ def test_the_mode_and_the_node_come_together():
     assert "the node prime is missing: add +verl_cov=prime" in refused(
         "trainer.v1.trainer_mode=verl_cov.prime", base=WITHOUT
     )
-    message = refused(NODE, base=WITHOUT)
+    message = refused("+verl_cov=prime", "trainer.v1.trainer_mode=sync", base=WITHOUT)
     assert "set trainer.v1.trainer_mode=verl_cov.prime" in message
     assert "take prime.* out" in message
 

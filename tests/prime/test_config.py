@@ -94,9 +94,9 @@ def test_what_is_at_the_bounds_is_accepted(values):
 
 def test_the_composition_has_every_field_with_the_papers_default():
     node = composed()["prime"]
-    assert set(node) == {field.name for field in fields(PrimeConfig)}
+    assert set(node) == {"_target_", *(field.name for field in fields(PrimeConfig))}
     default, found = PrimeConfig(), PrimeConfig.of(node)
-    for name in set(node) - {"optim"}:
+    for name in set(node) - {"optim", "_target_"}:
         assert getattr(found, name) == getattr(default, name), name
     # Of the released code's script: not the policy's learning rate, nor its clip.
     assert found.optim == {"lr": 1e-6, "clip_grad": 10.0, "weight_decay": 0.0}

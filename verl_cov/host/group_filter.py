@@ -20,6 +20,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from verl_cov.host.asked import asks_for_verl_cov
 from verl_cov.host.imports import when_imported
 
 FIELD = "algorithm.filter_groups"
@@ -40,7 +41,7 @@ def _wrap(trainer_base: Any) -> None:
     @functools.wraps(original)
     def _build_replay_buffer(self):
         buffer = original(self)
-        limit = Limit.of(self.config, getattr(self, "band", None))
+        limit = Limit.of(self.config, getattr(self, "band", None)) if asks_for_verl_cov(self.config) else None
         # A sampler of the user's that is no ReplayBuffer drops what it likes, and is the user's to bound.
         if limit is not None and isinstance(buffer, trainer_base.ReplayBuffer):
             bound(buffer, limit)

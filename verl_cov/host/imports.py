@@ -11,11 +11,17 @@ imported. This module knows nothing about verl.
 from __future__ import annotations
 
 import importlib.abc
+import logging
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from types import ModuleType
 from typing import Any
+
+logger = logging.getLogger(__name__)
+
+failures: list[str] = []
+"""What callbacks raised after an import, as "module: error"."""
 
 _after: dict[str, list[Callable[[Any], None]]] = {}
 _around: dict[str, list[Callable[[], AbstractContextManager]]] = {}
@@ -25,7 +31,8 @@ def when_imported(name: str, callback: Callable[[Any], None]) -> None:
     """Call ``callback(module)`` once, right after module ``name`` is first executed (now, if that has happened).
 
     Because the callback runs before the import statement returns, ``from name import function`` in later modules
-    sees a function the callback replaced. What the callback raises, the import raises.
+    sees a function the callback replaced. What a callback raises then does not reach the import, which belongs to
+    somebody else: it is kept in :data:`failures`, for whoever asks for what is missing.
 
     Raises:
         RuntimeError: the module is half-way through its import.
@@ -75,7 +82,11 @@ class _Finder(importlib.abc.MetaPathFinder):
                 execute(module)
             _around.pop(fullname, None)  # only now: a failed import is tried again
             for callback in _after.pop(fullname, []):
-                callback(module)
+                try:
+                    callback(module)
+                except Exception as error:
+                    failures.append(f"{fullname}: {type(error).__name__}: {error}")
+                    logger.debug("a hook of verl-cov on %s failed", fullname, exc_info=True)
 
         spec.loader.exec_module = exec_module
         return spec

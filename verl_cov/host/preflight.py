@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+import logging
 import math
 import os
 from fractions import Fraction
@@ -31,8 +32,10 @@ from verl_cov.host import (
     validation_sampling,
     versions,
 )
-from verl_cov.host.asked import asked_in
+from verl_cov.host.asked import asked_in, asks_for_verl_cov
 from verl_cov.host.imports import when_imported
+
+logger = logging.getLogger(__name__)
 
 POLICY_LOSS = "actor_rollout_ref.actor.policy_loss"
 OURS = "verl_cov."
@@ -43,10 +46,11 @@ class Finding(Exception):
     """Something in the configuration or on the machine that would fail later; the message names the fix."""
 
 
-# Entry points with a trainer of their own, by a setting that only their configuration has at its top level.
+# Entry points with a trainer of their own, by what their configuration has at its top level. A node of the user's may
+# have the same name, so all of it must be there.
 OTHER_TRAINERS = {
-    "async_training": "verl.experimental.fully_async_policy",
-    "rollout": "verl.experimental.one_step_off_policy",
+    ("async_training.trigger_parameter_sync_step",): "verl.experimental.fully_async_policy",
+    ("rollout.nnodes", "rollout.n_gpus_per_node"): "verl.experimental.one_step_off_policy",
 }
 
 
@@ -62,6 +66,9 @@ def _check_first(module: Any) -> None:
 
     @functools.wraps(original)
     def validate_config(config: DictConfig, *args: Any, **kwargs: Any) -> None:
+        if not asks_for_verl_cov(config):
+            check_cpu_platform(config)
+            return original(config, *args, **kwargs)
         release = None if plugin.status.error else versions.this()
         in_worker = _in_ray_worker()
         if in_worker and (release is None or release.driver_checks):
@@ -81,11 +88,24 @@ def _check_before_running(module: Any) -> None:
 
     @functools.wraps(original)
     def run_ppo(config: DictConfig, *args: Any, **kwargs: Any) -> None:
-        if other_trainer(config) is not None and not _in_ray_worker():
+        if asks_for_verl_cov(config) and other_trainer(config) is not None and not _in_ray_worker():
             _start(config, _check(config))
         return original(config, *args, **kwargs)
 
     module.run_ppo = run_ppo
+
+
+def check_cpu_platform(config: DictConfig) -> None:
+    """End a run that only ``VERL_PLATFORM=cpu`` makes ours, if the CPU platform cannot run it."""
+    logger.debug("verl-cov %s is installed, and this run does not ask for it", __version__)
+    if cpu.is_selected() and _has_v1() and not _in_ray_worker():
+        try:
+            local = starts_own_ray(config)
+            check_cpu_host(config, local)
+            if local and other_trainer(config) is None:
+                check_ray_cpus(config)
+        except Finding as finding:
+            raise SystemExit(f"verl-cov: {finding}") from None
 
 
 def _check(config: DictConfig, in_worker: bool = False) -> str:
@@ -115,7 +135,10 @@ def _has_v1() -> bool:
 def other_trainer(config: DictConfig) -> str | None:
     """The module of the trainer that ``config`` is for, if it is none of ``main_ppo``'s (its ``trainer.use_v1`` then
     says nothing)."""
-    return next((name for key, name in OTHER_TRAINERS.items() if key in config), None)
+    for fields, name in OTHER_TRAINERS.items():
+        if all(OmegaConf.select(config, field, default=None) is not None for field in fields):
+            return name
+    return None
 
 
 def _bypasses(config: DictConfig) -> bool:
@@ -184,12 +207,11 @@ def check_policy_loss(config: DictConfig) -> None:
     our_class = str(policy_loss.get("_target_")).startswith(OURS)
     # "verl-cov.kl_cov", "VERL_COV.KL_COV": meant for us, whatever else is wrong with them.
     our_mode = mode.lower().replace("-", "_").startswith(OURS)
-    stray = next((name for name in policy_loss if name.startswith("cov_")), None)
-    if stray is not None and not our_class:
-        name = mode.removeprefix(OURS) if our_mode else "metrics"
-        raise Finding(f"{POLICY_LOSS}.{stray} is verl-cov's: add +verl_cov={name} to use it")
     if not (our_class or our_mode):
         return
+    stray = next((name for name in policy_loss if name.startswith("cov_")), None)
+    if stray is not None and not our_class:
+        raise Finding(f"{POLICY_LOSS}.{stray} is verl-cov's: add +verl_cov={mode.removeprefix(OURS)} to use it")
     if plugin.status.error:
         raise Finding(f"the plugin is not working ({plugin.status.error}); run `verl-cov doctor`")
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY

@@ -82,6 +82,9 @@ def _wrap(engine_workers: Any) -> None:
 
     @functools.wraps(load)
     def load_checkpoint(self, local_path, *args, **kwargs):
+        cov = batch.asked_for(self.loss_fn)
+        if cov is None or cov.cov_metrics != "full":
+            return load(self, local_path, *args, **kwargs)
         text = _read_state(local_path)  # before verl, which may delete the folder
         result = load(self, local_path, *args, **kwargs)
         self._verl_cov_entropy_change = _shared_state(text)
@@ -141,17 +144,13 @@ def clip_scale(grad_norms: Any, clip_grad: float | None) -> float:
 
 def _keep_entropies(worker: Any, data: Any, output: Any) -> None:
     """Remember the entropies of a dense (legacy) batch until it is trained on."""
+    cov = batch.asked_for(worker.loss_fn)
+    if cov is None or cov.cov_metrics != "full" or output is None or "entropy" not in output:
+        return
+    if not {"response_mask", "prompts", "responses", "uid"} <= set(data.keys()) or data["response_mask"].is_nested:
+        return
     from verl.workers.utils.padding import no_padding_2_padding
 
-    if (
-        output is None
-        or "entropy" not in output
-        or not {"response_mask", "prompts", "responses", "uid"} <= set(data.keys())
-    ):
-        return
-    cov = batch.asked_for(worker.loss_fn)
-    if cov is None or cov.cov_metrics != "full" or data["response_mask"].is_nested:
-        return
     padded = no_padding_2_padding(output["entropy"], data)
     worker._verl_cov_entropies = (batch.uids_of(data), padded.float().flatten())
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from verl_cov.host.asked import asks_for_verl_cov
 from verl_cov.host.imports import when_imported
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,9 @@ def _wrap(trainer: Any, method: str) -> None:
     @functools.wraps(original)
     def create(self, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
-        loop = OmegaConf.select(self.config, AGENT_LOOP_FIELD, default=None)
-        check(loop, self.train_dataset, self.val_dataset)
+        if asks_for_verl_cov(self.config):
+            loop = OmegaConf.select(self.config, AGENT_LOOP_FIELD, default=None)
+            check(loop, self.train_dataset, self.val_dataset)
         return result
 
     setattr(trainer, method, create)

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_cov.host.asked import names_verl_cov
 from verl_cov.host.prime import MODE
 from verl_cov.host.prime.accuracy_band import Band
 from verl_cov.host.prime.workers import check_fields, micro_batch_size, prime_in, prm_model, reference_model
@@ -16,7 +17,6 @@ from verl_cov.prime.advantage import EQUATIONS
 from verl_cov.prime.config import PrimeConfig
 
 _MODE_FIELD = "trainer.v1.trainer_mode"
-_OURS = "verl_cov."
 
 
 def asked(config: DictConfig) -> bool:
@@ -24,9 +24,9 @@ def asked(config: DictConfig) -> bool:
     mode = str(OmegaConf.select(config, _MODE_FIELD, default=""))
     if mode == MODE:
         return True
-    if mode.lower().replace("-", "_").startswith(_OURS):
+    if names_verl_cov(mode):
         raise ValueError(f"{_MODE_FIELD}={mode} is unknown: did you mean {MODE}?")
-    if OmegaConf.select(config, "prime", default=None) is not None:
+    if names_verl_cov(OmegaConf.select(config, "prime._target_", default=None)):  # not a node of somebody else's
         raise ValueError(
             f"the node prime is set, and {_MODE_FIELD}={mode or 'sync'} trains without it: set {_MODE_FIELD}={MODE} "
             "(it is in +verl_cov=prime), or take prime.* out"
