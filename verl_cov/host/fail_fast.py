@@ -32,12 +32,29 @@ SWITCH = "VERL_COV_FAIL_FAST"
 # The classes of the actors that verl's trainers cannot go on without: workers, agent loops, reward loops, rollout
 # servers and their load balancer, TransferQueue's storage, and what runs the training.
 VERL_ACTORS = frozenset(
-    """
-    ActorRolloutRefWorker AgentLoopWorker AgentLoopWorkerTQ CheckpointEngineWorker DetachActorWorker
-    FullyAsyncRollouter FullyAsyncTaskRunner FullyAsyncTrainer GlobalRequestLoadBalancer MessageQueue
-    OneStepTaskRunner RewardLoopWorker SGLangHttpServer SimpleStorageUnit TRTLLMHttpServer TaskRunner TaskRunnerV1
-    TrainingWorker TransferQueueController WorkerDict vLLMHttpServer
-    """.split()
+    (
+        "ActorRolloutRefWorker",
+        "AgentLoopWorker",
+        "AgentLoopWorkerTQ",
+        "CheckpointEngineWorker",
+        "DetachActorWorker",
+        "FullyAsyncRollouter",
+        "FullyAsyncTaskRunner",
+        "FullyAsyncTrainer",
+        "GlobalRequestLoadBalancer",
+        "MessageQueue",
+        "OneStepTaskRunner",
+        "RewardLoopWorker",
+        "SGLangHttpServer",
+        "SimpleStorageUnit",
+        "TaskRunner",
+        "TaskRunnerV1",
+        "TrainingWorker",
+        "TransferQueueController",
+        "TRTLLMHttpServer",
+        "vLLMHttpServer",
+        "WorkerDict",
+    )
 )
 
 CONNECT_SECONDS = 0.2
@@ -117,7 +134,7 @@ class Watch:
                 continue
             name, reason = f"{actor['ActorClassName']} (pid {actor['Pid']})", _reason(str(actor["DeathCause"]))
             if is_verls(actor["ActorClassName"]):
-                message = f"worker {name} died and the run cannot go on without it: {reason} ({SWITCH}=0 turns this watch off)"
+                message = f"worker {name} died and the run cannot go on without it: {reason} ({SWITCH}=0: no watch)"
                 troubles[actor_id] = (GRACE_SECONDS, message)
             elif actor_id not in self.warned:
                 self.warned.add(actor_id)

@@ -121,7 +121,7 @@ class PrimeConfig:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> PrimeConfig:
-        """From the node's values (names with an underscore are Hydra's). Raises ValueError, also for an unknown field."""
+        """From the node's values (``_target_`` is Hydra's). Raises ValueError, also for an unknown field."""
         values = {name: value for name, value in values.items() if not name.startswith("_")}
         known = [f.name for f in fields(cls)]
         for name in values:
