@@ -26,7 +26,7 @@ test: setup
 	$(VENV)/bin/python -m pytest -m "not (matrix or release)" $(PARALLEL) $(ARGS)
 
 test-fast: setup
-	$(VENV)/bin/python -m pytest -m "not (e2e or matrix or release)" --ignore tests/host $(PARALLEL) $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not (e2e or matrix or release)" --ignore tests/hooks $(PARALLEL) $(ARGS)
 
 matrix: setup
 	$(VENV)/bin/python -m pytest -m matrix -n 2 --dist load $(ARGS)

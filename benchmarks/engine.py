@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.timing import table
-from tests.host import engine, test_invariance
-from tests.host.engine import Layout
+from tests.hooks import engine, test_invariance
+from tests.hooks.engine import Layout
 
 SEQUENCES, PROMPT, RESPONSE = 64, 64, 256
 VARIANTS = test_invariance.VARIANTS
@@ -79,7 +79,7 @@ def _main(path: Path) -> None:
     from verl.utils import tensordict_utils as tu
     from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-    from verl_cov.host import mini_batch, rollout_batch
+    from verl_cov.hooks import mini_batch, rollout_batch
 
     config = AutoConfig.from_pretrained(model)
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = hidden, 4 * hidden, layers

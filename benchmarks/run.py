@@ -97,7 +97,7 @@ update there is, so the largest share. vLLM stands still meanwhile. Per rollout:
 
 Distance of the whole gradient from the exact one, |g - exact| / |exact|, through verl's FSDP2 engine: 16 sequences,
 ratio 0.05, median of five mini-batches. The exact one comes from an oracle that shares no code with the package
-([tests/host/test_invariance.py](../tests/host/test_invariance.py)).
+([tests/hooks/test_invariance.py](../tests/hooks/test_invariance.py)).
 
 {tables["scope"]}
 """

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from verl_cov.host.imports import when_imported
+from verl_cov.hooks.imports import when_imported
 
 _seconds: dict[str, float] = {}
 
@@ -32,7 +32,7 @@ def _timed(owner: Any, name: str, key: str) -> None:
 
 
 def _install(engine_workers: Any) -> None:
-    from verl_cov.host import mini_batch, rollout_batch
+    from verl_cov.hooks import mini_batch, rollout_batch
 
     worker = engine_workers.TrainingWorker
     _timed(worker, "train_mini_batch", "update")

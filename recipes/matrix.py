@@ -26,10 +26,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from verl_cov.names import unknown
 from verl_cov.recipes import catalogue, compose, launch, machine
 from verl_cov.recipes.catalogue import Selection
 from verl_cov.recipes.memory import GB
+from verl_cov.suggestions import unknown
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "recipes" / "ran.json"

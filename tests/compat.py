@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests import compat_page
-from verl_cov.host.versions import RELEASES, Release, release_of
+from verl_cov.hooks.versions import RELEASES, Release, release_of
 
 ROOT = Path(__file__).resolve().parents[1]
 VENVS = ROOT / ".compat"
@@ -28,13 +28,16 @@ VENVS = ROOT / ".compat"
 # Where a release of the older stack wants another version than its lock has.
 OTHER_VERSIONS = {"0.5.0": {"tensordict": "0.9.1"}}
 
-NO_VERL = "tests/law tests/watch tests/patch tests/test_covariance.py tests/test_selection.py tests/test_rollout.py"
-LOSSES = " tests/test_losses.py tests/test_metrics.py tests/test_entropy_change.py tests/test_advice.py"
-CONTRACT = (
-    "tests/host/test_contract.py tests/host/test_versions.py tests/host/test_doctor.py tests/host/test_imports.py"
+NO_VERL = "tests/law tests/watch tests/patch"
+NO_VERL += " tests/core/test_covariance.py tests/core/test_selection.py tests/core/test_rollout.py"
+LOSSES = (
+    " tests/core/test_losses.py tests/core/test_metrics.py tests/core/test_entropy_change.py tests/core/test_advice.py"
 )
-INVARIANCE = "tests/host/test_invariance.py tests/host/test_metrics.py"
-PATCHED = "tests/host/test_patched.py"
+CONTRACT = (
+    "tests/hooks/test_contract.py tests/hooks/test_versions.py tests/hooks/test_doctor.py tests/hooks/test_imports.py"
+)
+INVARIANCE = "tests/hooks/test_invariance.py tests/hooks/test_metrics.py"
+PATCHED = "tests/hooks/test_patched.py"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ GROUPS = (
     Group(
         "host",
         "every other test of the hooks in worker and trainer, PRIME, recipes",
-        "tests/host tests/prime tests/recipes",
+        "tests/hooks tests/core/prime tests/recipes",
         engine=True,
         v1=True,
     ),
@@ -168,7 +171,7 @@ def run(python: Path, version: str, group: Group) -> Outcome:
         command += ["-k", "not 4"]  # ranks, on two cores: `make test` has them, with the pinned release
     if group.name == "host":
         others = {path for other in GROUPS if other is not group for path in other.paths.split()}
-        command += [f"--ignore={path}" for path in sorted(others) if path.startswith("tests/host/")]
+        command += [f"--ignore={path}" for path in sorted(others) if path.startswith("tests/hooks/")]
     variables = {**os.environ, "VERL_USE_EXTERNAL_MODULES": "verl_cov.plugin"}
     started = time.monotonic()
     log = VENVS / f"{version}-{group.name}.log"

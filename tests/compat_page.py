@@ -1,4 +1,4 @@
-"""docs/compatibility.md, from verl_cov/host/versions.py and from what `make compat` found (docs/compatibility.json).
+"""docs/compatibility.md, from verl_cov/hooks/versions.py and from what `make compat` found (docs/compatibility.json).
 
 python -m tests.compat_page     # writes it anew, without running anything
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from verl_cov.host.versions import RELEASES, Release
+from verl_cov.hooks.versions import RELEASES, Release
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RESULTS, PAGE = DOCS / "compatibility.json", DOCS / "compatibility.md"
@@ -94,7 +94,7 @@ def _row(what: str, cell: Callable[[Release], str]) -> str:
 
 TEXT = """# verl releases
 
-Written by `make compat` from `verl_cov/host/versions.py` and from what ran. Other releases are refused at start, but
+Written by `make compat` from `verl_cov/hooks/versions.py` and from what ran. Other releases are refused at start, but
 for later ones of the newest line (0.9.x), which are taken for the newest; `verl-cov doctor` says in what a fork or a
 later release differs from the one that was tested.
 

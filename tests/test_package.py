@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from verl_cov import terminal
-from verl_cov.host.doctor import checks
+from verl_cov.hooks.doctor import checks
 from verl_cov.tasks.math_verifier import MATH_VERIFY
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def test_the_wheel_has_the_configs_the_search_path_plugin_and_the_entry_point(wh
     assert recipes <= names
     assert "hydra_plugins/verl_cov_searchpath.py" in names
     assert "verl_cov/law/data/qwen2.5-math.csv" in names
-    assert "verl_cov/host/doctor/fingerprints.json" in names
+    assert "verl_cov/hooks/doctor/fingerprints.json" in names
     assert "verl_cov/tasks/samples/gsm8k.jsonl" in names
     # With it, this wheel would own the namespace and hide every other Hydra plugin of the environment.
     assert "hydra_plugins/__init__.py" not in names
@@ -193,7 +193,7 @@ def test_what_needs_the_extra_law_alone(words, tmp_path):
 
 def test_the_packages_of_the_law_and_of_the_metrics_load_without_an_extra():
     """The demo's runner and the recipes read logs with the first; `watch` reads the second's table of keys."""
-    code = _BARE.partition("sys.argv = ")[0] + "import verl_cov.law, verl_cov.recipes.launch, verl_cov.metrics"
+    code = _BARE.partition("sys.argv = ")[0] + "import verl_cov.law, verl_cov.recipes.launch, verl_cov.core.metrics"
     command = [sys.executable, "-c", code, json.dumps([*LAW, *TASKS, *OTHERS])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

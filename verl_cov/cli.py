@@ -42,7 +42,7 @@ def doctor(
 ) -> None:
     """Which verl is here, what of verl-cov works with it, and does it find and use verl-cov? Exit code 1 if anything
     fails, else 0; each failure says the fix."""
-    from verl_cov.host.doctor import report
+    from verl_cov.hooks.doctor import report
 
     raise typer.Exit(0 if report.run(with_ray=ray, as_json=as_json) else 1)
 
@@ -58,13 +58,13 @@ def tokens(
     """Show the tokens with the highest covariance, in context: what Clip-Cov and KL-Cov act on."""
     from rich.console import Console
 
-    from verl_cov import token_dump
+    from verl_cov.core import token_file
 
-    path = file / token_dump.FILE if file.is_dir() else file
+    path = file / token_file.FILE if file.is_dir() else file
     console = Console(highlight=False)
     try:
-        dump = token_dump.read(path)
-        console.print(token_dump.view(dump, step, top))
+        dump = token_file.read(path)
+        console.print(token_file.view(dump, step, top))
     except FileNotFoundError:
         terminal.fail(f"there is no {path}: train with policy_loss.cov_dump_every=10, say, to have it written")
     except (OSError, ValueError) as error:

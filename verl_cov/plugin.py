@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl_cov import __version__
-from verl_cov.host import imports
+from verl_cov.hooks import imports
 
 logger = logging.getLogger(__name__)
 
@@ -37,42 +37,37 @@ status = Status()
 
 def register() -> None:
     """Register the losses, the hooks in worker and trainer, the start-up checks and, on a CPU, the CPU host: what the
-    verl at hand has a place for (:mod:`verl_cov.host.versions`)."""
-    from verl_cov.host import policy_losses, preflight, versions
+    verl at hand has a place for (:mod:`verl_cov.hooks.versions`)."""
+    from verl_cov.hooks import policy_losses, versions
+    from verl_cov.hooks.checks import preflight
 
     # The start-up check goes first: it is what tells the user about a verl that the rest cannot work with.
     _install(preflight, versions)
     release = versions.this()
     if release.v1:
-        from verl_cov.host import cpu
+        from verl_cov.hooks import cpu
 
         _install(cpu)  # before anything that asks verl for its platform
     _install(policy_losses)
     if release.engine:
-        from verl_cov.host import rollout_batch, train_batch
+        from verl_cov.hooks import rollout_batch, train_batch
 
         _install(train_batch, rollout_batch)
     if release.legacy:
-        from verl_cov.host import update_policy
+        from verl_cov.hooks import legacy_actor
 
-        _install(update_policy)
+        _install(legacy_actor)
     if release.v1:
-        from verl_cov.host import (
-            fail_fast,
-            group_filter,
-            prime,
-            validation_entropy,
-            validation_metrics,
-            validation_sampling,
-        )
+        from verl_cov.hooks import fail_fast, group_filter, prime
+        from verl_cov.hooks.validation import averages, entropy, sampling
 
-        _install(prime, group_filter, validation_sampling, validation_metrics, validation_entropy, fail_fast)
+        _install(prime, group_filter, sampling, averages, entropy, fail_fast)
 
 
 def _install(*pieces: Any) -> None:
     for piece in pieces:
         piece.install()
-        status.registered.append(piece.__name__.removeprefix("verl_cov.host."))
+        status.registered.append(piece.__name__.removeprefix("verl_cov.hooks."))
 
 
 try:

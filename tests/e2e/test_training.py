@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from verl_cov import token_dump
-from verl_cov.covariance import KINDS
-from verl_cov.metrics import LADDER
+from verl_cov.core import token_file
+from verl_cov.core.covariance import KINDS
+from verl_cov.core.metrics import LADDER
 from verl_cov.tasks import countdown
 
 pytestmark = pytest.mark.e2e
@@ -194,7 +194,7 @@ def test_metrics_of_verls_own_loss_on_the_legacy_trainer(untrained_model, tmp_pa
     assert changes[0] is None
     assert changes[1] == pytest.approx(steps[1]["actor/cov/entropy"] - steps[0]["actor/cov/entropy"])
 
-    dump = token_dump.read(tmp_path / "checkpoints" / "cov" / token_dump.FILE)
+    dump = token_file.read(tmp_path / "checkpoints" / "cov" / token_file.FILE)
     assert dump.damaged == 0
     assert {token.step for token in dump.tokens} == {2}
     assert all(token.before.count("<|assistant|>") == 1 for token in dump.tokens)  # prompt and response, no padding

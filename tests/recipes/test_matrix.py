@@ -10,7 +10,8 @@ from hydra import initialize_config_module
 from omegaconf import OmegaConf
 
 from recipes import matrix
-from verl_cov.host import recipe_check, versions
+from verl_cov.hooks import versions
+from verl_cov.hooks.checks.recipe import check as check_recipe
 from verl_cov.recipes import catalogue, compose
 
 
@@ -48,7 +49,7 @@ def test_every_cell_is_a_configuration_that_verl_accepts(model, untrained_model)
             for group, name in cell.choices.items():
                 assert config.recipe[group] == name
             with contextlib.redirect_stdout(io.StringIO()) as said:
-                recipe_check.check(config, untrained_model)
+                check_recipe(config, untrained_model)
             no_op = "KL-Cov will do NOTHING" in said.getvalue()
             assert no_op is (cell.choices["algorithm"] == "on_policy" and cell.choices["entropy"] == "kl_cov")
             count += 1
@@ -64,7 +65,7 @@ def test_every_run_of_every_experiment_is_accepted(name, untrained_model):
             config = compose.resolved(compose.compose(selection.hydra_overrides()))
             assert config.recipe.experiment == name
             with contextlib.redirect_stdout(io.StringIO()):
-                recipe_check.check(config, untrained_model)
+                check_recipe(config, untrained_model)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,7 @@ def test_the_check_can_fail(override, says, untrained_model):
     words = ["qwen2.5-7b", "grpo", "kl_cov", "math", override]
     config = compose.resolved(compose.compose(catalogue.parse(words).hydra_overrides()))
     with pytest.raises(ValueError, match=r".") as raised:
-        recipe_check.check(config, untrained_model)
+        check_recipe(config, untrained_model)
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
 

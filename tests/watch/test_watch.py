@@ -23,9 +23,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from verl_cov import cli
-from verl_cov.kinds import KINDS
+from verl_cov.core.metrics import LADDER, PREFIX
+from verl_cov.core.update_kinds import KINDS
 from verl_cov.law.readers import Run, read_metrics
-from verl_cov.metrics import LADDER, PREFIX
 from verl_cov.watch import board, figure, sources
 
 

@@ -24,7 +24,7 @@ from verl_cov.demo import launch
 from verl_cov.demo.folder import NAMES, DemoError, RunFolder, choose, lock
 from verl_cov.demo.launch import Assets, Command
 from verl_cov.demo.progress import LiveView, PlainView, State
-from verl_cov.host import versions
+from verl_cov.hooks import versions
 
 CONF = Path(__file__).parent.parent / "conf"
 # The runner's own: an --extra would break resuming, or write over another run.

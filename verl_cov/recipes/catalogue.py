@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from verl_cov.names import unknown
+from verl_cov.suggestions import unknown
 
 CONF = Path(__file__).parent.parent / "conf"
 GROUPS = ("model", "algorithm", "entropy", "task", "scale")

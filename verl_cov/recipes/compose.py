@@ -16,10 +16,10 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from verl_cov.host import versions
-from verl_cov.names import unknown
+from verl_cov.hooks import versions
 from verl_cov.recipes import sources
 from verl_cov.recipes.catalogue import Selection
+from verl_cov.suggestions import unknown
 
 PRIMARY = ("verl.trainer.config", "ppo_trainer")
 

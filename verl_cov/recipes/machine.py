@@ -26,11 +26,12 @@ class Finding:
 
 def check(config: DictConfig) -> Iterator[Finding]:
     """Look at everything the composed, resolved `config` needs here. Starts nothing, fetches nothing."""
-    from verl_cov.host import recipe_check
+
+    from verl_cov.hooks.checks.recipe import check as check_recipe
 
     checkpoint = local_checkpoint(config.actor_rollout_ref.model.path)
     try:
-        recipe_check.check(config, checkpoint)
+        check_recipe(config, checkpoint)
         yield Finding("config", False, "verl builds and validates it")
     except ValueError as error:
         yield Finding("config", True, str(error))
@@ -179,7 +180,7 @@ def _package(name: str, fix: str) -> Iterator[Finding]:
 def _gpus(config: DictConfig) -> Iterator[Finding]:
     import torch
 
-    from verl_cov.host import preflight
+    from verl_cov.hooks.checks import preflight
 
     asked, nodes = config.trainer.n_gpus_per_node, config.trainer.nnodes
     local = preflight.starts_own_ray(config)

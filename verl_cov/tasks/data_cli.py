@@ -130,7 +130,7 @@ def contamination_command(
 
 
 def _sets(names: list[str]) -> list[DataSet]:
-    from verl_cov.names import unknown
+    from verl_cov.suggestions import unknown
     from verl_cov.tasks.sets import SETS
 
     found = []

@@ -10,11 +10,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from verl_cov.kinds import KINDS
+from verl_cov.core.metrics import LADDER, PREFIX
+from verl_cov.core.update_kinds import KINDS
 from verl_cov.law.fit import fit
 from verl_cov.law.plots import ENTROPY_KEY, law_points, score_key
 from verl_cov.law.readers import Run
-from verl_cov.metrics import LADDER, PREFIX
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LABELS = 16  # columns of the terminal for the names of the rows

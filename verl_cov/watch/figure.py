@@ -12,10 +12,10 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from verl_cov.kinds import KINDS
+from verl_cov.core.metrics import LADDER, PREFIX
+from verl_cov.core.update_kinds import KINDS
 from verl_cov.law.plots import TEXT, by_step, draw_entropy, draw_law, draw_score, dress, look, save, say_empty
 from verl_cov.law.readers import Run
-from verl_cov.metrics import LADDER, PREFIX
 
 # What pulls entropy down in warm colours, what lifts it in cold ones (Okabe and Ito).
 _KIND_COLOURS = ("#D55E00", "#E69F00", "#56B4E9", "#0072B2")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from verl_cov.host import versions
+from verl_cov.hooks import versions
 from verl_cov.law import points, read_metrics
 from verl_cov.law.readers import console
 

@@ -1,0 +1,130 @@
+"""What a user of any release types: the configuration composes, bad values are named at start, also by main_ppo.
+
+Runs with every release of verl (``make compat``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from verl_cov import plugin
+from verl_cov.hooks import versions
+
+RELEASE = versions.this()
+LOSS = "actor_rollout_ref.actor.policy_loss"
+
+
+def compose(*overrides: str):
+    from hydra import compose, initialize_config_module
+
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=list(overrides))
+
+
+def build(*overrides: str):
+    """The policy loss as a worker of this verl gets it."""
+    from verl_cov.hooks.config import cov_config
+
+    node = compose("actor_rollout_ref.model.path=model", *overrides).actor_rollout_ref.actor.policy_loss
+    if not RELEASE.config_class:
+        return cov_config(node)
+    from verl.utils.config import omega_conf_to_dataclass
+
+    return cov_config(omega_conf_to_dataclass(node))
+
+
+def test_the_plugin_is_registered_with_what_this_verl_has_a_place_for():
+    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+
+    assert plugin.status.error is None
+    assert {"verl_cov.clip_cov", "verl_cov.kl_cov"} <= POLICY_LOSS_REGISTRY.keys()
+    assert ("train_batch" in plugin.status.registered) == RELEASE.engine
+    assert ("update_policy" in plugin.status.registered) == RELEASE.legacy
+    assert ("prime" in plugin.status.registered) == RELEASE.v1
+
+
+@pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
+def test_a_word_on_the_command_line_gives_the_papers_numbers(name):
+    cov = build(f"+verl_cov={name}")
+    assert cov.loss_mode == f"verl_cov.{name}"
+    assert cov.ratio == {"clip_cov": 2e-4, "kl_cov": 2e-3}[name]
+    assert cov.cov_scope == "mini_batch"
+    assert build(f"+verl_cov={name}", f"{LOSS}.cov_seed=7").cov_seed == 7
+
+
+def test_metrics_alone_and_nothing_at_all():
+    assert build("+verl_cov=metrics").cov_metrics == "full"
+    assert not build("+verl_cov=metrics").controls
+    assert build() is None
+
+
+def test_the_loss_mode_alone_is_enough():
+    cov = build(f"{LOSS}.loss_mode=verl_cov.kl_cov")
+    assert cov.controls
+    assert cov.kl_cov_ratio == 2e-4  # verl's default
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("kl_cov_ratio=0.2", "a fraction, not a percentage"),
+        ("ppo_kl_coef=-1", "must not be negative"),
+        ("cov_base_loss=vanila", "use one of ratio, vanilla"),
+        *([] if RELEASE.v1 else [("cov_val_entropy=all", "needs verl 0.9 or later")]),
+        ("+cov_sede=1", "cov_sede"),
+    ],
+)
+def test_bad_values_are_named(override, says):
+    field = re.split("[=+]", override.lstrip("+"))[0]
+    prefix = "+" if override.startswith("+") else ""
+    with pytest.raises(Exception, match=r"(?s)" + re.escape(says)) as raised:
+        build("+verl_cov=kl_cov", f"{prefix}{LOSS}.{override.lstrip('+')}")
+    assert field in str(raised.value)
+
+
+def main_ppo(tmp_path, *overrides: str, told: bool = True) -> str:
+    """What `python -m verl.trainer.main_ppo` prints until it ends, which it must by itself and with an error."""
+    environment = {name: value for name, value in os.environ.items() if name != "VERL_USE_EXTERNAL_MODULES"}
+    if told:
+        environment["VERL_USE_EXTERNAL_MODULES"] = "verl_cov.plugin"
+    # Before 0.6 Ray's settings are ray_init.*.
+    ray = "ray_init.num_cpus=4" if RELEASE.version == "0.5.0" else "ray_kwargs.ray_init.num_cpus=4"
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides, ray, "hydra.run.dir=."]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**environment, "RAY_ADDRESS": "local"}, capture_output=True, text=True, timeout=480
+    )
+    assert done.returncode != 0
+    return done.stdout + done.stderr
+
+
+@pytest.mark.skipif(RELEASE.driver_checks, reason="tests/hooks/test_preflight.py")
+@pytest.mark.skipif(not RELEASE.config_class, reason="verl 0.5 checks nothing before its workers start")
+def test_main_ppo_says_at_start_what_is_wrong(tmp_path, untrained_model):
+    """verl before 0.9 checks inside its Ray actor: the line must reach the terminal all the same."""
+    model = f"actor_rollout_ref.model.path={untrained_model}"
+    sizes = ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1", "trainer.n_gpus_per_node=1")
+    common = (model, *sizes, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1")
+    bad = main_ppo(tmp_path, "+verl_cov=kl_cov", f"{LOSS}.kl_cov_ratio=0.2", *common)
+    assert f"verl-cov: {LOSS}.kl_cov_ratio=0.2 would select 0.2 of all tokens" in bad
+    # Without the environment variable the checks do not run; the configuration's class names the field.
+    untold = main_ppo(tmp_path, "+verl_cov=kl_cov", f"{LOSS}.kl_cov_ratio=0.2", *common, told=False)
+    assert "kl_cov_ratio=0.2 would select 0.2 of all tokens" in untold
+    newer = main_ppo(tmp_path, "+verl_cov=[kl_cov,prime]", *common)
+    assert ("verl-cov patch apply" if RELEASE.legacy else "PRIME (+verl_cov=prime) needs verl 0.9 or later") in newer
+
+
+@pytest.mark.skipif(RELEASE.v1, reason="recipes run there")
+def test_recipes_are_refused_on_a_verl_that_cannot_run_them(tmp_path):
+    recipe = ["tiny", "grpo", "kl_cov", "toy"]
+    for words in (["recipes", "run", *recipe], ["recipes", "check", *recipe], ["recipes", "show", *recipe]):
+        command = [sys.executable, "-c", "from verl_cov.cli import main; main()", *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert done.returncode != 0, words
+        assert "verl 0.9" in done.stdout + done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+    assert not list(tmp_path.iterdir())

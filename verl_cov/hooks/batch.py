@@ -1,0 +1,194 @@
+"""Reads one rank's mini-batch or rollout batch as verl holds it, and writes the selection back into it.
+
+Leans on the fields of the TensorDict that ``TrainingWorker.train_batch`` and ``train_mini_batch`` get:
+``response_mask``, ``old_log_probs``, ``advantages`` (jagged in the V1 trainer, dense and padded in the legacy one),
+``input_ids`` or ``responses``, for metrics ``entropy``, ``rm_scores`` or ``token_level_scores`` and ``uid``; on
+``self.loss_fn`` being
+``partial(ppo_loss, config=ActorConfig)`` in the worker that trains an actor; and on
+``verl.workers.utils.padding.no_padding_2_padding`` for a model's output.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from verl_cov.core import identity
+
+# float32 like its neighbours: verl pads and re-cuts every field of a micro-batch, and bool tensors do not survive all
+# of it.
+FIELD = "verl_cov_selected"
+
+
+def asked_for(loss_fn: Any) -> Any:
+    """The :class:`~verl_cov.hooks.config.CovPolicyLossConfig` of a worker that trains an actor with a control or
+    metrics of ours, else None."""
+    # The critic and reward models are TrainingWorkers too: their loss has another config, or none.
+    policy_loss = getattr(getattr(loss_fn, "keywords", {}).get("config"), "policy_loss", None)
+    if policy_loss is None:
+        return None
+    from verl_cov.hooks.config import cov_config
+
+    return cov_config(policy_loss)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One rank's response slots, row by row, on the device that the process groups work on.
+
+    Args:
+        lengths: [rows] slots a row.
+        valid: [slots] bool, True for response tokens, False for padding and what tools wrote.
+        old_log_prob, advantage: [slots] float32.
+    """
+
+    data: Any
+    lengths: Tensor
+    valid: Tensor
+    old_log_prob: Tensor
+    advantage: Tensor
+
+    @classmethod
+    def of(cls, data: Any) -> Tokens:
+        """Read ``data``. Raises RuntimeError if its fields have different numbers of slots."""
+        mask = data["response_mask"]
+        if mask.is_nested:
+            lengths = mask.offsets().diff()
+        else:
+            lengths = torch.full((mask.shape[0],), mask.shape[1], dtype=torch.int64, device=mask.device)
+        # values() of a jagged tensor and a flattened dense one list the same slots as the mask does.
+        flat = {}
+        for name in ("response_mask", "old_log_probs", "advantages"):
+            flat[name] = _flat(data[name])
+            if flat[name].numel() != flat["response_mask"].numel():
+                raise RuntimeError(
+                    f"verl-cov: {name} has {flat[name].numel()} response slots, response_mask "
+                    f"{flat['response_mask'].numel()}: this trainer lays its batch out in a way that verl-cov does not "
+                    "know"
+                )
+        on = device()
+        return cls(
+            data=data,
+            lengths=lengths.to(on),
+            valid=flat["response_mask"].to(on).bool(),
+            old_log_prob=flat["old_log_probs"].to(on).float(),
+            advantage=flat["advantages"].to(on).float(),
+        )
+
+    def entropy(self) -> Tensor | None:
+        """[slots] float32 entropy of the next-token distribution before each response token, if the batch has it."""
+        if "entropy" not in self.data:
+            return None
+        found = _flat(self.data["entropy"])
+        return found.to(self.valid.device).float() if found.numel() == self.valid.numel() else None
+
+    def score(self) -> Tensor | None:
+        """[rows] float32 reward of each response before any baseline, if the batch has it."""
+        name = next((name for name in ("rm_scores", "token_level_scores") if name in self.data), None)
+        if name is None:
+            return None
+        found = _flat(self.data[name])
+        if found.numel() != self.valid.numel():
+            return None
+        rows, _ = identity.slots(self.lengths, self.valid.numel())
+        score = torch.zeros(self.lengths.numel(), device=rows.device)
+        return score.index_add_(0, rows, found.to(rows.device).float())
+
+    def prompt(self) -> Tensor | None:
+        """[rows] int64, equal for the responses of one prompt (a hash of verl's ``uid``), if the batch says."""
+        ids = self.uids()
+        if ids is None:
+            return None
+        hashes = [
+            int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest(), "big", signed=True) for uid in ids
+        ]
+        return torch.tensor(hashes, dtype=torch.int64, device=self.lengths.device)
+
+    def uids(self) -> list[str] | None:
+        """verl's name of each row's prompt, if the batch has it."""
+        return uids_of(self.data)
+
+    def identity(self, group: ProcessGroup | None) -> Callable[[Tensor], Tensor]:
+        """The token identities, worked out (with the other ranks of ``group``) when they are first asked for."""
+
+        @functools.cache
+        def row_ids() -> Tensor:
+            return self._row_ids(group)
+
+        def of(at: Tensor) -> Tensor:
+            ids, ends = row_ids(), self.lengths.cumsum(0)
+            row = torch.searchsorted(ends, at, right=True)
+            return identity.token_identity(ids[row], at - (ends - self.lengths)[row])
+
+        return of
+
+    def _row_ids(self, group: ProcessGroup | None) -> Tensor:
+        ids = self.data["input_ids"] if "input_ids" in self.data else self.data["responses"]
+        if ids.is_nested:
+            values, lengths = ids.values(), ids.offsets().diff()
+        else:
+            values, lengths = ids.flatten(), torch.full((ids.shape[0],), ids.shape[1], dtype=torch.int64)
+        rows, _ = identity.slots(self.lengths, self.valid.numel())
+        response_lengths = torch.zeros_like(self.lengths).index_add_(0, rows, self.valid.long())
+        return identity.row_identity(
+            values.to(self.lengths.device),
+            lengths.to(self.lengths.device),
+            response_lengths,
+            response_lengths > 0,
+            identity.row_values(self.lengths, self.valid, self.old_log_prob, self.advantage),
+            group,
+        )
+
+    def of_model_output(self, log_probs: Tensor) -> Tensor:
+        """[slots] float32 from a model's log-probs of whole sequences (jagged [rows, prompt + response])."""
+        from verl.workers.utils.padding import no_padding_2_padding
+
+        padded = no_padding_2_padding(log_probs, self.data)
+        rows, positions = identity.slots(self.lengths, self.valid.numel())
+        return padded.to(rows.device)[rows, positions].float()
+
+    def write(self, selected: Tensor) -> None:
+        """Put the selection ([slots] bool) into the batch as :data:`FIELD`, where the batch itself lies."""
+        mask = self.data["response_mask"]
+        values = selected.to(device=mask.device, dtype=torch.float32)
+        if mask.is_nested:
+            # Not nested_tensor_from_jagged: without a maximal length it pads to the sum of all lengths later on.
+            parts = values.split(mask.offsets().diff().tolist())
+            self.data[FIELD] = torch.nested.as_nested_tensor(list(parts), layout=torch.jagged)
+        else:
+            self.data[FIELD] = values.view(mask.shape)
+
+
+def uids_of(data: Any) -> list[str] | None:
+    """verl's name of each row's prompt, if the batch has it."""
+    if "uid" not in data:
+        return None
+    from verl.utils import tensordict_utils as tu
+
+    return [str(uid) for uid in tu.get(data, "uid")]
+
+
+def _flat(field: Tensor) -> Tensor:
+    return field.values() if field.is_nested else field.flatten()
+
+
+def data_parallel_group(engine: Any) -> ProcessGroup | None:
+    """The engine's data-parallel group; None where it has one rank: gloo takes 0.1 ms to talk to itself."""
+    group = engine.get_data_parallel_group()
+    return None if group is None or dist.get_world_size(group) == 1 else group
+
+
+def device() -> torch.device:
+    """Where the collectives of this process run: the process groups of some engines are NCCL-only."""
+    from verl.utils.device import get_device_id, get_device_name
+
+    name = get_device_name()
+    return torch.device("cpu") if name == "cpu" else torch.device(name, get_device_id())

@@ -1,0 +1,247 @@
+"""The configuration of the two losses and its validation.
+
+``CovPolicyLossConfig`` extends verl's ``PolicyLossConfig`` and is selected by ``_target_`` (what ``+verl_cov=kl_cov``
+does), so a process without a working plugin fails when the configuration is built, not later with another loss.
+Field names that verl has keep verl's meaning.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from omegaconf import DictConfig
+
+from verl_cov.hooks import versions
+from verl_cov.hooks.policy_loss_config import PolicyLossConfig
+
+CLIP_COV = "verl_cov.clip_cov"
+KL_COV = "verl_cov.kl_cov"
+LOSS_MODES = (CLIP_COV, KL_COV)
+DEFAULT_BASE_LOSS = {CLIP_COV: "vanilla", KL_COV: "ratio"}
+KL_ESTIMATORS = ("abs", "k2", "k3")
+SCOPES = ("mini_batch", "micro_batch")
+LOG_PROBS = ("old", "current")
+METRICS = ("off", "basic", "full")
+
+# The paper takes 2e-4 and 2e-3. The authors' scripts write 0.2 *percent*; read as a fraction that is a hundred times
+# more.
+MAX_RATIO = 0.05
+
+_PATH = "actor_rollout_ref.actor.policy_loss"
+
+
+@dataclass
+class CovPolicyLossConfig(PolicyLossConfig):
+    """Clip-Cov and KL-Cov as fields of verl's ``actor_rollout_ref.actor.policy_loss``.
+
+    Args:
+        loss_mode: ``verl_cov.clip_cov`` or ``verl_cov.kl_cov`` (any of verl's own modes is accepted and left alone).
+        clip_cov_ratio: r, share of the mini-batch's valid response tokens that lose their gradient (Eq. 11). A
+            fraction.
+        clip_cov_lb, clip_cov_ub: omega_low, omega_high: open covariance band the tokens are drawn from (Eq. 11).
+        kl_cov_ratio: k, share of the tokens, largest covariance first, that get the penalty (Eq. 13). A fraction.
+        ppo_kl_coef: beta, coefficient of the penalty (Eq. 14).
+        cov_kl: estimator of the penalty: ``abs`` = abs(log-ratio) (the released code), ``k2`` = log-ratio^2 / 2,
+            ``k3`` = exp(-log-ratio) - 1 + log-ratio.
+        cov_base_loss: policy loss the control wraps: ``ratio`` (the unclipped surrogate -ratio * A) or any name in
+            verl's registry. None: ``vanilla`` for Clip-Cov, ``ratio`` for KL-Cov, as in the paper's code.
+        cov_scope: ``mini_batch`` selects over the whole optimizer mini-batch of all ranks; ``micro_batch`` within each
+            micro-batch, as verl's own ``clip_cov`` and ``kl_cov`` do (for comparison: the update then depends on the
+            micro-batch size).
+        cov_log_prob: log-probs that the covariance is taken with: ``old`` the rollout policy's, which the batch
+            carries; ``current`` the present policy's, at one more forward an optimizer step (in scope
+            ``micro_batch`` the loss has them already). None: ``old`` for ``mini_batch``, ``current`` for
+            ``micro_batch``, as in the released code.
+        cov_seed: seed of Clip-Cov's draw and of the cut between equal covariances.
+        cov_metrics: what is reported under ``actor/cov/``, for any ``loss_mode``: ``full``, ``basic`` (without the
+            ladder and what is computed once a rollout) or ``off`` (the selection's own counts only).
+        cov_dump_every: at the first optimizer step of every so many rollouts, write the tokens with the highest
+            covariance, decoded and with context, to ``cov_dump_dir``/tokens.jsonl, which ``verl-cov tokens`` reads.
+            0: never.
+        cov_dump_tokens: how many tokens that are.
+        cov_dump_dir: folder of that file.
+        cov_val_entropy: of which of a validation's generations the entropy is measured, at one forward over them:
+            ``off``, ``all``, or the number of them.
+
+    Raises:
+        ValueError: a field is out of range; the message names the field and the fix.
+        RuntimeError: the plugin could not register itself in this process.
+    """
+
+    cov_kl: str = "abs"
+    cov_base_loss: str | None = None
+    cov_scope: str = "mini_batch"
+    cov_log_prob: str | None = None
+    cov_seed: int = 0
+    cov_metrics: str = "full"
+    cov_dump_every: int = 0
+    cov_dump_tokens: int = 64
+    cov_dump_dir: str | None = None
+    cov_val_entropy: str | int = "off"
+
+    def __post_init__(self) -> None:
+        _require_plugin()
+        for name in ("cov_metrics", "cov_val_entropy"):
+            if getattr(self, name) is False:  # what YAML makes of a bare "off"
+                object.__setattr__(self, name, "off")
+        if self.controls:  # the numbers of verl's own losses are verl's business
+            self._check_control()
+        for name, known in (
+            ("cov_kl", KL_ESTIMATORS),
+            ("cov_scope", SCOPES),
+            ("cov_log_prob", (None, *LOG_PROBS)),
+            ("cov_metrics", METRICS),
+        ):
+            if getattr(self, name) not in known:
+                names = ", ".join(value or "null" for value in known)
+                raise ValueError(f"{_PATH}.{name}={getattr(self, name)!r} is unknown: use one of {names}")
+        _check_dump(self)
+        _check_val_entropy(self)
+
+    def _check_control(self) -> None:
+        for name in ("clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef"):
+            _check_number(name, getattr(self, name))
+        if isinstance(self.cov_seed, bool) or not isinstance(self.cov_seed, int) or abs(self.cov_seed) >= 2**63:
+            raise ValueError(f"{_PATH}.cov_seed={self.cov_seed!r} must be a whole number of 64 bits")
+        _check_ratio(self.ratio_field, self.ratio)
+        if not self.clip_cov_lb < self.clip_cov_ub:
+            raise ValueError(
+                f"{_PATH}.clip_cov_lb={self.clip_cov_lb} must be below clip_cov_ub={self.clip_cov_ub}: "
+                "no token can have a covariance between them"
+            )
+        if not self.ppo_kl_coef >= 0:
+            raise ValueError(
+                f"{_PATH}.ppo_kl_coef={self.ppo_kl_coef} must not be negative: it would reward moving away"
+            )
+        _check_base_loss(self.base_loss)
+
+    @property
+    def controls(self) -> bool:
+        """True if the loss is one of ours; else the configuration only asks for metrics."""
+        return self.loss_mode in LOSS_MODES
+
+    @property
+    def base_loss(self) -> str:
+        """Name of the policy loss that is wrapped."""
+        return self.cov_base_loss or DEFAULT_BASE_LOSS.get(self.loss_mode, "vanilla")
+
+    @property
+    def log_prob(self) -> str:
+        """``old`` or ``current``: log-probs that the covariance is taken with."""
+        return self.cov_log_prob or ("old" if self.cov_scope == "mini_batch" else "current")
+
+    @property
+    def ratio(self) -> float:
+        """Share of the tokens that the active control selects."""
+        return getattr(self, self.ratio_field)
+
+    @property
+    def ratio_field(self) -> str:
+        """Name of the field that :attr:`ratio` comes from."""
+        return "clip_cov_ratio" if self.loss_mode == CLIP_COV else "kl_cov_ratio"
+
+    def describe(self) -> str:
+        """The active control and its numbers, in one line."""
+        metrics = f"cov_metrics={self.cov_metrics}"
+        if not self.controls:
+            return f"{metrics} on loss_mode={self.loss_mode}, which is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
+        if self.loss_mode == CLIP_COV:
+            numbers = f"clip_cov_ratio={self.clip_cov_ratio:g}, band=({self.clip_cov_lb:g}, {self.clip_cov_ub:g})"
+        else:
+            numbers = f"kl_cov_ratio={self.kl_cov_ratio:g}, ppo_kl_coef={self.ppo_kl_coef:g}, cov_kl={self.cov_kl}"
+        return (
+            f"loss_mode={self.loss_mode} on {self.base_loss} ({numbers}, seed {self.cov_seed}), "
+            + {
+                "mini_batch": "selection over the whole mini-batch of all ranks",
+                "micro_batch": "selection within each MICRO-BATCH, as verl's own: it changes with the micro-batch size",
+            }[self.cov_scope]
+            + f", by {self.log_prob} log-probs, {metrics}"
+        )
+
+
+def cov_config(policy_loss: Any) -> CovPolicyLossConfig | None:
+    """The covariance control or the metrics that ``policy_loss`` asks for, or None if it is verl's own business.
+
+    Accepts verl's plain ``PolicyLossConfig`` too, so that ``policy_loss.loss_mode=verl_cov.kl_cov`` alone works: it has
+    the numbers (with verl's defaults), and what is ours takes its default. And a node of a configuration, which is what
+    verl 0.5 hands on.
+    """
+    if isinstance(policy_loss, DictConfig):
+        policy_loss = _of_node(policy_loss)
+    if isinstance(policy_loss, CovPolicyLossConfig):
+        return policy_loss if policy_loss.controls or policy_loss.cov_metrics != "off" else None
+    if getattr(policy_loss, "loss_mode", None) not in LOSS_MODES:
+        return None
+    return CovPolicyLossConfig(**{field.name: getattr(policy_loss, field.name) for field in fields(PolicyLossConfig)})
+
+
+def _of_node(node: DictConfig) -> CovPolicyLossConfig | None:
+    if not str(node.get("_target_")).startswith("verl_cov.") and node.get("loss_mode") not in LOSS_MODES:
+        return None
+    given = {name: value for name, value in node.items() if not str(name).startswith("_")}
+    for name in given:
+        if name not in known_fields():
+            raise ValueError(f"{_PATH}.{name} is unknown: there are {', '.join(known_fields())}")
+    return CovPolicyLossConfig(**given)
+
+
+def known_fields() -> list[str]:
+    """Names that may stand under ``policy_loss``."""
+    return [field.name for field in fields(CovPolicyLossConfig)]
+
+
+def _require_plugin() -> None:
+    from verl_cov import plugin
+
+    if plugin.status.error:
+        raise RuntimeError(
+            f"verl-cov {plugin.status.version} could not register itself in this process: {plugin.status.error}. "
+            "Run `verl-cov doctor`"
+        )
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{_PATH}.{name}={value!r} must be a finite number")
+
+
+def _check_ratio(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise ValueError(f"{_PATH}.{name}={value} must be a fraction of the tokens in (0, 1], such as 0.002")
+    if value > MAX_RATIO:
+        raise ValueError(
+            f"{_PATH}.{name}={value} would select {value:.3g} of all tokens; it is a fraction, not a percentage: "
+            f"for {value} % write {value / 100:g} (the paper takes 0.0002 to 0.002; more than {MAX_RATIO} is refused)"
+        )
+
+
+def _check_dump(config: CovPolicyLossConfig) -> None:
+    for name, least in (("cov_dump_every", 0), ("cov_dump_tokens", 1)):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{_PATH}.{name}={value!r} must be a whole number of at least {least}")
+    if config.cov_dump_every and not config.cov_dump_dir:
+        raise ValueError(f"{_PATH}.cov_dump_every={config.cov_dump_every} needs a folder: set {_PATH}.cov_dump_dir")
+    if config.cov_dump_every and config.cov_metrics == "off":
+        raise ValueError(f"{_PATH}.cov_dump_every={config.cov_dump_every} needs cov_metrics=basic or full, not off")
+
+
+def _check_val_entropy(config: CovPolicyLossConfig) -> None:
+    value = config.cov_val_entropy
+    number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if not number and value not in ("off", "all"):
+        raise ValueError(f"{_PATH}.cov_val_entropy={value!r} must be off, all or a positive number of generations")
+    if value != "off" and not versions.this().v1:
+        raise ValueError(f"{_PATH}.cov_val_entropy={value} needs verl 0.9 or later: set it to off")
+    if value != "off" and config.cov_metrics == "off":
+        raise ValueError(f"{_PATH}.cov_val_entropy={value} needs cov_metrics=basic or full, not off")
+
+
+def _check_base_loss(name: str) -> None:
+    from verl_cov.hooks.policy_losses import base_losses
+
+    known = base_losses()
+    if name not in known:
+        raise ValueError(f"{_PATH}.cov_base_loss={name!r} is unknown: use one of {', '.join(known)}")

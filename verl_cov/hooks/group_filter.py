@@ -1,0 +1,116 @@
+"""Ends a run whose prompts are nearly all answered all right or all wrong, in place of generating for ever.
+
+With ``algorithm.filter_groups.enable`` verl's V1 trainer drops the prompts whose responses all have the same reward and
+generates others until the batch is full. It ignores ``max_num_gen_batches``, so on data that is too hard or too easy
+the first step never ends. Here N = max_num_gen_batches > 0 holds: N batches of prompts of which more than N - 1 were
+dropped cannot fill the batch. (verl asks for two prompts for each one dropped, so it may have generated up to one
+batch more than N by then.)
+
+Leans on ``PPOTrainer._build_replay_buffer`` and on ``ReplayBuffer._evict_terminal_groups(global_steps, partition_id,
+reasons)``, which the synchronous and the asynchronous buffer call with ``reasons[3]``, {value: groups} of what is
+dropped; and on ``_sampleable_terminal_keys``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from verl_cov.hooks.asked import asks_for_verl_cov
+from verl_cov.hooks.imports import when_imported
+
+FIELD = "algorithm.filter_groups"
+
+
+class TooFewPrompts(RuntimeError):
+    """The prompts that a step may generate cannot fill its batch."""
+
+
+def install() -> None:
+    when_imported("verl.trainer.ppo.v1.trainer_base", _wrap)
+
+
+def _wrap(trainer_base: Any) -> None:
+    trainer = trainer_base.PPOTrainer
+    original = trainer._build_replay_buffer
+
+    @functools.wraps(original)
+    def _build_replay_buffer(self):
+        buffer = original(self)
+        limit = Limit.of(self.config, getattr(self, "band", None)) if asks_for_verl_cov(self.config) else None
+        # A sampler of the user's that is no ReplayBuffer drops what it likes, and is the user's to bound.
+        if limit is not None and isinstance(buffer, trainer_base.ReplayBuffer):
+            bound(buffer, limit)
+        return buffer
+
+    trainer._build_replay_buffer = _build_replay_buffer
+
+
+@dataclass
+class Limit:
+    """How many prompts a step may generate, and what became of those it did.
+
+    Args:
+        batches: N = max_num_gen_batches, at least 1. batch_size: prompts that the step trains on.
+        metric: what the filter looks at. rule: what it drops.
+        step: the rollout step that ``dropped`` is of; dropped: {the responses' mean of the metric: prompts}.
+    """
+
+    batches: int
+    batch_size: int
+    metric: str
+    rule: str
+    step: int | None = None
+    dropped: Counter[float] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, config: Any, rule: Any = None) -> Limit | None:
+        """The limit that a trainer's configuration sets, or None. rule: the trainer's own, in words."""
+        asked = OmegaConf.select(config, FIELD, default=None) or {}
+        batches = asked.get("max_num_gen_batches") or 0
+        if not asked.get("enable") or batches <= 0:
+            return None
+        metric = str(asked.get("metric"))
+        return cls(
+            int(batches), int(config.data.train_batch_size), metric, str(rule or f"the same {metric} in all responses")
+        )
+
+    def drop(self, step: int, values: Counter[float], usable: int) -> None:
+        """Count prompts dropped in ``step``, where ``usable`` others are answered. Raises :class:`TooFewPrompts`."""
+        if step != self.step:
+            self.step, self.dropped = step, Counter()
+        self.dropped.update(values)
+        dropped = self.dropped.total()
+        if dropped > (self.batches - 1) * self.batch_size and usable < self.batch_size:
+            raise TooFewPrompts(
+                f"verl-cov: step {step} cannot fill its batch of {self.batch_size} prompts: of {dropped + usable} "
+                f"answered, {dropped} had {self.rule} ({self._values()}), and "
+                f"{FIELD}.max_num_gen_batches={self.batches} allows {self.batches * self.batch_size}. Take prompts "
+                "nearer to the model's level, raise actor_rollout_ref.rollout.n or max_num_gen_batches, or set "
+                f"{FIELD}.enable=False"
+            )
+
+    def _values(self) -> str:
+        names = {0.0: "all wrong", 1.0: "all right"}
+        return ", ".join(
+            f"{count} {names.get(value, f'of {value:g}')}" for value, count in sorted(self.dropped.items())
+        )
+
+
+def bound(buffer: Any, limit: Limit) -> None:
+    """Let ``buffer`` drop no more prompts than ``limit`` allows."""
+    evict = buffer._evict_terminal_groups
+
+    @functools.wraps(evict)
+    def _evict_terminal_groups(global_steps, partition_id, reasons):
+        result = evict(global_steps, partition_id, reasons)
+        if reasons[3]:
+            usable = len(buffer._sampleable_terminal_keys(partition_id, reasons))
+            limit.drop(global_steps, reasons[3], usable)
+        return result
+
+    buffer._evict_terminal_groups = _evict_terminal_groups

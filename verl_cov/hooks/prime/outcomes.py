@@ -1,0 +1,49 @@
+"""What the reward function said of responses that lie in verl's TransferQueue.
+
+Leans on the fields that ``AgentLoopWorkerTQ`` writes: ``rm_scores``, the score on the last response token, and
+``extra_fields["reward_extra_info"]``, the other keys of what the reward function returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from verl_cov.core.prime.prime_config import REWARD
+
+
+class MissingOutcome(KeyError):
+    """The reward function does not give a key that the configuration names."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def read(keys: Sequence[str], partition: str, name: str, field: str) -> list[float]:
+    """The value ``name`` of each response, :data:`REWARD` for the score itself.
+
+    Args:
+        field: of the configuration, which names ``name``: for the error.
+
+    Raises:
+        MissingOutcome: the reward function gave no such key.
+    """
+    import transfer_queue as tq
+
+    if name == REWARD:
+        scores = tq.kv_batch_get(keys=list(keys), partition_id=partition, select_fields=["rm_scores"])["rm_scores"]
+        return [float(score.sum()) for score in scores.unbind()]
+    rows = list(
+        tq.kv_batch_get(keys=list(keys), partition_id=partition, select_fields=["extra_fields"])["extra_fields"]
+    )
+    values = []
+    for row in rows:
+        extra = getattr(row, "data", row)
+        info = extra.get("reward_extra_info", {}) if isinstance(extra, dict) else {}
+        if name not in info:
+            known = ", ".join(sorted(info)) or "none"
+            raise MissingOutcome(
+                f"verl-cov: {field}={name} is no key of what the reward function returns (it returns {known}): set "
+                f"{field} to {REWARD} or to one of them"
+            )
+        values.append(float(info[name]))
+    return values

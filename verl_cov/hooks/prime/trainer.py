@@ -1,0 +1,322 @@
+"""The trainer: verl's synchronous V1 trainer, with an implicit PRM that scores each batch and learns from it.
+
+Leans on ``PPOTrainerSync`` (``_setup`` ends with ``_load_checkpoint``, the one place for more workers;
+``_compute_advantage`` is called once a batch, after the old log-probs) and on six comparisons of its base class of
+``trainer_mode`` with "sync".
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
+from torch import Tensor
+from verl.single_controller.ray import RayClassWithInitArgs, RayWorkerGroup
+from verl.single_controller.ray.base import create_colocated_worker_cls
+from verl.trainer.ppo.v1.replay_buffer import DAPO_FILTERED_REWARD_COUNTS_KEY, ReplayBuffer
+from verl.trainer.ppo.v1.trainer_base import KVBatchMeta, register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
+from verl.utils.debug import marked_timer
+from verl.utils.metric import reduce_metrics
+from verl.workers.engine_workers import TrainingWorker
+from verl.workers.utils.padding import response_from_nested, response_to_nested
+
+from verl_cov.core.prime import advantage, prm
+from verl_cov.core.prime.groups import Groups
+from verl_cov.hooks.prime import MODE, outcomes
+from verl_cov.hooks.prime.accuracy_band import Band, narrow
+from verl_cov.hooks.prime.prm_settings import micro_batch_size, prime_in, worker_config
+from verl_cov.hooks.prime.prm_worker import LOG_PROBS, OPPONENT, OUTCOME, REFERENCE, PrmWorker, prm_loss
+
+logger = logging.getLogger(__name__)
+
+PRM, PRM_REFERENCE = "prm", "prm_reference"
+
+Rewards = Callable[[Tensor], Tensor]  # jagged log-probs of the responses -> [rows, tokens] process rewards
+
+
+class OutcomeOutOfRange(ValueError):
+    """An outcome that is no probability: nothing can be learnt from it."""
+
+
+@register_trainer(MODE)
+class PrimeTrainer(PPOTrainerSync):
+    """PRIME: see docs/prime.md. ``config.prime`` is :class:`~verl_cov.core.prime.prime_config.PrimeConfig`."""
+
+    def __init__(self, config: DictConfig):
+        self.prime = prime_in(config)
+        groups = config.algorithm.get("filter_groups") or {}
+        self.band = (
+            Band(self.prime.accuracy_low, self.prime.accuracy_high, str(groups.get("metric")))
+            if groups.get("enable")
+            else None
+        )
+        # Under another name the base class would take the asynchronous buffer, checkpoints and so on.
+        with open_dict(config):
+            config.trainer.v1.trainer_mode = "sync"
+        super().__init__(config)
+
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        buffer = super()._build_replay_buffer()
+        if self.band is not None:
+            narrow(buffer, self.band)
+        return buffer
+
+    # --- workers and checkpoints --------------------------------------------------------------------------------------
+
+    def _load_checkpoint(self) -> None:
+        self._start_workers()
+        super()._load_checkpoint()
+        if self.global_steps > 0:
+            folder = os.path.join(self._resumed_folder(), PRM)
+            if not os.path.isdir(folder):
+                raise FileNotFoundError(
+                    f"verl-cov: {os.path.dirname(folder)} has no PRM ({PRM}/), so it is no checkpoint of a PRIME run: "
+                    "set trainer.resume_mode=disable or another trainer.default_local_dir"
+                )
+            self.prm.load_checkpoint(folder, del_local_after_load=self.config.trainer.del_local_ckpt_after_load)
+
+    def _resumed_folder(self) -> str:
+        if self.config.trainer.resume_mode == "resume_path":
+            return os.path.abspath(self.config.trainer.resume_from_path)
+        return os.path.abspath(os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}"))
+
+    def _start_workers(self) -> None:
+        """One more process on each GPU of the policy's pool: the PRM, and in it the frozen reference."""
+        classes = {PRM: self._worker(PrmWorker, reference=False)}
+        if self.prime.reference == "frozen":
+            classes[PRM_REFERENCE] = self._worker(TrainingWorker, reference=True)
+        pool = self.resource_pool_manager.resource_pool_dict["global_pool"]
+        group = RayWorkerGroup(
+            resource_pool=pool,
+            ray_cls_with_init=create_colocated_worker_cls(class_dict=classes),
+            device_name=self.config.trainer.device,
+        )
+        spawned = group.spawn(prefix_set=classes.keys())
+        for workers in spawned.values():
+            workers.reset()
+        self.prm = spawned[PRM]
+        self.prm_reference = spawned.get(PRM_REFERENCE)
+        self.prm.set_loss_fn(functools.partial(prm_loss, beta=self.prime.beta, kind=self.prime.loss))
+
+    def _worker(self, cls: type, reference: bool) -> RayClassWithInitArgs:
+        settings = worker_config(self.config, self.prime, self.total_training_steps, reference)
+        return RayClassWithInitArgs(cls=ray.remote(cls), config=settings)
+
+    def _save_checkpoint(self) -> None:
+        # First: the base class ends by writing which checkpoint is the latest, and that one must be whole.
+        step = f"global_step_{self.global_steps}"
+        trainer = self.config.trainer
+        keep = 1 if trainer.get("remove_previous_ckpt_in_save", False) else trainer.get("max_actor_ckpt_to_keep", None)
+        self.prm.save_checkpoint(
+            os.path.join(trainer.default_local_dir, step, PRM),
+            None if trainer.default_hdfs_dir is None else os.path.join(trainer.default_hdfs_dir, step, PRM),
+            self.global_steps,
+            max_ckpt_to_keep=keep,
+        )
+        super()._save_checkpoint()
+
+    def _get_required_batch_multiple(self, dp_size: int) -> int:
+        # verl cuts a rank's rows into equal micro-batches only; a rollout that lost some is filled up to that.
+        rows_at_once = self._prm_ranks() * (micro_batch_size(self.config, self.prime) or 1)
+        multiple = math.lcm(super()._get_required_batch_multiple(dp_size), rows_at_once)
+        if self.prime.mini_batch_size is not None:
+            multiple = math.lcm(multiple, self.prime.mini_batch_size * self.config.actor_rollout_ref.rollout.n)
+        return multiple
+
+    def _prm_ranks(self) -> int:
+        mesh = "train"
+        if mesh not in self.prm._dispatch_info:
+            self.prm._dispatch_info[mesh] = self.prm._query_dispatch_info(mesh)
+        return max(self.prm._dispatch_info[mesh]) + 1
+
+    # --- a batch ------------------------------------------------------------------------------------------------------
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        data = self._get(batch, "uid", "response_mask", "old_log_probs")
+        mask = data["response_mask"]
+        valid = mask.to_padded_tensor(0).bool()
+        outcome = self._outcomes(batch)
+        prompts = [str(uid) for uid in tu.get(data, "uid")]
+        groups = Groups.of(prompts, valid)
+
+        with marked_timer("prm_reference", self.timing_raw):
+            reference = self._reference_log_probs(batch, data)
+        self._put(batch, {REFERENCE: reference, OUTCOME: outcome.float()})
+        rewards_of = functools.partial(self._rewards_of, reference=reference, valid=valid)
+        rewards = self._score_and_train(batch, mask, rewards_of, outcome, groups, metrics)
+        metrics.update(_ranking_metrics(rewards.sum(-1), outcome, groups))
+        metrics.update(_filter_metrics(metrics.get(DAPO_FILTERED_REWARD_COUNTS_KEY), self.band))
+
+        # The base class does everything else that happens here (rollout correction, which may mask tokens); its
+        # advantages, of the outcome alone, are replaced.
+        batch = super()._compute_advantage(batch, metrics)
+        valid = self._get(batch, "response_mask")["response_mask"].to_padded_tensor(0).bool()
+        if not self.prime.reward_last_token:
+            rewards = advantage.without_last_token(rewards, valid)
+        rewards = torch.where(valid, rewards, 0.0)
+        groups = Groups.of(prompts, valid)
+        found = advantage.advantages(rewards, outcome, valid, groups, self._estimator())
+        metrics.update(_reward_metrics(rewards, valid, outcome, found))
+        return self._put(
+            batch,
+            {
+                "advantages": response_to_nested(found.advantages, mask),
+                "returns": response_to_nested(found.returns, mask),
+            },
+        )
+
+    def _estimator(self) -> advantage.Estimator:
+        algorithm, prime = self.config.algorithm, self.prime
+        return advantage.Estimator(
+            name=str(algorithm.adv_estimator),
+            gamma=float(algorithm.gamma),
+            divide_by_std=bool(algorithm.get("norm_adv_by_std_in_grpo", True)),
+            rloo=prime.rloo,
+            reward_norm=prime.reward_norm,
+            process_coef=prime.process_coef,
+            outcome_coef=prime.outcome_coef,
+            whiten=prime.whiten,
+        )
+
+    def _outcomes(self, batch: KVBatchMeta) -> Tensor:
+        """[rows] float64, 0 for padding. Raises OutcomeOutOfRange."""
+        real = [at for at, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+        outcome = torch.zeros(len(batch), dtype=torch.float64)
+        keys = [batch.keys[at] for at in real]
+        outcome[real] = torch.tensor(
+            outcomes.read(keys, batch.partition_id, self.prime.outcome, "prime.outcome"), dtype=torch.float64
+        )
+        outside = outcome[~((outcome >= 0) & (outcome <= 1))]
+        if outside.numel():
+            raise OutcomeOutOfRange(
+                f"verl-cov: {outside.numel()} of {len(real)} outcomes are not in [0, 1], {float(outside[0]):g} among "
+                "them: PRIME's PRM learns the probability that a response is right. Set prime.outcome="
+                f"{self.prime.outcome} to a key of the reward function's result that is in [0, 1] (often acc), or give "
+                "a reward of 0 to 1 (reward.custom_reward_function)"
+            )
+        return outcome
+
+    def _reference_log_probs(self, batch: KVBatchMeta, data: TensorDict) -> Tensor:
+        """Of the responses, jagged."""
+        if self.prm_reference is None:
+            return data["old_log_probs"]
+        return self._infer(self.prm_reference, batch, data["response_mask"])
+
+    def _rewards_of(self, log_probs: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
+        """[rows, tokens] float64, the process rewards."""
+        log_probs, reference = (field.to_padded_tensor(0.0) for field in (log_probs, reference))
+        return advantage.implicit_rewards(log_probs, reference, valid, self.prime.beta)
+
+    def _score_and_train(
+        self, batch: KVBatchMeta, mask: Tensor, rewards_of: Rewards, outcome: Tensor, groups: Groups, metrics: dict
+    ) -> Tensor:
+        """The process rewards; the PRM learns from the batch when ``prime.update`` says."""
+        update, dpo = self.prime.update, self.prime.loss == "dpo"
+
+        def score() -> Tensor:
+            with marked_timer("prm_score", self.timing_raw):
+                return rewards_of(self._infer(self.prm, batch, mask))
+
+        if update == "none":
+            return score()
+        rewards = score() if update == "reverse" or dpo else None
+        if dpo:  # the loss compares with the scores of the others, which no rank has all of
+            assert rewards is not None
+            self._put(batch, {OPPONENT: prm.opponents(rewards.sum(-1), outcome, groups).float()})
+        with marked_timer("prm_update", self.timing_raw):
+            metrics.update(_training_metrics(self._train(batch)))
+        if update == "before":
+            return score()
+        # Without a forward of its own ("after"), the rewards are of the one that the update made.
+        return rewards if rewards is not None else rewards_of(self._get(batch, LOG_PROBS)[LOG_PROBS])
+
+    def _infer(self, workers: Any, batch: KVBatchMeta, mask: Tensor) -> Tensor:
+        """Log-probs of the responses, jagged, float32."""
+        ray.get(workers.infer_batch(self._for_prm(batch, compute_loss=False)).futures)
+        # At once: every forward of any worker writes to this field.
+        return response_from_nested(self._get(batch, "log_probs")["log_probs"].float(), mask)
+
+    def _train(self, batch: KVBatchMeta) -> Mapping[str, Any]:
+        rows = len(batch)
+        if self.prime.mini_batch_size is not None:
+            rows = self.prime.mini_batch_size * self.config.actor_rollout_ref.rollout.n
+        actor = self.config.actor_rollout_ref.actor
+        asked = self._for_prm(
+            batch,
+            global_batch_size=rows,
+            mini_batch_size=rows,
+            epochs=self.prime.epochs,
+            seed=actor.data_loader_seed,
+            dataloader_kwargs={"shuffle": actor.shuffle},
+        )
+        results = ray.get(self.prm.train_and_score(asked).futures)
+        # Every rank that returns anything has gathered all ranks' metrics.
+        return next(result.extra_info["metrics"] for result in results if "metrics" in (result.extra_info or {}))
+
+    @staticmethod
+    def _for_prm(batch: KVBatchMeta, **settings: Any) -> KVBatchMeta:
+        """The batch with settings of its own: those of the policy's last call are still on ``batch``."""
+        settings = {"calculate_entropy": False, "temperature": 1.0, **settings}  # no temperature in Eq. 3
+        return KVBatchMeta(partition_id=batch.partition_id, keys=batch.keys, tags=batch.tags, extra_info=settings)
+
+    @staticmethod
+    def _get(batch: KVBatchMeta, *fields: str) -> TensorDict:
+        return tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(fields))
+
+    @staticmethod
+    def _put(batch: KVBatchMeta, fields: Mapping[str, Tensor]) -> KVBatchMeta:
+        return tq.kv_batch_put(
+            keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(dict(fields), batch_size=len(batch))
+        )
+
+
+# --- metrics: docs/prime.md has them all; no key may hold "min", "max", "sum" or "total" by accident: verl goes by them
+
+
+def _training_metrics(found: Mapping[str, Any]) -> dict[str, float]:
+    kept = {"prm_loss": "prm_loss", "grad_norm": "prm_grad_norm", "lr": "prm_lr"}
+    return reduce_metrics({f"prime/{name}": found[key] for key, name in kept.items() if key in found})
+
+
+def _ranking_metrics(q: Tensor, outcome: Tensor, groups: Groups) -> dict[str, float]:
+    found = prm.ranking(q, outcome, groups)
+    metrics: dict[str, float] = {"prime/pairs": found.pairs}
+    if found.right is not None:
+        metrics["prime/pairwise_accuracy"] = found.right
+    if found.sign_right is not None:
+        metrics["prime/outcome_accuracy"] = found.sign_right
+    return metrics
+
+
+def _reward_metrics(rewards: Tensor, valid: Tensor, outcome: Tensor, found: advantage.Advantages) -> dict[str, float]:
+    rows = valid.any(-1)
+    values = rewards[valid]
+    return {
+        "prime/outcome": float(outcome[rows].mean()),
+        "prime/process_reward": float(values.mean()),
+        "prime/process_reward_abs": float(values.abs().mean()),
+        "prime/process_reward_std": float(values.std(correction=0)),
+        "prime/response_reward_abs": float(rewards.sum(-1)[rows].abs().mean()),
+        "prime/reward_scale": found.scale,
+        "prime/uncompared_responses": int((rows & ~found.compared).sum()),
+    }
+
+
+def _filter_metrics(dropped: Mapping[float, int] | None, band: Band | None) -> dict[str, float]:
+    if band is None:
+        return {}
+    dropped = dropped or {}
+    hard = sum(count for accuracy, count in dropped.items() if accuracy < band.low)
+    return {"prime/filter_too_hard": hard, "prime/filter_too_easy": int(np.sum(list(dropped.values()))) - hard}

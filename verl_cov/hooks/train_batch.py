@@ -1,0 +1,188 @@
+"""The mini-batch hook in verl's engines: a wrapper round ``TrainingWorker.train_batch``, or verl's own hook if patched.
+
+Leans on ``verl.workers.engine_workers.TrainingWorker.train_batch(data)``: in verl 0.7.1 (engine mode) to 0.9.1 the one
+place, for every engine and trainer, that sees a rank's mini-batch. ``self.loss_fn`` is called there with
+``model_output=, data=<micro-batch>, dp_group=``; fields added to ``data`` survive the cut. For
+``cov_log_prob=current`` also on ``engine.eval_mode`` and ``engine.infer_batch``, and on the five settings of a
+micro-batch that ``train_batch`` fills in. A verl with one of ``patches/`` calls :func:`hook_of` itself, through
+``verl.utils.mini_batch_hook``, and is not wrapped.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from verl_cov.hooks import batch
+from verl_cov.hooks.batch import FIELD, Tokens
+from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.mini_batch import MINI_BATCHES_PER_STEP, MiniBatchHook
+
+
+def install() -> None:
+    when_imported("verl.utils.mini_batch_hook", lambda module: module.register_mini_batch_hook(hook_of))
+    when_imported("verl.workers.engine_workers", _wrap)
+
+
+def hook_of(worker: Any, data: Any) -> MiniBatchHook | None:
+    """The hook for a mini-batch of an engine's worker; None for another worker, or if nothing of ours is asked for.
+
+    Raises:
+        ValueError: the engine's settings make a selection over the mini-batch impossible.
+    """
+    if not hasattr(worker, "engine") or "advantages" not in data:
+        return None
+    cov = batch.asked_for(worker.loss_fn)
+    if cov is None:
+        return None
+    if cov.controls:
+        refuse_engine(worker.engine.engine_config, cov)
+    return MiniBatchHook(EngineSeam(worker, data), cov)
+
+
+def _wrap(engine_workers: Any) -> None:
+    if hasattr(engine_workers, "MiniBatchStep"):  # a patched verl calls the hook itself
+        return
+    worker = engine_workers.TrainingWorker
+    original = worker.train_batch
+
+    @functools.wraps(original)  # keeps the dispatch attributes that verl's @register put on the method
+    def train_batch(self, data):
+        from verl.utils import tensordict_utils as tu
+
+        hook = hook_of(self, data)
+        if hook is None:
+            return original(self, data)
+        loss_fn = self.loss_fn
+        self.loss_fn = functools.partial(_loss_with_selection, loss_fn, hook)
+        try:
+            output = original(self, data)
+        finally:
+            self.loss_fn = loss_fn
+        found = hook.metrics()
+        if output is not None:  # None on the ranks of a model-parallel group that return nothing
+            tu.get(output, "metrics").update(found)
+        return output
+
+    worker.train_batch = train_batch
+
+
+def _loss_with_selection(loss_fn: Any, hook: MiniBatchHook, *args: Any, **kwargs: Any) -> Any:
+    """Call verl's loss on one micro-batch, with its slice of the selection or with what selects within it."""
+    # Distillation calls the loss once more for the student's logits, without a micro-batch.
+    with nullcontext() if kwargs.get("data") is None else hook.micro_batch(kwargs["data"]):
+        return loss_fn(*args, **kwargs)
+
+
+class EngineSeam:
+    """A ``TrainingWorker`` and the mini-batch that its ``train_batch`` was called with (a TensorDict)."""
+
+    def __init__(self, worker: Any, data: Any) -> None:
+        self.worker, self.data = worker, data
+        self.group = batch.data_parallel_group(worker.engine)
+        self.tokenizer = getattr(worker.model_config, "tokenizer", None)
+
+    def step(self) -> int:
+        return _optimizer_step(self.worker, self.data, self.group)
+
+    def log_probs(self, tokens: Tokens) -> Tensor:
+        return tokens.of_model_output(_log_probs(self.worker, self.data))
+
+    def has_policy_loss(self, micro_batch: Any) -> bool:
+        if "response_mask" not in micro_batch:
+            return False
+        if micro_batch.get("batch_num_tokens", None) is not None and micro_batch["batch_num_tokens"] == 0:
+            # Every token of the mini-batch is masked: verl would divide zero by zero and poison the optimizer.
+            from verl.utils import tensordict_utils as tu
+
+            tu.assign_non_tensor(micro_batch, batch_num_tokens=1)
+        return True
+
+    def mask_of(self, micro_batch: Any) -> Tensor:
+        return micro_batch.select(FIELD).to_padded_tensor()[FIELD].bool()
+
+
+def refuse_engine(engine_config: Any, cov: Any) -> None:
+    """Raise ValueError for engine settings under which a selection over the mini-batch is impossible, and say why."""
+    if cov.cov_scope != "mini_batch":
+        return
+    torchtitan = getattr(engine_config, "strategy", None) == "torchtitan"
+    if torchtitan and getattr(engine_config, "context_parallel_size", 1) > 1:
+        raise ValueError(
+            "verl-cov: context_parallel_size > 1 cannot be combined with a selection over the mini-batch: verl's "
+            "torchtitan engine counts the context-parallel ranks as data-parallel ones, so that tokens would be "
+            "missing or counted twice. Set it to 1, or use cov_scope=micro_batch"
+        )
+    # Megatron's scheduler deals rows out after the selection, but from a mini-batch that every rank has in full, so
+    # every rank has selected the same. Log-probs it collects on one rank only.
+    if cov.log_prob == "current" and getattr(engine_config, "dynamic_context_parallel", False):
+        raise ValueError(
+            "verl-cov: cov_log_prob=current needs the log-probs on every rank, and with dynamic_context_parallel=True "
+            "only one of them has them: use cov_log_prob=old"
+        )
+    if cov.log_prob == "current" and getattr(engine_config, "pipeline_model_parallel_size", 1) > 1:
+        raise ValueError(
+            "verl-cov: cov_log_prob=current needs the log-probs on every rank, and with "
+            "pipeline_model_parallel_size > 1 only the last stage has them: use cov_log_prob=old"
+        )
+
+
+def _log_probs(worker: Any, data: Any) -> Tensor:
+    """The present policy's log-probs of the whole sequences, jagged, by one forward in the training's micro-batches."""
+    from verl.utils import tensordict_utils as tu
+
+    data = data.copy()  # shallow: the engine writes settings into it
+    settings, model = worker.engine_config, worker.model_config
+    defaults = dict(
+        use_remove_padding=model.get("use_remove_padding", False),
+        use_dynamic_bsz=settings.use_dynamic_bsz,
+        max_token_len_per_gpu=settings.max_token_len_per_gpu,
+        micro_batch_size_per_gpu=settings.micro_batch_size_per_gpu,
+        use_fused_kernels=settings.use_fused_kernels,
+    )
+    tu.assign_non_tensor(data, **{key: value for key, value in defaults.items() if key not in data})
+    tu.assign_non_tensor(data, calculate_entropy=False)
+    keep_loaded = tu.get(data, key="disable_auto_offload", default=False)
+    with worker.engine.eval_mode(disable_auto_offload=keep_loaded):
+        output = worker.engine.infer_batch(data, loss_function=None)
+    return output["model_output"]["log_probs"]
+
+
+def _optimizer_step(worker: Any, data: Any, group: ProcessGroup | None) -> int:
+    """A counter of optimizer steps that a resumed run continues: (rollout step, mini-batch within it).
+
+    The rollout step travels with the batch; the mini-batches are counted here. In asynchronous trainers rows of several
+    rollout steps meet in a mini-batch: the latest counts, over all ranks.
+    """
+    steps = data.get("global_steps", None)
+    steps = getattr(steps, "data", steps) if not hasattr(steps, "tolist") else steps.tolist()
+    steps = steps if isinstance(steps, list) else [steps]
+    # None: a rollout server that was not told of its weights' version yet, or another rollout than vLLM's.
+    steps = [step for step in steps if step is not None] or [_updates_before(worker.engine)]
+    # The legacy trainer's rows (dense) say which weights sampled them, the first of which are version 0; V1's the step.
+    behind = 0 if data["response_mask"].is_nested else 1
+    latest = torch.tensor(max((int(step) for step in steps), default=0) + behind, device=batch.device())
+    if group is not None:
+        dist.all_reduce(latest, op=dist.ReduceOp.MAX, group=group)
+    seen, mini_batch = getattr(worker, "_verl_cov_step", (None, 0))
+    # Never back: where rollouts of several steps wait in a queue, the next mini-batch may be all of older ones.
+    rollout_step = max(int(latest), seen or 0)
+    mini_batch = mini_batch + 1 if seen == rollout_step else 0
+    worker._verl_cov_step = (rollout_step, mini_batch)
+    return rollout_step * MINI_BATCHES_PER_STEP + mini_batch
+
+
+def _updates_before(engine: Any) -> int:
+    """How often the learning-rate scheduler stepped, which is once a rollout; it is in the checkpoint."""
+    scheduler = getattr(engine, "lr_scheduler", None)
+    scheduler = getattr(scheduler, "schedulers", [scheduler])[0]  # torchtitan's holds one for each optimizer
+    for name in ("last_epoch", "num_steps"):  # torch's; Megatron's and Automodel's
+        if hasattr(scheduler, name):
+            return int(getattr(scheduler, name))
+    return 0

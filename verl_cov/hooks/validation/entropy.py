@@ -1,0 +1,159 @@
+"""The paper's entropy on the validation's generations (``cov_val_entropy``): the authors' ``test_entropy/all``.
+
+One more forward of the actor over all of them or some, at temperature 1 whatever they were sampled at: entropy over the
+whole vocabulary at each token, its mean over each response, then over responses.
+
+Leans on verl's synchronous V1 trainer: ``PPOTrainer._validate`` takes each batch from ``self.replay_buffer.sample`` and
+clears it from TransferQueue when it has read it. In between the forward runs, through
+``actor_rollout_wg.compute_log_prob`` as for old log-probs, with vLLM's memory freed round it as ``_validate`` does
+itself for a colocated reward model. The asynchronous trainers have requests in flight there, and the legacy one keeps
+no batch that a worker could take: :mod:`.preflight` refuses them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from verl_cov.hooks import asked
+from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.validation.averages import PREFIX
+
+_SETTINGS = {"calculate_entropy": True, "compute_loss": False, "temperature": 1.0}
+
+
+def install() -> None:
+    when_imported("verl.trainer.ppo.v1.trainer_base", _wrap)
+
+
+def _wrap(trainer_base: Any) -> None:
+    trainer = trainer_base.PPOTrainer
+    original = trainer._validate
+
+    @functools.wraps(original)
+    def _validate(self):
+        cov = asked.asked_in(self.config)
+        if cov is None or cov.cov_val_entropy == "off":
+            return original(self)
+        found = Entropies()
+        with _each_batch(self, cov.cov_val_entropy, found):
+            metrics = original(self)
+        return metrics | found.named()
+
+    trainer._validate = _validate
+
+
+@contextmanager
+def _each_batch(trainer: Any, wanted: str | int, found: Entropies) -> Iterator[None]:
+    """Measure every batch that ``trainer`` validates in this block, once it is generated."""
+    buffer = trainer.replay_buffer
+    sample = buffer.sample
+    share = share_of(wanted, len(trainer.val_dataset) * trainer.config.actor_rollout_ref.rollout.val_kwargs.n)
+
+    @functools.wraps(sample)
+    def sample_and_measure(*args: Any, **kwargs: Any) -> Any:
+        batch, metrics = sample(*args, **kwargs)
+        started = time.perf_counter()
+        found.add(*_measure(trainer, batch, share))
+        found.seconds += time.perf_counter() - started
+        return batch, metrics
+
+    buffer.sample = sample_and_measure
+    try:
+        yield
+    finally:
+        del buffer.sample  # the method of the class shows again
+
+
+def share_of(wanted: str | int, generations: int) -> float:
+    """The share of a validation's generations that ``cov_val_entropy`` asks for, in (0, 1]."""
+    return 1.0 if wanted == "all" else min(1.0, int(wanted) / max(generations, 1))
+
+
+def chosen(prompts: Sequence[bytes], share: float) -> list[int]:
+    """Positions of the generations to measure, ascending: a ``share`` of them, rounded up.
+
+    prompts: of each generation the prompt. Which prompts are chosen depends on their text alone, so that it is the same
+    at every validation; among the generations of one prompt it is the first ones that came.
+    """
+    copies: dict[bytes, int] = defaultdict(int)
+    order = []
+    for at, prompt in enumerate(prompts):
+        order.append((hashlib.blake2b(prompt + b"#%d" % copies[prompt], digest_size=8).digest(), at))
+        copies[prompt] += 1
+    # A product of floats: 0.1 x 30 is a little more than 3.
+    return sorted(at for _, at in sorted(order)[: math.ceil(share * len(order) - 1e-9)])
+
+
+class Entropies:
+    """Entropies of responses, by the set that they belong to, and what measuring them took."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = defaultdict(list)
+        self.seconds = 0.0
+
+    def add(self, sets: Sequence[str], entropies: Sequence[float]) -> None:
+        """One entry a response: its set and the mean entropy over its tokens, in nats."""
+        for name, entropy in zip(sets, entropies, strict=True):
+            self.values[str(name)].append(entropy)
+
+    def named(self) -> dict[str, float]:
+        """verl's metrics; none if nothing was measured."""
+        if not self.values:
+            return {}
+        every = np.concatenate([np.asarray(values) for values in self.values.values()])
+        return {
+            PREFIX + "entropy": float(every.mean()),
+            PREFIX + "entropy_generations": int(every.size),
+            PREFIX + "entropy_seconds": self.seconds,
+            **{f"{PREFIX}entropy/{name}": float(np.mean(values)) for name, values in self.values.items()},
+        }
+
+
+def _measure(trainer: Any, batch: Any, share: float) -> tuple[list[str], list[float]]:
+    """(sets, entropies) of a share of a validation batch that lies in TransferQueue."""
+    import transfer_queue as tq
+    from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
+    from verl.utils import tensordict_utils as tu
+    from verl.workers.utils.padding import response_from_nested
+
+    if not batch.keys:
+        return [], []
+    partition = batch.partition_id
+    prompts = tq.kv_batch_get(keys=batch.keys, partition_id=partition, select_fields=["prompts"])["prompts"]
+    at = chosen([prompt.numpy().tobytes() for prompt in prompts.unbind()], share)
+    keys = [batch.keys[row] for row in at]
+    asked_for = type(batch)(partition_id=partition, keys=keys, tags=[batch.tags[row] for row in at])
+    padded = upsample_batch_to_divisible_size(asked_for, _rows_multiple(trainer), trainer.tokenizer.eos_token_id)
+    padded.extra_info.update(_SETTINGS)
+
+    trainer.checkpoint_manager.sleep_replicas()
+    trainer.actor_rollout_wg.compute_log_prob(padded)
+    trainer.checkpoint_manager.update_weights(trainer.global_steps)
+
+    fields = ["entropy", "response_mask", "data_source"]
+    data = tq.kv_batch_get(keys=keys, partition_id=partition, select_fields=fields)
+    if padding := padded.keys[len(keys) :]:
+        tq.kv_clear(keys=padding, partition_id=partition)
+    masks = data["response_mask"]
+    entropies = response_from_nested(data["entropy"], masks)
+    rows = zip(tu.get(data, "data_source"), entropies.unbind(), masks.unbind(), strict=True)
+    measured = [(str(name), entropy.double()[mask.bool()].mean().item()) for name, entropy, mask in rows if mask.any()]
+    return [name for name, _ in measured], [entropy for _, entropy in measured]
+
+
+def _rows_multiple(trainer: Any) -> int:
+    """What the number of rows must be a multiple of: whole micro-batches on every data-parallel rank."""
+    workers, rollout = trainer.actor_rollout_wg, trainer.config.actor_rollout_ref.rollout
+    if "actor" not in workers._dispatch_info:
+        workers._dispatch_info["actor"] = workers._query_dispatch_info("actor")
+    ranks = max(workers._dispatch_info["actor"]) + 1
+    return ranks * (1 if rollout.log_prob_use_dynamic_bsz else rollout.log_prob_micro_batch_size_per_gpu)

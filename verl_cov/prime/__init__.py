@@ -1,2 +1,0 @@
-"""PRIME (Cui et al. 2025, arXiv 2502.01456): process rewards from an implicit process reward model (PRM), trained while
-the policy is. Its configuration and its maths; what runs it in verl is :mod:`verl_cov.host.prime`."""
