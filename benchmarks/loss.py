@@ -10,7 +10,7 @@ from verl.workers.config import FSDPActorConfig
 
 from benchmarks.timing import milliseconds, paired, ratio, table
 from verl_cov.hooks.config import CovPolicyLossConfig
-from verl_cov.hooks.policy_losses import selected_tokens
+from verl_cov.hooks.micro_batch import selected_tokens
 
 SHAPES = ((32, 8192), (8, 32768))
 LOSSES = ("vanilla", "clip_cov", "verl_cov.clip_cov", "kl_cov", "verl_cov.kl_cov")

@@ -78,7 +78,7 @@ def _traffic_row(tokens: int, ranks: int, share: float, band, ties: bool) -> lis
     dist.all_reduce = counting
     try:
         valid, group = torch.ones(tokens, dtype=torch.bool), dist.group.WORLD
-        covariances = Covariances.of(log_prob, advantage, valid, group, kinds=True)
+        covariances = Covariances.compute(log_prob, advantage, valid, group, update_kinds=True)
         select(covariances, advantage, mix, Control(share, band), group)
         selection = sent
         largest_means(covariances.values, LADDER, group)

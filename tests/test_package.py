@@ -268,7 +268,7 @@ def test_what_runs_in_verls_processes_imports_nothing_of_an_extra():
 
 
 def test_the_plugin_loads_without_the_extras():
-    code = _BARE.partition("sys.argv = ")[0] + "from verl_cov import plugin\nprint(plugin.status)"
+    code = _BARE.partition("sys.argv = ")[0] + "from verl_cov import plugin\nprint(status)"
     absent = [*LAW, "math_verify", "latex2sympy2_extended"]
     absent.remove("pandas")  # verl's own
     done = subprocess.run([sys.executable, "-c", code, json.dumps(absent)], capture_output=True, text=True, timeout=120)

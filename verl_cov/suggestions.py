@@ -1,4 +1,4 @@
-"""What to say of a name that is not there."""
+"""Builds "did you mean ...?" messages."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from collections.abc import Iterable
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """One line for a name that is not there: the nearest names, or all of them."""
+    """One line for a name that is unknown, with the nearest known names, or with all of them."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [one for one in known if name and name in one]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [each for each in known if name and name in each]
     return f"there is no {what} {name!r}: " + (
         f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
     )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known name, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {close[0]}?" if close else f": use one of {', '.join(known)}"

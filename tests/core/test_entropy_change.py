@@ -105,7 +105,7 @@ def placebo_batch(random, prompts=32, responses=8, length=5):
     score = score.astype(float).reshape(prompts, responses)
     advantage = (score - score.mean(1, keepdims=True)) / (score.std(1, keepdims=True) + 1e-6)
     flat = [torch.tensor(x, dtype=torch.float32) for x in (log_prob, np.repeat(advantage.flatten(), length), entropy)]
-    return Responses.of(
+    return Responses.gather(
         torch.full((rows,), length),
         torch.ones(rows * length, dtype=torch.bool),
         *flat,

@@ -13,7 +13,7 @@ import pytest
 from verl_cov.core import metrics
 from verl_cov.core.metrics import PREFIX, TABLE
 from verl_cov.core.selection import Totals
-from verl_cov.core.update_kinds import KINDS
+from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.hooks import versions
 
 PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -65,7 +65,7 @@ def test_verls_reducers_take_the_mean_of_every_key():
     names = [f"actor/{PREFIX.removeprefix('actor/')}{key}" for key in KEYS]
     reduced = reduce_metrics({name: [1.0, 2.0, 6.0] for name in names})
     assert reduced == dict.fromkeys(names, 3.0)
-    if not versions.this().v1:
+    if not versions.installed_release().v1:
         return
     from verl.trainer.ppo.v1.utils import MetricsAggregator
 
@@ -74,7 +74,7 @@ def test_verls_reducers_take_the_mean_of_every_key():
 
 
 def test_verls_loggers_show_every_key(tmp_path, monkeypatch):
-    if versions.this().version == "0.5.0":
+    if versions.installed_release().version == "0.5.0":
         pytest.skip("verl 0.5 has no file logger")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from verl.utils.tracking import Tracking
@@ -97,13 +97,15 @@ def test_verls_loggers_show_every_key(tmp_path, monkeypatch):
 
 
 def test_an_update_reports_what_its_totals_say():
-    found = metrics.of_update(totals(), "full", ladder=[5, 4, 3, 2, 1], selected=True, threshold=True)
+    found = metrics.update_metrics(totals(), "full", ladder=[5, 4, 3, 2, 1], selected=True, threshold=True)
     assert set(found) <= set(KEYS)
     expected = dict(tokens=100, mean=0.2, std=np.sqrt(0.54 - 0.04), selected_frac=0.04, selected_mean=3)
     expected |= dict(selected_negative_frac=0.75, candidate_tokens=7, threshold=2.5, non_finite_tokens=1)
     expected |= {"top_0.0002": 5, "top_0.5": 1}
     expected |= dict(exploitation_frac=0.4, confirmation_frac=0.1, exploration_frac=0.2, correction_frac=0.3)
-    expected |= {f"{kind}_cov_frac": share for kind, share in zip(KINDS, (1 / 2, 1 / 6, 1 / 12, 1 / 4), strict=True)}
+    expected |= {
+        f"{kind}_cov_frac": share for kind, share in zip(UPDATE_KINDS, (1 / 2, 1 / 6, 1 / 12, 1 / 4), strict=True)
+    }
     assert {key: found[key] for key in expected} == pytest.approx(expected)
     assert all(type(value) is float for value in metrics.prefixed(found).values())
 
@@ -111,17 +113,17 @@ def test_an_update_reports_what_its_totals_say():
 def test_a_mini_batch_without_covariance_or_without_tokens_has_no_shares():
     """A share of nothing, logged as 0, would pull the mean over the updates down: the four would not add to 1."""
     for nothing_but_rounding in (0.0, 1e-6):
-        flat = metrics.of_update(totals(kind_covariance_sums=(nothing_but_rounding, 0.0, 0.0, 0.0)), "basic")
-        assert not any(key.split("_")[0] in KINDS for key in flat)
+        flat = metrics.update_metrics(totals(kind_covariance_sums=(nothing_but_rounding, 0.0, 0.0, 0.0)), "basic")
+        assert not any(key.split("_")[0] in UPDATE_KINDS for key in flat)
     nothing = totals(tokens=0, kind_tokens=(0,) * 4, kind_covariance_sums=(0.0,) * 4, covariance_sum=0.0, selected=0)
-    empty = metrics.of_update(nothing, "full", ladder=[float("nan")] * 5, selected=True)
-    assert not any(key.endswith("cov_frac") or key.split("_")[0] in KINDS for key in empty)
+    empty = metrics.update_metrics(nothing, "full", ladder=[float("nan")] * 5, selected=True)
+    assert not any(key.endswith("cov_frac") or key.split("_")[0] in UPDATE_KINDS for key in empty)
     assert all(np.isfinite(value) for value in empty.values())
 
 
 def test_levels():
-    off, basic = (set(metrics.of_update(totals(), level, selected=True)) for level in ("off", "basic"))
+    off, basic = (set(metrics.update_metrics(totals(), level, selected=True)) for level in ("off", "basic"))
     of_level = {level: {metric.key for metric in TABLE if metric.level == level} for level in metrics.LEVELS}
     assert off == of_level["off"] - {"threshold", "overlap_old", "forward_seconds"}
     assert basic - off == of_level["basic"]
-    assert set(metrics.of_update(totals(), "off")) == {"tokens", "non_finite_tokens"}
+    assert set(metrics.update_metrics(totals(), "off")) == {"tokens", "non_finite_tokens"}

@@ -48,7 +48,7 @@ def responses_of(rows, group=None, without=()):
     def of_row(name, dtype):
         return None if name in without else torch.tensor([row[name] for row in rows], dtype=dtype)
 
-    return Responses.of(
+    return Responses.gather(
         torch.tensor([len(row["mask"]) for row in rows], dtype=torch.int64),
         column("mask", torch.bool),
         column("log_prob"),
@@ -211,7 +211,7 @@ def softmax_entropy(logits):
 
 
 def test_the_fields_of_responses_are_in_the_order_they_travel_in():
-    """`Responses.of` unpacks columns by position."""
+    """`Responses.gather` unpacks columns by position."""
     row = dict(mask=[True], log_prob=[-0.5], entropy=[0.25], advantage=[2.0], score=7.0, prompt=3)
     found = responses_of([row])
     p = np.exp(-0.5)

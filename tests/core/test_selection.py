@@ -16,7 +16,7 @@ from scipy import stats
 
 from tests.ranks import run_ranks
 from verl_cov.core import selection
-from verl_cov.core.covariance import KINDS, Covariances
+from verl_cov.core.covariance import Covariances
 from verl_cov.core.identity import row_identity, row_values, token_identity
 from verl_cov.core.metrics import LADDER
 from verl_cov.core.selection import (
@@ -29,6 +29,7 @@ from verl_cov.core.selection import (
     select_tokens,
     totals_of,
 )
+from verl_cov.core.update_kinds import UPDATE_KINDS
 
 finite = st.floats(-30, 30, width=32)
 tokens = st.lists(st.tuples(finite, finite), min_size=1, max_size=150)
@@ -236,7 +237,7 @@ def test_the_draw_is_uniform():
 @given(tokens, st.lists(st.sampled_from([*LADDER, 0.13, 1.0]), min_size=1, max_size=3))
 def test_the_ladder_is_numpys_mean_of_the_largest(pairs, shares):
     log_prob, advantage, valid, _ = arrays(pairs)
-    cov = Covariances.of(log_prob, advantage, valid).values
+    cov = Covariances.compute(log_prob, advantage, valid).values
     largest_first = np.sort(cov.double().numpy())[::-1]
     expected = [largest_first[: quota(share, len(pairs))].mean() for share in shares]
     assert largest_means(cov, tuple(shares)).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-9)
@@ -251,7 +252,7 @@ def test_the_ladder_counts_ties_at_the_cut_as_often_as_they_fit():
 @given(tokens)
 def test_each_token_is_of_one_kind_and_the_kinds_add_up(pairs):
     log_prob, advantage, valid, _ = arrays(pairs)
-    totals = totals_of(count(Covariances.of(log_prob, advantage, valid, kinds=True)).tolist())
+    totals = totals_of(count(Covariances.compute(log_prob, advantage, valid, update_kinds=True)).tolist())
     x, a = log_prob.double().numpy(), advantage.double().numpy()
     likely, good = x > x.mean(), a > a.mean()
     cov = (x - x.mean()) * (a - a.mean())
@@ -260,10 +261,10 @@ def test_each_token_is_of_one_kind_and_the_kinds_add_up(pairs):
     assert sum(totals.kind_tokens) == totals.tokens == len(pairs)
     assert sum(totals.kind_covariance_sums) == pytest.approx(totals.covariance_sum, abs=1e-6)
     near = np.isclose(x, x.mean(), atol=1e-6) | np.isclose(a, a.mean(), atol=1e-6)  # means are rounded to 2^-24
-    for kind, tokens_, sum_ in zip(KINDS, totals.kind_tokens, totals.kind_covariance_sums, strict=True):
+    for kind, tokens_, sum_ in zip(UPDATE_KINDS, totals.kind_tokens, totals.kind_covariance_sums, strict=True):
         assert abs(tokens_ - masks[kind].sum()) <= near.sum()
         assert sum_ == pytest.approx(cov[masks[kind]].sum(), rel=1e-4, abs=1e-3)
-        assert sum_ >= 0 if kind in KINDS[:2] else sum_ <= 0
+        assert sum_ >= 0 if kind in UPDATE_KINDS[:2] else sum_ <= 0
 
 
 # --- identity ---------------------------------------------------------------------------------------------------------
@@ -306,7 +307,7 @@ def _select_share(rank: int, world: int, group, pairs, sequences, splits, band):
         ids = row_identity(values, sizes, sizes, sizes > 0, content, group)
         return token_identity(ids[local[at]], positions[at])
 
-    covariances = Covariances.of(log_prob, advantage, valid, group, kinds=True)
+    covariances = Covariances.compute(log_prob, advantage, valid, group, update_kinds=True)
     with counted_bytes() as traffic:
         chosen = select(covariances, advantage, identity, Control(0.1, band, seed=7, step=11), group)
     ladder = largest_means(covariances.values, LADDER, group)
@@ -405,7 +406,7 @@ def test_the_path_of_an_accelerator_never_looks_at_values(band):
     """On the meta device there are no values: anything that needs one on the host fails."""
     many = 1000
     meta = torch.empty(many, device="meta")
-    covariances = Covariances.of(meta, meta, meta.bool(), kinds=True)
+    covariances = Covariances.compute(meta, meta, meta.bool(), update_kinds=True)
     chosen = select(covariances, meta, lambda at: at, Control(0.01, band))
     assert chosen.mask.shape == (many,)
     assert largest_means(covariances.values, LADDER).shape == (len(LADDER),)

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from verl_cov.core import token_file
-from verl_cov.core.covariance import KINDS
 from verl_cov.core.metrics import LADDER
+from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.tasks import countdown
 
 pytestmark = pytest.mark.e2e
@@ -89,7 +89,7 @@ def check(step: dict, selected: bool = True, apart: float = 1e-3) -> None:
     """apart: bound on the mean difference between vLLM's probabilities and the actor's."""
     assert step["actor/cov/tokens"] > 0
     assert (step.get("actor/cov/selected_tokens", 0) > 0) is selected
-    assert sum(step[f"actor/cov/{kind}_frac"] for kind in KINDS) == pytest.approx(1)
+    assert sum(step[f"actor/cov/{kind}_frac"] for kind in UPDATE_KINDS) == pytest.approx(1)
     # The paper's entropy weights responses alike, verl's weights tokens alike: here they differ by a few per cent.
     assert step["actor/cov/entropy"] == pytest.approx(step["actor/entropy"], rel=0.1)
     assert step["actor/cov/prompts"] > 0
@@ -205,5 +205,5 @@ def test_metrics_of_verls_own_loss_on_the_legacy_trainer(untrained_model, tmp_pa
     assert logged["mean"] == pytest.approx(largest.mean(), abs=1e-6)
     for share in LADDER:
         assert logged[f"top_{share:g}"] == pytest.approx(largest[: max(1, int(share * x.size))].mean(), rel=1e-5)
-    for kind in KINDS:
+    for kind in UPDATE_KINDS:
         assert logged[f"{kind}_frac"] == pytest.approx(np.mean([token.kind == kind for token in dump.tokens]))

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from verl_cov.hooks.worker_state import WorkerState
+
 ROWS = 16
 # Columns of a dense batch's prompts, and of its responses. verl 0.7.1's engines, without remove_padding, let a sequence
 # attend to as many tokens as the responses have columns: as many as the longest sequence has, or it is not the model.
@@ -222,7 +224,7 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -
     from verl.utils import tensordict_utils as tu
 
     from tests.hooks import older_verl
-    from verl_cov.hooks.batch import FIELD
+    from verl_cov.hooks.batch import SELECTED_FIELD
 
     layout = older_verl.known(layout)
     rows = mini_batch(seed)
@@ -259,8 +261,8 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -
         return step()
 
     def train_batch(batch, loss_function):
-        if FIELD in batch:
-            chosen = batch[FIELD]
+        if SELECTED_FIELD in batch:
+            chosen = batch[SELECTED_FIELD]
             lists = [row.tolist() for row in chosen.unbind()]
             local = [(share[row]["index"], at) for row, marks in enumerate(lists) for at, on in enumerate(marks) if on]
             gathered: list[Any] = [None] * spec.ranks
@@ -269,7 +271,7 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -
         return train(batch, loss_function=loss_function)
 
     engine.optimizer_step, engine.train_batch = optimizer_step, train_batch
-    worker.actor._verl_cov_step = (None, 0)
+    worker.actor._verl_cov = WorkerState()
     try:
         output = worker.update_actor(data)
     finally:

@@ -64,10 +64,10 @@ def _rank_main(path: Path, rank: int) -> None:
     import verl
 
     from tests.hooks import older_verl
-    from verl_cov import plugin
+    from verl_cov.hooks.status import status
 
     older_verl.prepare()
-    assert plugin.status.error is None, plugin.status.error
+    assert status.error is None, status.error
     if spec.verl is not None:
         assert verl.__file__.startswith(spec.verl), verl.__file__
     dist.init_process_group("gloo", init_method=os.environ["DIST_INIT_METHOD"], rank=rank, world_size=spec.ranks)
@@ -100,7 +100,7 @@ def _config(spec: Spec, layout: Layout, policy_loss: dict[str, Any]) -> Any:
         if policy_loss["loss_mode"].startswith("verl_cov.") or "cov_metrics" in policy_loss:
             actor.policy_loss["_target_"] = "verl_cov.hooks.config.CovPolicyLossConfig"
         actor.policy_loss.update(policy_loss)
-    if not versions.this().config_class:
+    if not versions.installed_release().config_class:
         return actor
     from verl.utils.config import omega_conf_to_dataclass
 
@@ -116,7 +116,7 @@ def _update(spec: Spec, layout: Layout, policy_loss: dict[str, Any], rank: int) 
     from verl import DataProto
     from verl.workers.actor.dp_actor import DataParallelPPOActor
 
-    from verl_cov.hooks.batch import FIELD
+    from verl_cov.hooks.batch import SELECTED_FIELD
 
     model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32)
     if spec.ranks > 1:
@@ -152,9 +152,9 @@ def _update(spec: Spec, layout: Layout, policy_loss: dict[str, Any], rank: int) 
     finally:
         DataProto.split = cut
     for number, part in enumerate(mini_batches):
-        if FIELD in part.batch.keys():  # noqa: SIM118  an older TensorDict
+        if SELECTED_FIELD in part.batch.keys():  # noqa: SIM118  an older TensorDict
             first = number * MINI_BATCH // spec.ranks
-            local = [(mine[first + row], int(at)) for row, at in part.batch[FIELD].nonzero().tolist()]
+            local = [(mine[first + row], int(at)) for row, at in part.batch[SELECTED_FIELD].nonzero().tolist()]
             gathered: list[Any] = [None] * spec.ranks
             dist.all_gather_object(gathered, local)
             found.selected.append({pair for share in gathered for pair in share})

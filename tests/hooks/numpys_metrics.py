@@ -9,8 +9,8 @@ import pytest
 
 from tests.core.test_rollout import by_definition
 from tests.hooks import engine
-from verl_cov.core.covariance import KINDS
 from verl_cov.core.metrics import LADDER, PREFIX
+from verl_cov.core.update_kinds import UPDATE_KINDS
 
 
 def ours(report: engine.Report) -> dict[str, float]:
@@ -19,8 +19,8 @@ def ours(report: engine.Report) -> dict[str, float]:
 
 def check(found: dict[str, float], wanted: dict[str, float], where: str) -> None:
     assert {key: found.get(key) for key in wanted} == pytest.approx(wanted, rel=1e-5, abs=1e-6), where
-    assert sum(found[f"{kind}_frac"] for kind in KINDS) == pytest.approx(1)
-    assert sum(found[f"{kind}_cov_frac"] for kind in KINDS) == pytest.approx(1)
+    assert sum(found[f"{kind}_frac"] for kind in UPDATE_KINDS) == pytest.approx(1)
+    assert sum(found[f"{kind}_cov_frac"] for kind in UPDATE_KINDS) == pytest.approx(1)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ def prepare() -> None:
 
     from verl_cov.hooks import versions
 
-    release = versions.this()
+    release = versions.installed_release()
     if release.v1:
         return
     for name in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
@@ -45,11 +45,15 @@ def overrides() -> tuple[str, ...]:
     from verl_cov.hooks import versions
 
     # verl 0.7 takes an engine's kind from its own node, not from actor.strategy, and FSDP1 refuses CPU parameters.
-    return ("actor_rollout_ref.actor.fsdp_config.strategy=fsdp2",) if versions.this().version == "0.7.1" else ()
+    return (
+        ("actor_rollout_ref.actor.fsdp_config.strategy=fsdp2",)
+        if versions.installed_release().version == "0.7.1"
+        else ()
+    )
 
 
 def known(layout: Any) -> Any:
     """``layout`` as that verl knows it: the engines of 0.7 get dense batches only."""
     from verl_cov.hooks import versions
 
-    return replace(layout, dense=True) if versions.this().version == "0.7.1" else layout
+    return replace(layout, dense=True) if versions.installed_release().version == "0.7.1" else layout

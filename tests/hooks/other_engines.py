@@ -338,23 +338,23 @@ class _BaseDataLoader:
 class _Mesh:
     """A device mesh of two ranks along one dimension: the library's names for it."""
 
-    KINDS = types.MappingProxyType({"dp": "dp", "tp": "tp", "ulysses": "cp", "sp": "cp"})
+    UPDATE_KINDS = types.MappingProxyType({"dp": "dp", "tp": "tp", "ulysses": "cp", "sp": "cp"})
     mesh_dim_names = ("dp", "tp")
 
     def __init__(self, kind: str | None = None) -> None:
         self.kind = kind
 
     def __getitem__(self, name: str) -> _Mesh:
-        return _Mesh(self.KINDS[name])
+        return _Mesh(self.UPDATE_KINDS[name])
 
     def size(self) -> int:
         return now.size(self.kind)
 
     def get_group(self, mesh_dim: str | None = None) -> Any:
-        return now.group(self.KINDS[mesh_dim] if mesh_dim else self.kind)
+        return now.group(self.UPDATE_KINDS[mesh_dim] if mesh_dim else self.kind)
 
     def get_local_rank(self, mesh_dim: str | None = None) -> int:
-        return now.index(self.KINDS[mesh_dim] if mesh_dim else self.kind)
+        return now.index(self.UPDATE_KINDS[mesh_dim] if mesh_dim else self.kind)
 
 
 class _ParallelDims:
@@ -591,7 +591,7 @@ def _update(spec: Spec, case: Case, policy_loss: dict[str, Any]) -> Report:
     import torch.distributed as dist
     from verl.utils import tensordict_utils as tu
 
-    from verl_cov.hooks.train_batch import FIELD
+    from verl_cov.hooks.batch import SELECTED_FIELD
 
     now.case, now.gradient, now.loss_calls = case, {}, 0
     rows = fsdp.mini_batch()
@@ -617,7 +617,7 @@ def _update(spec: Spec, case: Case, policy_loss: dict[str, Any]) -> Report:
     train = engine.train_batch
 
     def train_batch(batch, loss_function):
-        lists = [row.tolist() for row in batch[FIELD].unbind()]
+        lists = [row.tolist() for row in batch[SELECTED_FIELD].unbind()]
         selected.extend((share[row]["index"], at) for row, on in enumerate(lists) for at, x in enumerate(on) if x)
         return train(batch, loss_function=loss_function)
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from tests.hooks import engine
 from tests.hooks.engine import ROWS
+from verl_cov.hooks.worker_state import state_of
 
 WIDTH = 16  # prompts and responses, padded
 
@@ -190,7 +191,7 @@ def _updated(worker: Any, config: Any, batch: Any) -> Report:
 def _spied(worker: Any, update: Any) -> Report:
     import torch
 
-    from verl_cov.hooks.train_batch import FIELD
+    from verl_cov.hooks.batch import SELECTED_FIELD
 
     report, trained = Report(), worker.actor.engine
     step, train = trained.optimizer_step, trained.train_batch
@@ -202,7 +203,7 @@ def _spied(worker: Any, update: Any) -> Report:
         return step()
 
     def train_batch(batch, loss_function):
-        lists = [row.tolist() for row in batch[FIELD].unbind()]
+        lists = [row.tolist() for row in batch[SELECTED_FIELD].unbind()]
         report.selected = [(row, at) for row, marks in enumerate(lists) for at, on in enumerate(marks) if on]
         return train(batch, loss_function=loss_function)
 
@@ -215,7 +216,7 @@ def _spied(worker: Any, update: Any) -> Report:
         key: float(np.mean([getattr(one, "aggregate", lambda one=one: one)() for one in values]))
         for key, values in found.items()
     }
-    report.step = worker.actor._verl_cov_step
+    report.step = (state_of(worker.actor).rollout_step, state_of(worker.actor).mini_batch)
     return report
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.hooks.test_group_filter import Generation
-from tests.hooks.test_preflight import config
-from tests.hooks.test_prime_check import RUN
+from tests.hooks.test_prime_refusals import RUN
+from tests.hooks.test_start import config
 from verl_cov.hooks.group_filter import TooFewPrompts
 from verl_cov.hooks.prime.accuracy_band import Band
 from verl_cov.hooks.prime.outcomes import MissingOutcome

@@ -12,10 +12,10 @@ import sys
 
 import pytest
 
-from verl_cov import plugin
 from verl_cov.hooks import versions
+from verl_cov.hooks.status import status
 
-RELEASE = versions.this()
+RELEASE = versions.installed_release()
 LOSS = "actor_rollout_ref.actor.policy_loss"
 
 
@@ -28,24 +28,24 @@ def compose(*overrides: str):
 
 def build(*overrides: str):
     """The policy loss as a worker of this verl gets it."""
-    from verl_cov.hooks.config import cov_config
+    from verl_cov.hooks.asks import config_from_policy_loss
 
     node = compose("actor_rollout_ref.model.path=model", *overrides).actor_rollout_ref.actor.policy_loss
     if not RELEASE.config_class:
-        return cov_config(node)
+        return config_from_policy_loss(node)
     from verl.utils.config import omega_conf_to_dataclass
 
-    return cov_config(omega_conf_to_dataclass(node))
+    return config_from_policy_loss(omega_conf_to_dataclass(node))
 
 
 def test_the_plugin_is_registered_with_what_this_verl_has_a_place_for():
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
-    assert plugin.status.error is None
+    assert status.error is None
     assert {"verl_cov.clip_cov", "verl_cov.kl_cov"} <= POLICY_LOSS_REGISTRY.keys()
-    assert ("train_batch" in plugin.status.registered) == RELEASE.engine
-    assert ("update_policy" in plugin.status.registered) == RELEASE.legacy
-    assert ("prime" in plugin.status.registered) == RELEASE.v1
+    assert ("train_batch" in status.registered) == RELEASE.engine
+    assert ("legacy_actor" in status.registered) == RELEASE.legacy
+    assert ("prime.registration" in status.registered) == RELEASE.v1
 
 
 @pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])
@@ -102,7 +102,7 @@ def main_ppo(tmp_path, *overrides: str, told: bool = True) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.skipif(RELEASE.driver_checks, reason="tests/hooks/test_preflight.py")
+@pytest.mark.skipif(RELEASE.driver_checks, reason="tests/hooks/test_start.py")
 @pytest.mark.skipif(not RELEASE.config_class, reason="verl 0.5 checks nothing before its workers start")
 def test_main_ppo_says_at_start_what_is_wrong(tmp_path, untrained_model):
     """verl before 0.9 checks inside its Ray actor: the line must reach the terminal all the same."""

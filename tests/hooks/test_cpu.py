@@ -146,13 +146,14 @@ def test_nothing_of_the_cpu_host_acts_on_an_accelerator():
         """
         import json, logging
         logging.disable()
-        import verl, verl_cov.plugin
+        import verl
+        from verl_cov.hooks.status import status
         from verl.plugin.platform import PlatformRegistry
         import verl.utils.distributed, verl.workers.engine
         from verl.workers.engine.base import EngineRegistry
         import verl.trainer.ppo.v1.replay_buffer as replay_buffer
         print(json.dumps(dict(
-            error=verl_cov.plugin.status.error,
+            error=status.error,
             platforms=list(PlatformRegistry.registered_names()),
             engines=[str(key) for key in EngineRegistry._engines["language_model"]["fsdp2"]],
             wrapped=hasattr(verl.utils.distributed.initialize_global_process_group_ray, "__wrapped__"),

@@ -26,7 +26,7 @@ from verl_cov.patch import commands, sets
 
 ROOT = Path(__file__).parents[2]
 INSTALLED = Path(verl.__file__).parent
-RELEASE = versions.this()
+RELEASE = versions.installed_release()
 VARIABLE = {checks.VARIABLE: checks.PLUGIN} if RELEASE.plugins == checks.VARIABLE else {}
 NO_BYTECODE = shutil.ignore_patterns("__pycache__", ".verl_cov_patch")
 

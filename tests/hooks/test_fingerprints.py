@@ -17,7 +17,7 @@ from verl_cov.hooks.doctor import features, fingerprints
 from verl_cov.hooks.doctor.fingerprints import LEANS, VERLS_OWN
 from verl_cov.patch import PatchError, commands, installation, sets
 
-RELEASE = versions.this()
+RELEASE = versions.installed_release()
 INSTALLED = Path(verl.__file__).parent
 LOSS = "verl/trainer/ppo/core_algos.py::agg_loss"
 HOST = Path(verl_cov.__file__).parent / "host"

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from tests.hooks.test_preflight import RUN, config
+from tests.hooks.test_start import RUN, config
 from verl_cov.hooks.group_filter import Limit, TooFewPrompts
 
 FILTER = (
@@ -154,4 +154,4 @@ def test_each_step_counts_anew():
     "override", ["algorithm.filter_groups.enable=False", "algorithm.filter_groups.max_num_gen_batches=0"]
 )
 def test_no_limit_unless_asked(override):
-    assert Limit.of(config(*RUN, *FILTER, "algorithm.filter_groups.max_num_gen_batches=3", override)) is None
+    assert Limit.read(config(*RUN, *FILTER, "algorithm.filter_groups.max_num_gen_batches=3", override)) is None

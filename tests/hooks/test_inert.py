@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import verl_cov
-from verl_cov.hooks.asked import asks_for_verl_cov
+from verl_cov.hooks.asks import asks_for_verl_cov
 
 SIZES = (
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",
@@ -88,15 +88,8 @@ def ours_called_by(function, *arguments) -> set[str]:
 
 
 # What may run: what stands in the place of verl's function, the question, and whether this process is on a CPU.
-QUESTION = {
-    "validate_config",
-    "asks_for_verl_cov",
-    "names_verl_cov",
-    "_read",
-    "<genexpr>",
-    "check_cpu_platform",
-    "is_selected",
-}
+QUESTION = {"replacement", "_validate_config", "_in_ray_worker", "is_selected"}
+QUESTION |= {"asks_for_verl_cov", "names_verl_cov", "_read", "<genexpr>"}
 
 
 @pytest.fixture

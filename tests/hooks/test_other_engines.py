@@ -26,7 +26,7 @@ from tests.hooks.test_invariance import BAND, RATIO, alike, relative, update
 from verl_cov.hooks import versions
 
 # What docs/engines.md says is of the newest release; others have other engines and other lines.
-pytestmark = pytest.mark.skipif(versions.this() is not versions.NEWEST, reason="of the newest release")
+pytestmark = pytest.mark.skipif(versions.installed_release() is not versions.NEWEST, reason="of the newest release")
 
 KL = dict(loss_mode="verl_cov.kl_cov", kl_cov_ratio=RATIO, ppo_kl_coef=0.7, cov_seed=11)
 CLIP = dict(loss_mode="verl_cov.clip_cov", clip_cov_ratio=RATIO, clip_cov_lb=BAND[0], clip_cov_ub=BAND[1], cov_seed=11)

@@ -16,7 +16,7 @@ from tests.hooks.other_trainers import Report
 from tests.hooks.test_invariance import KL, STEP, alike, oracle, relative
 from verl_cov.hooks import versions
 
-pytestmark = pytest.mark.skipif(versions.this() is not versions.NEWEST, reason="of the newest release")
+pytestmark = pytest.mark.skipif(versions.installed_release() is not versions.NEWEST, reason="of the newest release")
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from tests.hooks.test_invariance import CLIP, KL, WIDE, alike, model_log_probs, 
 from verl_cov.hooks import versions
 from verl_cov.patch import commands
 
-RELEASE = versions.this()
+RELEASE = versions.installed_release()
 ROOT = Path(__file__).parents[2]
 needs_engine = pytest.mark.skipif(not RELEASE.engine, reason="this verl has no engines")
 needs_legacy = pytest.mark.skipif(not RELEASE.legacy, reason="this verl has no legacy actor")

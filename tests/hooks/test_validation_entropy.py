@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.hooks.test_preflight import RUN, config
-from verl_cov.hooks.validation.entropy import Entropies, _each_batch, chosen, share_of
+from tests.hooks.test_start import RUN, config
+from verl_cov.hooks.validation.entropy import Entropies, _measuring_each_batch, chosen, share_of
 
 prompts = st.lists(st.sampled_from([b"a", b"b", b"c"]), max_size=30)
 
@@ -135,7 +135,7 @@ def test_what_the_actor_says_of_each_response_token_is_averaged(transfer_queue, 
         replay_buffer=Buffer(batch),
     )
     found = Entropies()
-    with _each_batch(trainer, wanted, found):
+    with _measuring_each_batch(trainer, wanted, found):
         assert trainer.replay_buffer.sample(global_steps=7, partition_id="val", batch_size=5) == (batch, {})
     assert "sample" not in vars(trainer.replay_buffer)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
-from tests.hooks.test_preflight import RUN, config
+from tests.hooks.test_start import RUN, config
 
 # Generations of each set in the paper's validation, and the accuracies and "Avg." of its Table 2, in percent.
 SETS = dict(aime24=960, aime25=960, amc=2656, math500=500, omni_math=2821, olympiad=675, minerva=272)

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from omegaconf import OmegaConf
 
-from verl_cov.hooks.validation.sampling import AGENT_LOOP, check, temperatures
+from verl_cov.hooks.validation.temperatures import AGENT_LOOP, check_temperatures, temperatures
 
 
 def test_every_worker_of_verl_knows_the_agent_loop():
@@ -35,11 +35,11 @@ def test_every_worker_of_verl_knows_the_agent_loop():
     ],
 )
 def test_a_rows_temperature_goes_before_the_configurations(extra_info, wanted):
-    from verl_cov.hooks.validation.agent_loop import sampling_of
+    from verl_cov.hooks.validation.agent_loop import sampling_params_for
 
     params = {"temperature": 0.9, "top_p": 0.7, "top_k": 20, "logprobs": True}
     before = dict(params)
-    assert sampling_of(params, extra_info) == {**params, **wanted}
+    assert sampling_params_for(params, extra_info) == {**params, **wanted}
     assert params == before  # the responses of a prompt share it
 
 
@@ -80,13 +80,13 @@ def test_temperatures_are_read_from_verls_dataset(folder):
 def test_training_rows_may_not_have_one_and_validation_rows_only_a_possible_one(folder):
     train = dataset(folder, "train", [{"index": 0, "temperature": None}, {"index": 1, "temperature": None}])
     sampled = dataset(folder, "sampled", [{"index": 0, "temperature": 0.6}, {"index": 1, "temperature": 0.0}])
-    check(AGENT_LOOP, train, sampled)
+    check_temperatures(AGENT_LOOP, train, sampled)
     with pytest.raises(ValueError, match=r"2 training rows have an extra_info.temperature .*the first: 0.6.*set it to"):
-        check(AGENT_LOOP, sampled, sampled)
+        check_temperatures(AGENT_LOOP, sampled, sampled)
     for value in (-0.5, float("inf"), float("nan")):
         bad = dataset(folder, f"bad{value}", [{"index": 0, "temperature": value}])
         with pytest.raises(ValueError, match=r"extra_info.temperature=.* in data.val_files must be 0"):
-            check(AGENT_LOOP, train, bad)
+            check_temperatures(AGENT_LOOP, train, bad)
 
 
 def test_temperatures_that_nothing_acts_on_are_said(folder, caplog):
@@ -94,12 +94,13 @@ def test_temperatures_that_nothing_acts_on_are_said(folder, caplog):
     named = dataset(folder, "named", [{"index": 0, "temperature": 0.6}], agent_name="tool_agent")
     plain = dataset(folder, "plain", [{"index": 0}])
     with caplog.at_level(logging.WARNING):
-        check("single_turn_agent", sampled, plain)  # training rows of other people's data may hold anything
+        # Training rows of other people's data may hold anything.
+        check_temperatures("single_turn_agent", sampled, plain)
     assert not caplog.records
     for loop, validation in (("single_turn_agent", sampled), (AGENT_LOOP, named)):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            check(loop, plain, validation)
+            check_temperatures(loop, plain, validation)
         assert "1 validation rows have an extra_info.temperature, and nothing acts on it" in caplog.text
 
 
@@ -109,12 +110,12 @@ def test_a_temperature_that_is_no_number_is_other_peoples_business_unless_our_lo
     unset = dataset(folder, "unset", [{"index": 0, "temperature": None}])
     assert temperatures(weather) == []
     with caplog.at_level(logging.WARNING):
-        check("single_turn_agent", weather, weather)
-        check(AGENT_LOOP, plain, unset)
+        check_temperatures("single_turn_agent", weather, weather)
+        check_temperatures(AGENT_LOOP, plain, unset)
     assert not caplog.records
     for files, pair in (("data.train_files", (weather, plain)), ("data.val_files", (plain, weather))):
         with pytest.raises(ValueError, match=rf"temperature in {files} is of type string .*'25 C'.*as double") as error:
-            check(AGENT_LOOP, *pair)
+            check_temperatures(AGENT_LOOP, *pair)
         assert "\n" not in str(error.value)
     flags = dataset(folder, "flags", [{"index": 0, "temperature": True}])
     assert temperatures(flags) == []
@@ -134,8 +135,8 @@ def test_a_dataset_class_of_the_users_own_cannot_be_checked(folder, caplog, loop
 
     plain = dataset(folder, "plain", [{"index": 0}])
     with caplog.at_level(logging.WARNING):
-        check(loop, Own(), Odd())
-        check(loop, plain, Own())
+        check_temperatures(loop, Own(), Odd())
+        check_temperatures(loop, plain, Own())
     said = [record.getMessage() for record in caplog.records]
     wanted = ["data.train_files", "data.val_files", "data.val_files"] if loop == AGENT_LOOP else []
     assert [name for line in said for name in ("data.train_files", "data.val_files") if name in line] == wanted

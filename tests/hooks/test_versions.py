@@ -79,4 +79,4 @@ def test_a_build_from_between_two_releases_is_told_by_its_parts(release, tmp_pat
 def test_this_is_the_release_of_the_installed_verl():
     import verl
 
-    assert versions.this() is release_of(verl.__version__)
+    assert versions.installed_release() is release_of(verl.__version__)

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from verl_cov import cli
 from verl_cov.core.metrics import LADDER, PREFIX
-from verl_cov.core.update_kinds import KINDS
+from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.law.readers import Run, read_metrics
 from verl_cov.watch import board, figure, sources
 
@@ -42,8 +42,8 @@ def records(steps=20, control=True, metrics=True):
             ours = {"entropy_error": 0.02, "mean": 0.1 / step, "tokens": 100.0}
             ours |= {f"top_{share:g}": 5 - 4 * share for share in LADDER}
             shares = random.dirichlet(np.ones(4))
-            ours |= {f"{kind}_cov_frac": share for kind, share in zip(KINDS, shares, strict=True)}
-            ours |= {f"{kind}_frac": 0.25 for kind in KINDS}
+            ours |= {f"{kind}_cov_frac": share for kind, share in zip(UPDATE_KINDS, shares, strict=True)}
+            ours |= {f"{kind}_frac": 0.25 for kind in UPDATE_KINDS}
             ours |= {f"prompt_cov_{name}": value for name, value in (("hard", -0.1), ("medium", 0.1), ("easy", 0.2))}
             if step > 1:
                 ours["entropy_change"] = entropy[step - 1] - entropy[step - 2]

@@ -29,10 +29,14 @@ _SHARES = (0.0002, 0.002, 0.02, 0.2, 0.5)
 class _Slots(Protocol):
     """One rank's response slots: :class:`verl_cov.hooks.batch.Tokens`."""
 
-    lengths: Tensor
-    valid: Tensor
-    old_log_prob: Tensor
-    advantage: Tensor
+    @property
+    def lengths(self) -> Tensor: ...
+    @property
+    def valid(self) -> Tensor: ...
+    @property
+    def old_log_prob(self) -> Tensor: ...
+    @property
+    def advantage(self) -> Tensor: ...
 
 
 class Advice:

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verl_cov.core.collectives import all_reduce
-from verl_cov.core.update_kinds import KINDS as KINDS  # imported from here as well
 
 # 2^-24 is finer than the spacing of float32 near 1.
 FIXED_POINT_BITS = 24
@@ -71,8 +70,11 @@ def token_covariance(log_prob: Tensor, advantage: Tensor, mean_log_prob: Tensor,
     return log_prob.double().sub_(mean_log_prob).mul_(advantage.double().sub_(mean_advantage))
 
 
-def kind_masks(log_prob: Tensor, advantage: Tensor, mean_log_prob: Tensor, mean_advantage: Tensor) -> Tensor:
-    """[4, tokens] bool: which of :data:`KINDS` each token is, exactly one. Arguments as in :func:`token_covariance`."""
+def update_kind_masks(log_prob: Tensor, advantage: Tensor, mean_log_prob: Tensor, mean_advantage: Tensor) -> Tensor:
+    """[4, tokens] bool: the one of :data:`~verl_cov.core.update_kinds.UPDATE_KINDS` that each token is.
+
+    Arguments as in :func:`token_covariance`.
+    """
     likely = log_prob.double() > mean_log_prob  # in float64, as the covariance: a rounded mean would flip signs
     good = advantage.double() > mean_advantage
     return torch.stack([likely & good, ~(likely | good), good & ~likely, likely & ~good])
@@ -88,7 +90,7 @@ class Covariances:
             because log-prob or advantage is not finite.
         centre: mean log-probability and mean advantage over the mini-batch, float64 scalars.
         moments: [10] float64, of this rank only, so that they can travel with other sums: the covariance and its square
-            summed over the tokens, then how many tokens each of :data:`KINDS` has, and the covariance they sum up to
+            summed over the tokens, then how many tokens each of ``UPDATE_KINDS`` has, and the covariance they sum up to
             (these eight are 0 unless asked for).
     """
 
@@ -99,8 +101,13 @@ class Covariances:
     moments: Tensor
 
     @classmethod
-    def of(
-        cls, log_prob: Tensor, advantage: Tensor, valid: Tensor, group: ProcessGroup | None = None, kinds: bool = False
+    def compute(
+        cls,
+        log_prob: Tensor,
+        advantage: Tensor,
+        valid: Tensor,
+        group: ProcessGroup | None = None,
+        update_kinds: bool = False,
     ) -> Covariances:
         """Covariances of the mini-batch whose response slots on this rank are ``log_prob``, ``advantage`` ([slots], any
         float dtype, computed with in float32) where ``valid`` ([slots] bool).
@@ -126,8 +133,8 @@ class Covariances:
             values[part] = torch.where(counted[part], product, torch.nan)
             product = torch.where(counted[part], product, 0.0)
             moments[:2] += torch.stack([product.sum(), torch.dot(product, product)])
-            if kinds:
-                masks = kind_masks(log_prob[part], advantage[part], *centre) & counted[part]
+            if update_kinds:
+                masks = update_kind_masks(log_prob[part], advantage[part], *centre) & counted[part]
                 moments[2:6] += masks.sum(1)
                 moments[6:] += torch.where(masks, product, 0.0).sum(1)
         return cls(values, sums[0], sums[5], centre, moments)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verl_cov.core.update_kinds import KINDS
+from verl_cov.core.update_kinds import UPDATE_KINDS
 
 if TYPE_CHECKING:
     from verl_cov.core.selection import Totals
@@ -268,7 +268,7 @@ def _rollouts() -> list[Metric]:
 TABLE: tuple[Metric, ...] = (*_updates(), *_rollouts())
 
 
-def of_update(
+def update_metrics(
     totals: Totals, level: str, ladder: Sequence[float] | None = None, selected: bool = False, threshold: bool = False
 ) -> dict[str, float]:
     """What one optimizer step reports, the same on every rank, without the prefix.
@@ -314,7 +314,7 @@ def _shape(totals: Totals) -> dict[str, float]:
     values = {"mean": mean, "std": variance**0.5}
     # A mini-batch of prompts that were all right or all wrong has no covariance, up to rounding, and no kinds.
     if (whole := sum(map(abs, totals.kind_covariance_sums))) > _ROUNDING * tokens:
-        for kind, count, covariance in zip(KINDS, totals.kind_tokens, totals.kind_covariance_sums, strict=True):
+        for kind, count, covariance in zip(UPDATE_KINDS, totals.kind_tokens, totals.kind_covariance_sums, strict=True):
             values |= {f"{kind}_frac": count / tokens, f"{kind}_cov_frac": abs(covariance) / whole}
     return values
 

@@ -56,7 +56,7 @@ class Responses:
         return bool(self.entropy.size) and bool(np.isfinite(self.entropy).all())
 
     @classmethod
-    def of(
+    def gather(
         cls,
         lengths: Tensor,
         valid: Tensor,

@@ -52,13 +52,13 @@ class Control:
 
 
 class Totals(NamedTuple):
-    """Numbers of the whole mini-batch, equal on every rank. The kinds are :data:`verl_cov.core.covariance.KINDS`."""
+    """Numbers of the whole mini-batch, equal on every rank. The kinds are those of ``UPDATE_KINDS``."""
 
     tokens: int  # finite valid tokens, N of the paper
     non_finite: int  # valid tokens left out because log-prob or advantage is not finite
     covariance_sum: float  # nats times advantage, over N
     covariance_square_sum: float
-    kind_tokens: tuple[int, ...]  # 0, like the next, unless the covariances were made with kinds=True
+    kind_tokens: tuple[int, ...]  # 0, like the next, unless the covariances were made with update_kinds=True
     kind_covariance_sums: tuple[float, ...]
     candidates: int = 0  # tokens that the control could choose from
     selected: int = 0  # tokens chosen
@@ -130,7 +130,7 @@ def select_tokens(
 
     Tokens whose log-probability or advantage is not finite take no part: they are not counted in N, not in the means.
     """
-    return select(Covariances.of(log_prob, advantage, valid, group), advantage, identity, control, group, barred)
+    return select(Covariances.compute(log_prob, advantage, valid, group), advantage, identity, control, group, barred)
 
 
 def select(

@@ -29,7 +29,7 @@ class Token:
     Args:
         step: rollout step, whose first mini-batch this is; rank: 1 for the highest covariance of the mini-batch.
         covariance: nats times advantage (Eq. 10). log_prob: nats, as the covariance took it. advantage: of the token.
-        kind: one of :data:`verl_cov.core.covariance.KINDS`. selected: whether the control acted on it.
+        kind: one of :data:`verl_cov.core.update_kinds.UPDATE_KINDS`. selected: whether the control acted on it.
         token: decoded; token_id: in the vocabulary. before, after: the text around it (prompt and response).
         position: in the response, from 0; response_tokens: its length. prompt: verl's name of the prompt.
     """

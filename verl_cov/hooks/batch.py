@@ -3,8 +3,6 @@
 Leans on the fields of the TensorDict that ``TrainingWorker.train_batch`` and ``train_mini_batch`` get:
 ``response_mask``, ``old_log_probs``, ``advantages`` (jagged in the V1 trainer, dense and padded in the legacy one),
 ``input_ids`` or ``responses``, for metrics ``entropy``, ``rm_scores`` or ``token_level_scores`` and ``uid``; on
-``self.loss_fn`` being
-``partial(ppo_loss, config=ActorConfig)`` in the worker that trains an actor; and on
 ``verl.workers.utils.padding.no_padding_2_padding`` for a model's output.
 """
 
@@ -25,27 +23,16 @@ from verl_cov.core import identity
 
 # float32 like its neighbours: verl pads and re-cuts every field of a micro-batch, and bool tensors do not survive all
 # of it.
-FIELD = "verl_cov_selected"
-
-
-def asked_for(loss_fn: Any) -> Any:
-    """The :class:`~verl_cov.hooks.config.CovPolicyLossConfig` of a worker that trains an actor with a control or
-    metrics of ours, else None."""
-    # The critic and reward models are TrainingWorkers too: their loss has another config, or none.
-    policy_loss = getattr(getattr(loss_fn, "keywords", {}).get("config"), "policy_loss", None)
-    if policy_loss is None:
-        return None
-    from verl_cov.hooks.config import cov_config
-
-    return cov_config(policy_loss)
+SELECTED_FIELD = "verl_cov_selected"
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """One rank's response slots, row by row, on the device that the process groups work on.
+class RankTokens:
+    """The response tokens of one rank's batch, row by row, on the device that the process groups work on.
 
     Args:
-        lengths: [rows] slots a row.
+        data: verl's TensorDict, which the other fields were read from.
+        lengths: [rows] response slots in each row.
         valid: [slots] bool, True for response tokens, False for padding and what tools wrote.
         old_log_prob, advantage: [slots] float32.
     """
@@ -57,8 +44,8 @@ class Tokens:
     advantage: Tensor
 
     @classmethod
-    def of(cls, data: Any) -> Tokens:
-        """Read ``data``. Raises RuntimeError if its fields have different numbers of slots."""
+    def read(cls, data: Any) -> RankTokens:
+        """Read verl's batch. Raises RuntimeError if its fields have different numbers of slots."""
         mask = data["response_mask"]
         if mask.is_nested:
             lengths = mask.offsets().diff()
@@ -87,24 +74,24 @@ class Tokens:
         """[slots] float32 entropy of the next-token distribution before each response token, if the batch has it."""
         if "entropy" not in self.data:
             return None
-        found = _flat(self.data["entropy"])
-        return found.to(self.valid.device).float() if found.numel() == self.valid.numel() else None
+        entropy = _flat(self.data["entropy"])
+        return entropy.to(self.valid.device).float() if entropy.numel() == self.valid.numel() else None
 
     def score(self) -> Tensor | None:
         """[rows] float32 reward of each response before any baseline, if the batch has it."""
         name = next((name for name in ("rm_scores", "token_level_scores") if name in self.data), None)
         if name is None:
             return None
-        found = _flat(self.data[name])
-        if found.numel() != self.valid.numel():
+        token_scores = _flat(self.data[name])
+        if token_scores.numel() != self.valid.numel():
             return None
         rows, _ = identity.slots(self.lengths, self.valid.numel())
         score = torch.zeros(self.lengths.numel(), device=rows.device)
-        return score.index_add_(0, rows, found.to(rows.device).float())
+        return score.index_add_(0, rows, token_scores.to(rows.device).float())
 
     def prompt(self) -> Tensor | None:
-        """[rows] int64, equal for the responses of one prompt (a hash of verl's ``uid``), if the batch says."""
-        ids = self.uids()
+        """[rows] int64, a hash of each row's prompt (of verl's ``uid``), if the batch has it."""
+        ids = prompt_uids(self.data)
         if ids is None:
             return None
         hashes = [
@@ -112,23 +99,20 @@ class Tokens:
         ]
         return torch.tensor(hashes, dtype=torch.int64, device=self.lengths.device)
 
-    def uids(self) -> list[str] | None:
-        """verl's name of each row's prompt, if the batch has it."""
-        return uids_of(self.data)
-
     def identity(self, group: ProcessGroup | None) -> Callable[[Tensor], Tensor]:
-        """The token identities, worked out (with the other ranks of ``group``) when they are first asked for."""
+        """A function from [n] slots to their [n] int64 identities; its first call talks to the other ranks of
+        ``group``."""
 
         @functools.cache
         def row_ids() -> Tensor:
             return self._row_ids(group)
 
-        def of(at: Tensor) -> Tensor:
+        def identities(at: Tensor) -> Tensor:
             ids, ends = row_ids(), self.lengths.cumsum(0)
             row = torch.searchsorted(ends, at, right=True)
             return identity.token_identity(ids[row], at - (ends - self.lengths)[row])
 
-        return of
+        return identities
 
     def _row_ids(self, group: ProcessGroup | None) -> Tensor:
         ids = self.data["input_ids"] if "input_ids" in self.data else self.data["responses"]
@@ -147,27 +131,28 @@ class Tokens:
             group,
         )
 
-    def of_model_output(self, log_probs: Tensor) -> Tensor:
-        """[slots] float32 from a model's log-probs of whole sequences (jagged [rows, prompt + response])."""
+    def pick_responses(self, log_probs: Tensor) -> Tensor:
+        """[slots] float32: the responses' part of a model's log-probs of whole sequences (jagged [rows, prompt +
+        response])."""
         from verl.workers.utils.padding import no_padding_2_padding
 
         padded = no_padding_2_padding(log_probs, self.data)
         rows, positions = identity.slots(self.lengths, self.valid.numel())
         return padded.to(rows.device)[rows, positions].float()
 
-    def write(self, selected: Tensor) -> None:
-        """Put the selection ([slots] bool) into the batch as :data:`FIELD`, where the batch itself lies."""
+    def write_selection(self, selected: Tensor) -> None:
+        """Put the selection ([slots] bool) into the batch as :data:`SELECTED_FIELD`, where the batch itself lies."""
         mask = self.data["response_mask"]
         values = selected.to(device=mask.device, dtype=torch.float32)
         if mask.is_nested:
             # Not nested_tensor_from_jagged: without a maximal length it pads to the sum of all lengths later on.
             parts = values.split(mask.offsets().diff().tolist())
-            self.data[FIELD] = torch.nested.as_nested_tensor(list(parts), layout=torch.jagged)
+            self.data[SELECTED_FIELD] = torch.nested.as_nested_tensor(list(parts), layout=torch.jagged)
         else:
-            self.data[FIELD] = values.view(mask.shape)
+            self.data[SELECTED_FIELD] = values.view(mask.shape)
 
 
-def uids_of(data: Any) -> list[str] | None:
+def prompt_uids(data: Any) -> list[str] | None:
     """verl's name of each row's prompt, if the batch has it."""
     if "uid" not in data:
         return None

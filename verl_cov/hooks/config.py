@@ -1,8 +1,10 @@
-"""The configuration of the two losses and its validation.
+"""The fields that verl-cov adds to verl's ``policy_loss``, and their validation.
 
 ``CovPolicyLossConfig`` extends verl's ``PolicyLossConfig`` and is selected by ``_target_`` (what ``+verl_cov=kl_cov``
 does), so a process without a working plugin fails when the configuration is built, not later with another loss.
-Field names that verl has keep verl's meaning.
+Field names that verl has keep verl's meaning. Leans on ``verl.workers.config.PolicyLossConfig`` and on
+``POLICY_LOSS_REGISTRY`` of ``verl.trainer.ppo.core_algos``. It takes a second to import: :mod:`.asks` does so in the
+runs that need it.
 """
 
 from __future__ import annotations
@@ -11,14 +13,12 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from omegaconf import DictConfig
+from verl.workers.config import PolicyLossConfig
 
 from verl_cov.hooks import versions
-from verl_cov.hooks.policy_loss_config import PolicyLossConfig
+from verl_cov.hooks.loss_modes import CLIP_COV, KL_COV, LOSS_MODES, POLICY_LOSS
+from verl_cov.hooks.status import require_working_plugin
 
-CLIP_COV = "verl_cov.clip_cov"
-KL_COV = "verl_cov.kl_cov"
-LOSS_MODES = (CLIP_COV, KL_COV)
 DEFAULT_BASE_LOSS = {CLIP_COV: "vanilla", KL_COV: "ratio"}
 KL_ESTIMATORS = ("abs", "k2", "k3")
 SCOPES = ("mini_batch", "micro_batch")
@@ -28,8 +28,6 @@ METRICS = ("off", "basic", "full")
 # The paper takes 2e-4 and 2e-3. The authors' scripts write 0.2 *percent*; read as a fraction that is a hundred times
 # more.
 MAX_RATIO = 0.05
-
-_PATH = "actor_rollout_ref.actor.policy_loss"
 
 
 @dataclass
@@ -81,8 +79,13 @@ class CovPolicyLossConfig(PolicyLossConfig):
     cov_dump_dir: str | None = None
     cov_val_entropy: str | int = "off"
 
+    @classmethod
+    def extend(cls, policy_loss: PolicyLossConfig) -> CovPolicyLossConfig:
+        """verl's numbers with our defaults for the rest."""
+        return cls(**{field.name: getattr(policy_loss, field.name) for field in fields(PolicyLossConfig)})
+
     def __post_init__(self) -> None:
-        _require_plugin()
+        require_working_plugin()
         for name in ("cov_metrics", "cov_val_entropy"):
             if getattr(self, name) is False:  # what YAML makes of a bare "off"
                 object.__setattr__(self, name, "off")
@@ -96,7 +99,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
         ):
             if getattr(self, name) not in known:
                 names = ", ".join(value or "null" for value in known)
-                raise ValueError(f"{_PATH}.{name}={getattr(self, name)!r} is unknown: use one of {names}")
+                raise ValueError(f"{POLICY_LOSS}.{name}={getattr(self, name)!r} is unknown: use one of {names}")
         _check_dump(self)
         _check_val_entropy(self)
 
@@ -104,16 +107,16 @@ class CovPolicyLossConfig(PolicyLossConfig):
         for name in ("clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef"):
             _check_number(name, getattr(self, name))
         if isinstance(self.cov_seed, bool) or not isinstance(self.cov_seed, int) or abs(self.cov_seed) >= 2**63:
-            raise ValueError(f"{_PATH}.cov_seed={self.cov_seed!r} must be a whole number of 64 bits")
+            raise ValueError(f"{POLICY_LOSS}.cov_seed={self.cov_seed!r} must be a whole number of 64 bits")
         _check_ratio(self.ratio_field, self.ratio)
         if not self.clip_cov_lb < self.clip_cov_ub:
             raise ValueError(
-                f"{_PATH}.clip_cov_lb={self.clip_cov_lb} must be below clip_cov_ub={self.clip_cov_ub}: "
+                f"{POLICY_LOSS}.clip_cov_lb={self.clip_cov_lb} must be below clip_cov_ub={self.clip_cov_ub}: "
                 "no token can have a covariance between them"
             )
         if not self.ppo_kl_coef >= 0:
             raise ValueError(
-                f"{_PATH}.ppo_kl_coef={self.ppo_kl_coef} must not be negative: it would reward moving away"
+                f"{POLICY_LOSS}.ppo_kl_coef={self.ppo_kl_coef} must not be negative: it would reward moving away"
             )
         _check_base_loss(self.base_loss)
 
@@ -161,58 +164,22 @@ class CovPolicyLossConfig(PolicyLossConfig):
         )
 
 
-def cov_config(policy_loss: Any) -> CovPolicyLossConfig | None:
-    """The covariance control or the metrics that ``policy_loss`` asks for, or None if it is verl's own business.
-
-    Accepts verl's plain ``PolicyLossConfig`` too, so that ``policy_loss.loss_mode=verl_cov.kl_cov`` alone works: it has
-    the numbers (with verl's defaults), and what is ours takes its default. And a node of a configuration, which is what
-    verl 0.5 hands on.
-    """
-    if isinstance(policy_loss, DictConfig):
-        policy_loss = _of_node(policy_loss)
-    if isinstance(policy_loss, CovPolicyLossConfig):
-        return policy_loss if policy_loss.controls or policy_loss.cov_metrics != "off" else None
-    if getattr(policy_loss, "loss_mode", None) not in LOSS_MODES:
-        return None
-    return CovPolicyLossConfig(**{field.name: getattr(policy_loss, field.name) for field in fields(PolicyLossConfig)})
-
-
-def _of_node(node: DictConfig) -> CovPolicyLossConfig | None:
-    if not str(node.get("_target_")).startswith("verl_cov.") and node.get("loss_mode") not in LOSS_MODES:
-        return None
-    given = {name: value for name, value in node.items() if not str(name).startswith("_")}
-    for name in given:
-        if name not in known_fields():
-            raise ValueError(f"{_PATH}.{name} is unknown: there are {', '.join(known_fields())}")
-    return CovPolicyLossConfig(**given)
-
-
 def known_fields() -> list[str]:
     """Names that may stand under ``policy_loss``."""
     return [field.name for field in fields(CovPolicyLossConfig)]
 
 
-def _require_plugin() -> None:
-    from verl_cov import plugin
-
-    if plugin.status.error:
-        raise RuntimeError(
-            f"verl-cov {plugin.status.version} could not register itself in this process: {plugin.status.error}. "
-            "Run `verl-cov doctor`"
-        )
-
-
 def _check_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{_PATH}.{name}={value!r} must be a finite number")
+        raise ValueError(f"{POLICY_LOSS}.{name}={value!r} must be a finite number")
 
 
 def _check_ratio(name: str, value: float) -> None:
     if not 0 < value <= 1:
-        raise ValueError(f"{_PATH}.{name}={value} must be a fraction of the tokens in (0, 1], such as 0.002")
+        raise ValueError(f"{POLICY_LOSS}.{name}={value} must be a fraction of the tokens in (0, 1], such as 0.002")
     if value > MAX_RATIO:
         raise ValueError(
-            f"{_PATH}.{name}={value} would select {value:.3g} of all tokens; it is a fraction, not a percentage: "
+            f"{POLICY_LOSS}.{name}={value} would select {value:.3g} of all tokens; it is a fraction, not a percentage: "
             f"for {value} % write {value / 100:g} (the paper takes 0.0002 to 0.002; more than {MAX_RATIO} is refused)"
         )
 
@@ -221,27 +188,39 @@ def _check_dump(config: CovPolicyLossConfig) -> None:
     for name, least in (("cov_dump_every", 0), ("cov_dump_tokens", 1)):
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{_PATH}.{name}={value!r} must be a whole number of at least {least}")
+            raise ValueError(f"{POLICY_LOSS}.{name}={value!r} must be a whole number of at least {least}")
     if config.cov_dump_every and not config.cov_dump_dir:
-        raise ValueError(f"{_PATH}.cov_dump_every={config.cov_dump_every} needs a folder: set {_PATH}.cov_dump_dir")
+        raise ValueError(
+            f"{POLICY_LOSS}.cov_dump_every={config.cov_dump_every} needs a folder: set {POLICY_LOSS}.cov_dump_dir"
+        )
     if config.cov_dump_every and config.cov_metrics == "off":
-        raise ValueError(f"{_PATH}.cov_dump_every={config.cov_dump_every} needs cov_metrics=basic or full, not off")
+        raise ValueError(
+            f"{POLICY_LOSS}.cov_dump_every={config.cov_dump_every} needs cov_metrics=basic or full, not off"
+        )
 
 
 def _check_val_entropy(config: CovPolicyLossConfig) -> None:
     value = config.cov_val_entropy
     number = isinstance(value, int) and not isinstance(value, bool) and value > 0
     if not number and value not in ("off", "all"):
-        raise ValueError(f"{_PATH}.cov_val_entropy={value!r} must be off, all or a positive number of generations")
-    if value != "off" and not versions.this().v1:
-        raise ValueError(f"{_PATH}.cov_val_entropy={value} needs verl 0.9 or later: set it to off")
+        raise ValueError(
+            f"{POLICY_LOSS}.cov_val_entropy={value!r} must be off, all or a positive number of generations"
+        )
+    if value != "off" and not versions.installed_release().v1:
+        raise ValueError(f"{POLICY_LOSS}.cov_val_entropy={value} needs verl 0.9 or later: set it to off")
     if value != "off" and config.cov_metrics == "off":
-        raise ValueError(f"{_PATH}.cov_val_entropy={value} needs cov_metrics=basic or full, not off")
+        raise ValueError(f"{POLICY_LOSS}.cov_val_entropy={value} needs cov_metrics=basic or full, not off")
+
+
+def known_base_losses() -> list[str]:
+    """Names of the losses that a control can wrap: verl's registry without the covariance controls, ours and verl's."""
+    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+
+    verls = [name for name in POLICY_LOSS_REGISTRY if not name.endswith(("clip_cov", "kl_cov"))]
+    return ["ratio", *dict.fromkeys(["vanilla", *verls])]
 
 
 def _check_base_loss(name: str) -> None:
-    from verl_cov.hooks.policy_losses import base_losses
-
-    known = base_losses()
+    known = known_base_losses()
     if name not in known:
-        raise ValueError(f"{_PATH}.cov_base_loss={name!r} is unknown: use one of {', '.join(known)}")
+        raise ValueError(f"{POLICY_LOSS}.cov_base_loss={name!r} is unknown: use one of {', '.join(known)}")

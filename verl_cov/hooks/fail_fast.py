@@ -21,12 +21,14 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.seams import Seam
 
 logger = logging.getLogger(__name__)
+seam = Seam()
 
 SWITCH = "VERL_COV_FAIL_FAST"
 # The classes of the actors that verl's trainers cannot go on without: workers, agent loops, reward loops, rollout
@@ -66,22 +68,18 @@ PLACEMENT_SECONDS = 90.0
 
 
 def install() -> None:
-    # The driver's part starts later: :mod:`.preflight` calls :func:`watch` once the configuration is found to be sound.
-    when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", _end_server_with_its_engine)
+    # The driver's part starts later: the start-up check calls :func:`watch` when the configuration has passed.
+    seam.when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", _end_server_with_its_engine)
 
 
 def _end_server_with_its_engine(module: Any) -> None:
-    server = module.vLLMHttpServer
-    original = server.run_server
+    seam.wrap(module.vLLMHttpServer, "run_server", _run_server)
 
-    @functools.wraps(original)
-    async def run_server(self, *args, **kwargs):
-        await original(self, *args, **kwargs)
-        if not is_watched():
-            return
-        self._verl_cov_engine_watch = asyncio.create_task(_end_with(self.engine))  # kept, or it is collected
 
-    server.run_server = run_server
+async def _run_server(original: Callable, server: Any, *args: Any, **kwargs: Any) -> None:
+    await original(server, *args, **kwargs)
+    if is_watched():
+        server._verl_cov_engine_watch = asyncio.create_task(_end_with(server.engine))  # kept, or it is collected
 
 
 async def _end_with(engine: Any) -> None:

@@ -15,15 +15,20 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from verl_cov.hooks.asked import asks_for_verl_cov
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.asks import asks_for_verl_cov
+from verl_cov.hooks.seams import Seam
+from verl_cov.hooks.trainers import other_trainer
+from verl_cov.hooks.versions import installed_release
 
 FIELD = "algorithm.filter_groups"
+
+seam = Seam()
 
 
 class TooFewPrompts(RuntimeError):
@@ -31,23 +36,58 @@ class TooFewPrompts(RuntimeError):
 
 
 def install() -> None:
-    when_imported("verl.trainer.ppo.v1.trainer_base", _wrap)
+    seam.when_imported("verl.trainer.ppo.v1.trainer_base", _wrap)
 
 
 def _wrap(trainer_base: Any) -> None:
-    trainer = trainer_base.PPOTrainer
-    original = trainer._build_replay_buffer
-
-    @functools.wraps(original)
-    def _build_replay_buffer(self):
-        buffer = original(self)
-        limit = Limit.of(self.config, getattr(self, "band", None)) if asks_for_verl_cov(self.config) else None
+    def _build_replay_buffer(original: Callable, trainer: Any) -> Any:
+        buffer = original(trainer)
+        limit = (
+            Limit.read(trainer.config, getattr(trainer, "band", None)) if asks_for_verl_cov(trainer.config) else None
+        )
         # A sampler of the user's that is no ReplayBuffer drops what it likes, and is the user's to bound.
         if limit is not None and isinstance(buffer, trainer_base.ReplayBuffer):
             bound(buffer, limit)
         return buffer
 
-    trainer._build_replay_buffer = _build_replay_buffer
+    seam.wrap(trainer_base.PPOTrainer, "_build_replay_buffer", _build_replay_buffer)
+
+
+def refuse(config: DictConfig) -> None:
+    """Raise ValueError for a filter of prompts that verl would ignore."""
+    if not _is_enabled(config):
+        return
+    other = other_trainer(config)
+    if other is not None:
+        raise ValueError(f"{FIELD}.enable=True does nothing in {other}, which trains on every prompt: set it to False")
+    if OmegaConf.select(config, "trainer.use_v1", default=None) is False:
+        raise ValueError(
+            f"{FIELD}.enable=True does nothing in verl's legacy trainer, which trains on every prompt: "
+            f"set trainer.use_v1=True, or {FIELD}.enable=False"
+        )
+
+
+def notices(config: DictConfig) -> Iterator[str]:
+    """What the user should know of the filter at the start."""
+    if not _is_enabled(config):
+        return
+    batches = OmegaConf.select(config, f"{FIELD}.max_num_gen_batches", default=0) or 0
+    if batches > 0:
+        yield (
+            f"{FIELD}.max_num_gen_batches={batches} holds, whatever verl logs of it: a step "
+            f"whose batch {batches} x data.train_batch_size prompts cannot fill ends the run"
+        )
+    else:
+        yield (
+            f"WARNING: {FIELD} drops prompts without a limit (max_num_gen_batches=0): if "
+            "nearly all prompts are answered all right or all wrong, the first step never ends. Set "
+            f"{FIELD}.max_num_gen_batches=10, as the paper does"
+        )
+
+
+def _is_enabled(config: DictConfig) -> bool:
+    # Before verl 0.9 a trainer of the user's may filter; verl's own does not.
+    return installed_release().v1 and bool(OmegaConf.select(config, f"{FIELD}.enable", default=False))
 
 
 @dataclass
@@ -68,13 +108,13 @@ class Limit:
     dropped: Counter[float] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, config: Any, rule: Any = None) -> Limit | None:
+    def read(cls, config: Any, rule: Any = None) -> Limit | None:
         """The limit that a trainer's configuration sets, or None. rule: the trainer's own, in words."""
-        asked = OmegaConf.select(config, FIELD, default=None) or {}
-        batches = asked.get("max_num_gen_batches") or 0
-        if not asked.get("enable") or batches <= 0:
+        node = OmegaConf.select(config, FIELD, default=None) or {}
+        batches = node.get("max_num_gen_batches") or 0
+        if not node.get("enable") or batches <= 0:
             return None
-        metric = str(asked.get("metric"))
+        metric = str(node.get("metric"))
         return cls(
             int(batches), int(config.data.train_batch_size), metric, str(rule or f"the same {metric} in all responses")
         )

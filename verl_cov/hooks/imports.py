@@ -6,6 +6,9 @@ imported. This module knows nothing about verl.
 
     when_imported("verl.trainer.ppo.core_algos", register_losses)   # register_losses(module), right after its body ran
     while_importing("verl.third_party.vllm", alias)                 # the module's body runs inside `with alias():`
+
+Why not ``wrapt.when_imported``: it has no way to run a module's body inside a context, and an import fails with what a
+hook of it raises.
 """
 
 from __future__ import annotations
@@ -53,6 +56,13 @@ def while_importing(name: str, context: Callable[[], AbstractContextManager]) ->
     if name not in sys.modules:
         _around.setdefault(name, []).append(context)
         _install()
+
+
+def forget(name: str, hook: Callable[..., Any]) -> None:
+    """Take back a hook that has not run yet; does nothing if it has."""
+    for waiting in (_after.get(name, []), _around.get(name, [])):
+        if hook in waiting:
+            waiting.remove(hook)
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -1,8 +1,8 @@
-"""The mini-batch hook in verl's legacy actor (0.5 to 0.7): nothing, until verl is patched.
+"""The mini-batch hook in verl's legacy actor (0.6 and 0.7): nothing, until verl is patched.
 
 Leans on ``verl.workers.actor.dp_actor.DataParallelPPOActor.update_policy(data)``, which cuts a rank's rows into
 mini-batches and these into micro-batches in one long method: there is no place to wrap, so ``patches/`` puts
-``verl.utils.mini_batch_hook`` into it, which calls :func:`hook_of` with the actor and a mini-batch (a ``DataProto``,
+``verl.utils.mini_batch_hook`` into it, which calls :func:`hook_for` with the actor and a mini-batch (a ``DataProto``,
 dense) and enters the hook round the policy loss with the micro-batch's tensors. An actor without the patch is refused
 when it is made, which is before the first rollout. The legacy Megatron actor has no patch.
 
@@ -12,79 +12,110 @@ depend on the layout there, the loss does.
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from verl_cov.hooks import batch
-from verl_cov.hooks.batch import FIELD, Tokens
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks import batch, versions
+from verl_cov.hooks.asks import config_from_policy_loss, config_from_trainer
+from verl_cov.hooks.batch import SELECTED_FIELD, RankTokens
+from verl_cov.hooks.loss_modes import POLICY_LOSS
 from verl_cov.hooks.mini_batch import MINI_BATCHES_PER_STEP, MiniBatchHook
+from verl_cov.hooks.seams import Seam
+from verl_cov.hooks.worker_state import state_of
 
+if TYPE_CHECKING:
+    from verl_cov.hooks.config import CovPolicyLossConfig
+
+FSDP_ACTOR, MEGATRON_ACTOR = "DataParallelPPOActor", "MegatronPPOActor"
 PATCH = "run `verl-cov patch apply` on every node"
+
+seam = Seam()
 
 
 def install() -> None:
-    when_imported("verl.utils.mini_batch_hook", lambda module: module.register_mini_batch_hook(hook_of))
-    when_imported("verl.workers.actor.dp_actor", lambda module: _check_when_made(module, "DataParallelPPOActor"))
-    when_imported("verl.workers.actor.megatron_actor", lambda module: _check_when_made(module, "MegatronPPOActor"))
+    seam.when_imported("verl.utils.mini_batch_hook", _register_with_patched_verl)
+    seam.when_imported("verl.workers.actor.dp_actor", lambda module: _check_when_made(module, FSDP_ACTOR))
+    seam.when_imported("verl.workers.actor.megatron_actor", lambda module: _check_when_made(module, MEGATRON_ACTOR))
 
 
-def hook_of(worker: Any, data: Any) -> MiniBatchHook | None:
-    """The hook for a mini-batch of a legacy actor, or None: another kind of worker, or nothing of ours is asked for."""
+def _register_with_patched_verl(mini_batch_hook: Any) -> None:
+    mini_batch_hook.register_mini_batch_hook(hook_for)
+    seam.on_uninstall(lambda: mini_batch_hook._FACTORIES.remove(hook_for))
+
+
+def hook_for(worker: Any, data: Any) -> MiniBatchHook | None:
+    """The hook for a mini-batch of a legacy actor; None for another worker, or if nothing of ours is asked for."""
     if not hasattr(worker, "actor_optimizer"):
         return None
-    cov = _asked_for(worker)
-    return None if cov is None else MiniBatchHook(LegacySeam(worker, data.batch), cov)
+    cov = _config(worker)
+    return None if cov is None else MiniBatchHook(LegacyActorAdapter(worker, data.batch), cov)
 
 
 def _check_when_made(module: Any, name: str) -> None:
-    actor, patched = getattr(module, name), hasattr(module, "MiniBatchStep")
-    original = actor.__init__
+    patched = hasattr(module, "MiniBatchStep")
 
-    @functools.wraps(original)
-    def __init__(self, *args, **kwargs):
-        original(self, *args, **kwargs)
+    def init(original: Callable, actor: Any, *args: Any, **kwargs: Any) -> None:
+        original(actor, *args, **kwargs)
         # The reference policy is such an actor too, without an optimizer.
-        if getattr(self, "actor_optimizer", None) is not None and (cov := _asked_for(self)) is not None:
-            refuse(cov, patched, name)
+        if getattr(actor, "actor_optimizer", None) is not None and (cov := _config(actor)) is not None:
+            refuse_actor(cov, patched, name)
 
-    actor.__init__ = __init__
+    seam.wrap(getattr(module, name), "__init__", init)
 
 
-def refuse(cov: Any, patched: bool, actor: str) -> None:
-    """Raise ValueError for what ``actor``, a legacy one, cannot do, and say why.
+def refuse(config: DictConfig) -> None:
+    """Raise ValueError for a run whose legacy actor cannot do what is asked of verl-cov."""
+    release, cov = versions.installed_release(), config_from_trainer(config)
+    if cov is None or not release.legacy:
+        return
+    if release.engine and OmegaConf.select(config, "trainer.use_legacy_worker_impl", default="auto") == "disable":
+        return
+    megatron = config.actor_rollout_ref.actor.strategy == "megatron"
+    patched = importlib.util.find_spec("verl.utils.mini_batch_hook") is not None and not megatron
+    try:
+        refuse_actor(cov, patched, MEGATRON_ACTOR if megatron else FSDP_ACTOR)
+    except ValueError as error:
+        engines = " (or use verl's engines: trainer.use_legacy_worker_impl=disable)" if release.engine else ""
+        raise ValueError(f"{error}{engines}") from None
+
+
+def refuse_actor(cov: CovPolicyLossConfig, patched: bool, actor: str) -> None:
+    """Raise ValueError for what a legacy actor cannot do.
 
     Args:
-        cov: the validated configuration. patched: its module has ``MiniBatchStep``.
+        patched: True if the module of the actor has ``MiniBatchStep``.
+        actor: the name of its class.
     """
-    field = "actor_rollout_ref.actor.policy_loss"
     if not patched and (cov.cov_metrics != "off" or (cov.controls and cov.cov_scope == "mini_batch")):
-        fix = PATCH if actor == "DataParallelPPOActor" else f"there is no patch for it: use strategy=fsdp and {PATCH}"
+        fix = PATCH if actor == FSDP_ACTOR else f"there is no patch for it: use strategy=fsdp and {PATCH}"
         less = "leave +verl_cov=metrics out"
         if cov.controls:
             less = (
-                f"select within micro-batches and log nothing ({field}.cov_scope=micro_batch {field}.cov_metrics=off)"
+                "select within micro-batches and log nothing "
+                f"({POLICY_LOSS}.cov_scope=micro_batch {POLICY_LOSS}.cov_metrics=off)"
             )
         raise ValueError(
-            f"verl-cov: verl's legacy actor ({actor}) shows the policy loss one micro-batch at a time and is not "
-            f"patched: {fix}, or {less}"
+            f"verl's legacy actor ({actor}) shows the policy loss one micro-batch at a time and is not patched: {fix}, "
+            f"or {less}"
         )
     if cov.controls and cov.cov_scope == "mini_batch" and cov.log_prob == "current":
         raise ValueError(
-            f"verl-cov: {field}.cov_log_prob=current needs verl's engines, and this is the legacy actor: use old"
+            f"{POLICY_LOSS}.cov_log_prob=current needs verl's engines, and this is the legacy actor: use old"
         )
     if cov.cov_dump_every:
         raise ValueError(
-            f"verl-cov: {field}.cov_dump_every={cov.cov_dump_every} needs verl's engines, and this is the legacy "
-            "actor: set it to 0"
+            f"{POLICY_LOSS}.cov_dump_every={cov.cov_dump_every} needs verl's engines, and this is the legacy actor: "
+            "set it to 0"
         )
 
 
-class LegacySeam:
+class LegacyActorAdapter:
     """A ``DataParallelPPOActor`` and one of its mini-batches (a TensorDict, dense)."""
 
     tokenizer = None
@@ -95,26 +126,27 @@ class LegacySeam:
 
     def step(self) -> int:
         """Optimizer steps so far, as the optimizer's checkpoint has them: the actor is told no number of a rollout."""
-        seen = self.worker._verl_cov_updates = getattr(self.worker, "_verl_cov_updates", -1) + 1
-        states = self.worker.actor_optimizer.state.values()
-        counted = next((int(state["step"]) for state in states if "step" in state), seen)
+        state = state_of(self.worker)
+        state.updates += 1
+        parameters = self.worker.actor_optimizer.state.values()
+        counted = next((int(each["step"]) for each in parameters if "step" in each), state.updates)
         return counted * MINI_BATCHES_PER_STEP
 
-    def log_probs(self, tokens: Tokens) -> Tensor:
-        raise NotImplementedError  # refuse() is before it
+    def log_probs(self, tokens: RankTokens) -> Tensor:
+        raise NotImplementedError  # refuse_actor() comes first
 
     def has_policy_loss(self, micro_batch: Any) -> bool:
         return True
 
-    def mask_of(self, micro_batch: Any) -> Tensor:
-        return micro_batch[FIELD].bool()
+    def prepare(self, micro_batch: Any) -> None:
+        pass
+
+    def selection_mask(self, micro_batch: Any) -> Tensor:
+        return micro_batch[SELECTED_FIELD].bool()
 
 
-def _asked_for(actor: Any) -> Any:
-    from verl_cov.hooks.config import cov_config
-
-    policy_loss = actor.config.get("policy_loss")
-    return None if policy_loss is None else cov_config(policy_loss)
+def _config(actor: Any) -> CovPolicyLossConfig | None:
+    return config_from_policy_loss(actor.config.get("policy_loss"))
 
 
 def _data_parallel_group(actor: Any) -> ProcessGroup | None:
@@ -123,15 +155,16 @@ def _data_parallel_group(actor: Any) -> ProcessGroup | None:
     With Ulysses the ranks of a sequence-parallel group hold the same rows; verl lays the two out as this mesh
     (``fsdp_workers.py``, ``ulysses_device_mesh``), and does not hand it to the actor.
     """
-    if not hasattr(actor, "_verl_cov_group"):
+    state = state_of(actor)
+    if state.group is None:
         ranks, sequence = dist.get_world_size(), getattr(actor, "ulysses_sequence_parallel_size", 1)
         if ranks == sequence:
-            actor._verl_cov_group = None
+            state.group = [None]
         elif sequence == 1:
-            actor._verl_cov_group = dist.group.WORLD
+            state.group = [dist.group.WORLD]
         else:
             from torch.distributed.device_mesh import init_device_mesh
 
             mesh = init_device_mesh(batch.device().type, (ranks // sequence, sequence), mesh_dim_names=("dp", "sp"))
-            actor._verl_cov_group = mesh.get_group("dp")
-    return actor._verl_cov_group
+            state.group = [mesh.get_group("dp")]
+    return state.group[0]

@@ -2,91 +2,37 @@
 
 Leans on ``verl.trainer.ppo.core_algos``: ``register_policy_loss``, ``POLICY_LOSS_REGISTRY``, ``agg_loss`` and the
 arguments with which ``verl.workers.utils.losses.ppo_loss`` (and before 0.8 ``dp_actor.update_policy``) calls a policy
-loss. It hands a loss nothing but the padded micro-batch, so which tokens the mini-batch's selection chose arrives in a
-ContextVar that :mod:`.mini_batch` sets. verl 0.5 has another contract: a loss returns four scalars, knows no
-``rollout_is_weights``, and ``vanilla`` is not in the registry.
+loss.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from verl_cov.core import losses
-from verl_cov.core.identity import token_identity
-from verl_cov.core.selection import Control, select_tokens
 from verl_cov.hooks import versions
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.asks import config_from_policy_loss
+from verl_cov.hooks.loss_modes import CLIP_COV, LOSS_MODES
+from verl_cov.hooks.micro_batch import MicroBatches, current_selection
+from verl_cov.hooks.seams import Seam
 
+if TYPE_CHECKING:
+    from verl_cov.hooks.config import CovPolicyLossConfig
 
-class MicroBatches:
-    """Selects within each micro-batch, as verl's own ``clip_cov`` and ``kl_cov`` do, and adds up what it chose.
-
-    ``numbers`` are the sums of :attr:`verl_cov.core.selection.Selected.numbers` over the micro-batches so far (0 before
-    the first one). No collectives: engines call the loss on some ranks only, and not equally often.
-    """
-
-    def __init__(self, step: int = 0) -> None:
-        self.step = step
-        self.calls = 0
-        self.numbers: Tensor | None = None
-
-    def select(self, config: Any, cov: Any, micro_batch: dict[str, Tensor]) -> Tensor:
-        """[sequences, response length] bool of a micro-batch in verl's policy-loss arguments."""
-        advantages, valid = micro_batch["advantages"], micro_batch["response_mask"].bool()
-        log_prob = micro_batch["log_prob" if cov.log_prob == "current" else "old_log_prob"].detach()
-        barred = _clipped_by_ppo(config, micro_batch).flatten() if cov.loss_mode == "verl_cov.clip_cov" else None
-        self.calls += 1
-
-        def identity(at: Tensor) -> Tensor:
-            return token_identity(torch.full_like(at, self.calls), at)
-
-        chosen = select_tokens(
-            log_prob.flatten(),
-            advantages.flatten(),
-            valid.flatten(),
-            identity,
-            control_of(cov, self.step),
-            barred=barred,
-        )
-        self.numbers = chosen.numbers if self.numbers is None else self.numbers + chosen.numbers
-        return chosen.mask.view_as(valid)
-
-
-# The selection that holds for the micro-batch whose loss is being computed: [sequences, response length] bool.
-_selected: ContextVar[Tensor | MicroBatches | None] = ContextVar("verl_cov_selected", default=None)
-
-
-@contextmanager
-def selected_tokens(selection: Tensor | MicroBatches) -> Iterator[None]:
-    """Within this block, our policy losses act on the tokens of ``selection``."""
-    token = _selected.set(selection)
-    try:
-        yield
-    finally:
-        _selected.reset(token)
+seam = Seam()
 
 
 def install() -> None:
-    when_imported("verl.trainer.ppo.core_algos", _register)
+    seam.when_imported("verl.trainer.ppo.core_algos", _register)
 
 
 def _register(core_algos: Any) -> None:
-    # The names as literals: importing verl_cov.hooks.config would pull verl's worker configuration into every process.
-    for name in ("verl_cov.clip_cov", "verl_cov.kl_cov"):
+    for name in LOSS_MODES:
         core_algos.register_policy_loss(name)(functools.partial(_policy_loss, core_algos))
-
-
-def control_of(config: Any, step: int) -> Control:
-    """The selection a :class:`~verl_cov.hooks.config.CovPolicyLossConfig` asks for at optimizer step ``step``."""
-    band = (config.clip_cov_lb, config.clip_cov_ub) if config.loss_mode == "verl_cov.clip_cov" else None
-    return Control(ratio=config.ratio, band=band, seed=config.cov_seed, step=step)
+        seam.on_uninstall(functools.partial(core_algos.POLICY_LOSS_REGISTRY.pop, name, None))
 
 
 def _policy_loss(
@@ -98,11 +44,9 @@ def _policy_loss(
     loss_agg_mode: str = "token-mean",
     config: Any = None,
     rollout_is_weights: Tensor | None = None,
-) -> tuple[Any, ...]:
-    """verl's policy-loss contract; all tensors [sequences, response length]. Returns what this verl wants returned."""
-    from verl_cov.hooks.config import CLIP_COV, cov_config
-
-    cov = cov_config(config.policy_loss)
+) -> tuple[Tensor, dict[str, Any]]:
+    """verl's policy-loss contract: (loss, metrics) of a micro-batch; all tensors [sequences, response length]."""
+    cov = config_from_policy_loss(config.policy_loss)
     if cov is None or not cov.controls:
         raise ValueError(f"policy_loss.loss_mode={config.policy_loss.loss_mode!r} is not one of verl-cov's losses")
 
@@ -121,7 +65,25 @@ def _policy_loss(
         response_mask=response_mask,
         rollout_is_weights=rollout_is_weights,
     )
-    selected = _selected.get()
+    selected = _selection(cov, config, inputs)
+    if cov.base_loss == "ratio":
+        base_loss: losses.PolicyLoss = functools.partial(losses.ratio_loss, aggregate=aggregate)
+    else:
+        base_loss = core_algos.get_policy_loss_fn(cov.base_loss)
+        inputs.update(loss_agg_mode=loss_agg_mode, config=config)
+    if cov.loss_mode == CLIP_COV:
+        loss, metrics = losses.clip_cov(base_loss, selected, **inputs)
+    else:
+        penalty = dict(coefficient=cov.ppo_kl_coef, estimator=cov.cov_kl)
+        loss, metrics = losses.kl_cov(base_loss, selected, aggregate, **penalty, **inputs)
+    if versions.installed_release().legacy:  # the legacy actor takes the mean of plain numbers
+        metrics = {name: float(value) for name, value in metrics.items()}
+    return loss, metrics
+
+
+def _selection(cov: CovPolicyLossConfig, actor_config: Any, inputs: dict[str, Any]) -> Tensor:
+    """[sequences, response length] bool: the tokens of this micro-batch that the control acts on."""
+    selected = current_selection()
     if selected is None:
         # Never on its own: the update would be another algorithm's than the one asked for.
         if cov.cov_scope == "mini_batch":
@@ -132,89 +94,17 @@ def _policy_loss(
             )
         selected = _without_hook()
     if isinstance(selected, MicroBatches):
-        selected = selected.select(config, cov, inputs)
-    elif selected.shape != response_mask.shape:
+        return selected.select(actor_config, cov, inputs)
+    expected = inputs["response_mask"].shape
+    if selected.shape != expected:
         raise RuntimeError(
-            f"verl-cov: the selection has shape {tuple(selected.shape)}, the micro-batch {tuple(response_mask.shape)}: "
+            f"verl-cov: the selection has shape {tuple(selected.shape)}, the micro-batch {tuple(expected)}: "
             "this engine re-shards the mini-batch after train_batch saw it, which verl-cov does not support"
         )
-
-    if cov.base_loss == "ratio":
-        base_loss: losses.PolicyLoss = functools.partial(losses.ratio_loss, aggregate=aggregate)
-    else:
-        base_loss = _base_loss(core_algos, cov.base_loss)
-        inputs.update(loss_agg_mode=loss_agg_mode, config=config)
-    if cov.loss_mode == CLIP_COV:
-        result = losses.clip_cov(base_loss, selected, **inputs)
-    else:
-        penalty = dict(coefficient=cov.ppo_kl_coef, estimator=cov.cov_kl)
-        result = losses.kl_cov(base_loss, selected, aggregate, **penalty, **inputs)
-    return _as_returned(*result)
-
-
-def base_losses() -> list[str]:
-    """Names of the losses that a control can wrap: not verl's own clip_cov and kl_cov, nor ours, one on another."""
-    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
-
-    found = [name for name in POLICY_LOSS_REGISTRY if not name.endswith(("clip_cov", "kl_cov"))]
-    return ["ratio", *dict.fromkeys(["vanilla", *found])]
-
-
-def _base_loss(core_algos: Any, name: str) -> losses.PolicyLoss:
-    """A policy loss of verl's, as later releases have it: (loss, metrics) from all arguments."""
-    if not versions.this().four_scalars:
-        return core_algos.get_policy_loss_fn(name)
-    loss_fn = _vanilla_of_0_5 if name == "vanilla" else core_algos.get_policy_loss_fn(name)
-
-    def base_loss(*, rollout_is_weights: Tensor | None = None, **inputs: Any) -> tuple[Tensor, dict[str, Any]]:
-        loss, *scalars = loss_fn(**inputs)
-        return loss, dict(zip(FOUR_SCALARS, scalars, strict=True))
-
-    return base_loss
-
-
-def _vanilla_of_0_5(*, config: Any, **inputs: Any) -> tuple[Tensor, ...]:
-    """``compute_policy_loss`` with the fields that ``dp_actor.update_policy`` of verl 0.5 calls it with."""
-    from verl.trainer.ppo.core_algos import compute_policy_loss
-
-    low, high = _clip_range(config)
-    return compute_policy_loss(
-        **inputs,
-        cliprange=config.clip_ratio,
-        cliprange_low=low,
-        cliprange_high=high,
-        clip_ratio_c=config.get("clip_ratio_c", 3.0),
-    )
-
-
-# What a policy loss of verl 0.5 returns after the loss itself.
-FOUR_SCALARS = ("actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower")
-
-
-def _as_returned(loss: Tensor, metrics: dict[str, Any]) -> tuple[Any, ...]:
-    release = versions.this()
-    if release.four_scalars:
-        return (loss, *(torch.as_tensor(metrics.get(name, 0.0)) for name in FOUR_SCALARS))
-    if release.legacy:  # the legacy actor takes the mean of plain numbers
-        metrics = {name: float(value) for name, value in metrics.items()}
-    return loss, metrics
+    return selected
 
 
 @functools.cache
 def _without_hook() -> MicroBatches:
-    """What selects within micro-batches, as asked, in a worker without the hook. One for all: its draws go on."""
+    """What selects within micro-batches in a worker without the hook. One for all calls, so that its draws go on."""
     return MicroBatches()
-
-
-def _clipped_by_ppo(config: Any, micro_batch: dict[str, Tensor]) -> Tensor:
-    """Tokens whose gradient PPO's clip removes already; verl's ``clip_cov`` does not draw them."""
-    low, high = _clip_range(config)
-    ratio = losses.log_ratio(micro_batch["log_prob"].detach(), micro_batch["old_log_prob"]).exp()
-    advantages = micro_batch["advantages"]
-    return -advantages * ratio.clamp(1 - low, 1 + high) > -advantages * ratio
-
-
-def _clip_range(config: Any) -> tuple[float, float]:
-    low = config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low
-    high = config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
-    return low, high

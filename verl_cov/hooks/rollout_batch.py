@@ -9,9 +9,9 @@ metrics of each update and on ``engine.optimizer_config.clip_grad``.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,83 +25,98 @@ from verl_cov.core import metrics, rollout
 from verl_cov.core.entropy_change import EntropyChange
 from verl_cov.core.rollout import Theorem
 from verl_cov.hooks import batch
-from verl_cov.hooks.batch import Tokens
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.asks import config_from_loss
+from verl_cov.hooks.batch import RankTokens
+from verl_cov.hooks.seams import Seam
+from verl_cov.hooks.worker_state import state_of
 
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "verl_cov.json"
 
 
+seam = Seam()
+
+
 def install() -> None:
-    when_imported("verl.workers.engine_workers", _wrap)
+    seam.when_imported("verl.workers.engine_workers", _wrap)
 
 
 def _wrap(engine_workers: Any) -> None:
     worker = engine_workers.TrainingWorker
-    train, infer = worker.train_mini_batch, worker.infer_batch
-    save, load = worker.save_checkpoint, worker.load_checkpoint
-
-    @functools.wraps(train)  # keeps the dispatch attributes that verl's @register put on the method
-    def train_mini_batch(self, data):
-        from verl.utils import tensordict_utils as tu
-
-        cov = batch.asked_for(self.loss_fn) if "advantages" in data else None
-        if cov is None or cov.cov_metrics != "full":
-            return train(self, data)
-        found, theorems = look(self, data, batch.data_parallel_group(self.engine))
-        output = train(self, data)
-        of_updates = {} if output is None else tu.get(output, "metrics")
-        found |= _compare(self, found, theorems, of_updates.get("grad_norm"))
-        if output is not None:  # None on the ranks of a model-parallel group that return nothing
-            # A list, like its neighbours, which hold a value for each mini-batch.
-            of_updates.update({key: [value] for key, value in metrics.prefixed(found).items()})
-        return output
-
-    @functools.wraps(infer)
-    def infer_batch(self, data):
-        output = infer(self, data)
-        _keep_entropies(self, data, output)
-        return output
-
-    @functools.wraps(save)
-    def save_checkpoint(self, local_path, *args, **kwargs):
-        result = save(self, local_path, *args, **kwargs)
-        change = getattr(self, "_verl_cov_entropy_change", None)
-        # From a rank that has the metrics: under pipeline parallelism rank 0 has not.
-        if (
-            change is not None
-            and self.engine.is_mp_src_rank_with_outputs()
-            and self.engine.get_data_parallel_rank() == 0
-        ):
-            try:
-                (Path(local_path) / STATE_FILE).write_text(json.dumps(change.state_dict()))
-            except OSError as error:
-                logger.warning("verl-cov: %s is not in this checkpoint: %s", STATE_FILE, error)
-        return result
-
-    @functools.wraps(load)
-    def load_checkpoint(self, local_path, *args, **kwargs):
-        cov = batch.asked_for(self.loss_fn)
-        if cov is None or cov.cov_metrics != "full":
-            return load(self, local_path, *args, **kwargs)
-        text = _read_state(local_path)  # before verl, which may delete the folder
-        result = load(self, local_path, *args, **kwargs)
-        self._verl_cov_entropy_change = _shared_state(text)
-        return result
-
-    worker.train_mini_batch, worker.infer_batch = train_mini_batch, infer_batch
-    worker.save_checkpoint, worker.load_checkpoint = save_checkpoint, load_checkpoint
+    seam.wrap(worker, "train_mini_batch", _train_mini_batch)
+    seam.wrap(worker, "infer_batch", _infer_batch)
+    seam.wrap(worker, "save_checkpoint", _save_checkpoint)
+    seam.wrap(worker, "load_checkpoint", _load_checkpoint)
 
 
-def look(worker: Any, data: Any, group: ProcessGroup | None) -> tuple[dict[str, float], dict[str, Theorem]]:
-    """What the rollout batch reports (without the prefix, equal on every rank), ``data`` being this rank's share;
-    and what the theorems say of it."""
-    tokens = Tokens.of(data)
+def _measures_rollouts(worker: Any) -> bool:
+    """True for a worker that trains an actor in a run with ``cov_metrics=full``."""
+    cov = config_from_loss(worker.loss_fn)
+    return cov is not None and cov.cov_metrics == "full"
+
+
+def _train_mini_batch(original: Callable, worker: Any, data: Any) -> Any:
+    """In place of ``TrainingWorker.train_mini_batch``: all updates on a rank's share of a rollout batch."""
+    if "advantages" not in data or not _measures_rollouts(worker):
+        return original(worker, data)
+    from verl.utils import tensordict_utils as tu
+
+    values, theorems = rollout_metrics(worker, data, batch.data_parallel_group(worker.engine))
+    output = original(worker, data)
+    update_metrics = {} if output is None else tu.get(output, "metrics")
+    values |= _compare_with_predictions(worker, values, theorems, update_metrics.get("grad_norm"))
+    if output is not None:  # None on the ranks of a model-parallel group that return nothing
+        # A list, like its neighbours, which hold a value for each mini-batch.
+        update_metrics.update({key: [value] for key, value in metrics.prefixed(values).items()})
+    return output
+
+
+def _infer_batch(original: Callable, worker: Any, data: Any) -> Any:
+    output = original(worker, data)
+    if output is not None and "entropy" in output and _measures_rollouts(worker):
+        _keep_entropies(worker, data, output)
+    return output
+
+
+def _save_checkpoint(original: Callable, worker: Any, local_path: Any, *args: Any, **kwargs: Any) -> Any:
+    result = original(worker, local_path, *args, **kwargs)
+    # From a rank that has the metrics: under pipeline parallelism rank 0 has not.
+    if (
+        _measures_rollouts(worker)
+        and worker.engine.is_mp_src_rank_with_outputs()
+        and worker.engine.get_data_parallel_rank() == 0
+    ):
+        try:
+            (Path(local_path) / STATE_FILE).write_text(json.dumps(state_of(worker).entropy_change.state_dict()))
+        except OSError as error:
+            logger.warning("verl-cov: %s is not in this checkpoint: %s", STATE_FILE, error)
+    return result
+
+
+def _load_checkpoint(original: Callable, worker: Any, local_path: Any, *args: Any, **kwargs: Any) -> Any:
+    if not _measures_rollouts(worker):
+        return original(worker, local_path, *args, **kwargs)
+    text = _read_state(local_path)  # before verl, which may delete the folder
+    result = original(worker, local_path, *args, **kwargs)
+    state_of(worker).entropy_change = _shared_state(text)
+    return result
+
+
+def rollout_metrics(worker: Any, data: Any, group: ProcessGroup | None) -> tuple[dict[str, float], dict[str, Theorem]]:
+    """What a rollout batch says of entropy, and what the theorems predict of its updates; equal on every rank.
+
+    Args:
+        data: this rank's share of the rollout batch.
+
+    Returns:
+        The metrics without their prefix; the theorems by their names.
+    """
+    tokens = RankTokens.read(data)
     entropy = tokens.entropy()
     if entropy is None:
-        entropy = _kept_entropies(worker, tokens)
-    responses = rollout.Responses.of(
+        entropy = _take_kept_entropies(worker, tokens)
+    responses = rollout.Responses.gather(
         tokens.lengths,
         tokens.valid,
         tokens.old_log_prob,
@@ -116,16 +131,21 @@ def look(worker: Any, data: Any, group: ProcessGroup | None) -> tuple[dict[str, 
     return rollout.entropies(responses) | changes | rollout.prompts(responses), theorems
 
 
-def _compare(worker: Any, found: dict[str, float], theorems: dict[str, Theorem], grad_norms: Any) -> dict[str, float]:
-    """The theorems of earlier rollouts against what became of the entropy. ``grad_norms``: of each of its updates."""
+def _compare_with_predictions(
+    worker: Any, values: dict[str, float], theorems: dict[str, Theorem], grad_norms: Any
+) -> dict[str, float]:
+    """The theorems of earlier rollouts against what became of the entropy.
+
+    Args:
+        values: :func:`rollout_metrics` of this rollout.
+        grad_norms: of each of its updates.
+    """
     if not theorems:
         return {}
-    if not hasattr(worker, "_verl_cov_entropy_change"):
-        worker._verl_cov_entropy_change = EntropyChange()
     scale = clip_scale(grad_norms, getattr(getattr(worker.engine, "optimizer_config", None), "clip_grad", None))
-    exact = "entropy" in found
-    measured = found["entropy" if exact else "entropy_sampled"]
-    return {"clip_scale": scale} | worker._verl_cov_entropy_change.after_rollout(measured, theorems, scale, exact)
+    exact = "entropy" in values
+    measured = values["entropy" if exact else "entropy_sampled"]
+    return {"clip_scale": scale} | state_of(worker).entropy_change.after_rollout(measured, theorems, scale, exact)
 
 
 def clip_scale(grad_norms: Any, clip_grad: float | None) -> float:
@@ -144,22 +164,22 @@ def clip_scale(grad_norms: Any, clip_grad: float | None) -> float:
 
 def _keep_entropies(worker: Any, data: Any, output: Any) -> None:
     """Remember the entropies of a dense (legacy) batch until it is trained on."""
-    cov = batch.asked_for(worker.loss_fn)
-    if cov is None or cov.cov_metrics != "full" or output is None or "entropy" not in output:
-        return
     if not {"response_mask", "prompts", "responses", "uid"} <= set(data.keys()) or data["response_mask"].is_nested:
         return
     from verl.workers.utils.padding import no_padding_2_padding
 
     padded = no_padding_2_padding(output["entropy"], data)
-    worker._verl_cov_entropies = (batch.uids_of(data), padded.float().flatten())
+    state_of(worker).inferred_entropies = (batch.prompt_uids(data), padded.float().flatten())
 
 
-def _kept_entropies(worker: Any, tokens: Tokens) -> Tensor | None:
-    uids, entropies = getattr(worker, "_verl_cov_entropies", (None, None))
-    worker._verl_cov_entropies = (None, None)
+def _take_kept_entropies(worker: Any, tokens: RankTokens) -> Tensor | None:
+    state = state_of(worker)
+    kept, state.inferred_entropies = state.inferred_entropies, None
+    if kept is None:
+        return None
+    uids, entropies = kept
     # The same rows in the same order, or none: a filter between the two would shift them.
-    if entropies is None or uids != tokens.uids() or entropies.numel() != tokens.valid.numel():
+    if uids != batch.prompt_uids(tokens.data) or entropies.numel() != tokens.valid.numel():
         return None
     return entropies.to(tokens.valid.device)
 
@@ -178,10 +198,10 @@ def _shared_state(text: str | None) -> EntropyChange:
         texts = [None] * dist.get_world_size()
         dist.all_gather_object(texts, text)
     change = EntropyChange()
-    found = next((text for text in texts if text is not None), None)
-    if found is not None:
+    saved = next((text for text in texts if text is not None), None)
+    if saved is not None:
         try:
-            change.load_state_dict(json.loads(found))
+            change.load_state_dict(json.loads(saved))
         except ValueError as error:
             logger.warning("verl-cov: %s is damaged (%s): the comparison of entropies starts anew", STATE_FILE, error)
     return change

@@ -16,20 +16,32 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verl_cov.core import identity
-from verl_cov.core.covariance import KINDS, kind_masks
+from verl_cov.core.covariance import Covariances, update_kind_masks
 from verl_cov.core.token_file import FILE, Token, append
+from verl_cov.core.update_kinds import UPDATE_KINDS
+from verl_cov.hooks.batch import RankTokens, prompt_uids
 
 if TYPE_CHECKING:
-    from verl_cov.hooks.mini_batch import MiniBatch
+    from verl_cov.hooks.config import CovPolicyLossConfig
 
 logger = logging.getLogger(__name__)
 
 BEFORE, AFTER = 32, 8  # tokens of context
 
 
-def write(tokenizer: Any, cov: Any, found: MiniBatch, step: int, group: ProcessGroup | None) -> None:
-    """Append the ``cov_dump_tokens`` highest of all ranks to the file; every rank of ``group`` must call it."""
-    mine = _highest(tokenizer, found, cov.cov_dump_tokens, step)
+def write(
+    highest: list[dict[str, Any]],
+    data: Any,
+    tokenizer: Any,
+    cov: CovPolicyLossConfig,
+    step: int,
+    group: ProcessGroup | None,
+) -> None:
+    """Append the ``cov_dump_tokens`` highest of all ranks to the file; every rank of ``group`` must call it.
+
+    highest: :func:`highest_tokens` of this rank, whose mini-batch is ``data``.
+    """
+    mine = [_text(data, tokenizer, token.pop("row"), token["position"]) | token | {"step": step} for token in highest]
     everyone = [mine]
     if group is not None:
         everyone = [[] for _ in range(dist.get_world_size(group))]
@@ -40,35 +52,38 @@ def write(tokenizer: Any, cov: Any, found: MiniBatch, step: int, group: ProcessG
     tokens = sorted((token for part in everyone for token in part), key=lambda token: -token["covariance"])
     ranked = [Token(rank=rank, **token) for rank, token in enumerate(tokens[: cov.cov_dump_tokens], 1)]
     try:
-        append(Path(cov.cov_dump_dir) / FILE, ranked)
+        append(Path(str(cov.cov_dump_dir)) / FILE, ranked)
     except OSError as error:  # a full disk is no reason to end a training
         logger.warning("verl-cov: the token dump of step %s was not written: %s", step, error)
 
 
-def _highest(tokenizer: Any, found: MiniBatch, number: int, step: int) -> list[dict[str, Any]]:
-    """This rank's highest tokens as fields of :class:`Token`, without the rank."""
-    tokens, covariances = found.tokens, found.covariances
-    assert covariances is not None  # the configuration refuses a dump without metrics
+def highest_tokens(
+    tokens: RankTokens, log_prob: Tensor, covariances: Covariances, selected: Tensor | None, number: int
+) -> list[dict[str, Any]]:
+    """This rank's ``number`` highest covariances, as the fields of :class:`Token` that are not text, and their row.
+
+    Args:
+        log_prob: [slots], what the covariances were taken with.
+        selected: [slots] bool, the tokens that the control acts on; None without a selection over the mini-batch.
+    """
     finite = int(torch.isfinite(covariances.values).sum())
     top = covariances.values.nan_to_num(-torch.inf).topk(min(number, finite))
     at = top.indices
-    rows, positions = (of_slot[at].tolist() for of_slot in identity.slots(tokens.lengths, tokens.valid.numel()))
-    log_prob, advantage = found.log_prob[at], tokens.advantage[at]
-    kinds = kind_masks(log_prob, advantage, *covariances.centre).long().argmax(0)
-    selected = torch.zeros_like(tokens.valid) if found.chosen is None else found.chosen.mask
-    uids = tokens.uids()
+    rows, positions = (by_slot[at].tolist() for by_slot in identity.slots(tokens.lengths, tokens.valid.numel()))
+    kinds = update_kind_masks(log_prob[at], tokens.advantage[at], *covariances.centre).long().argmax(0)
+    uids = prompt_uids(tokens.data)
     return [
-        _text(tokens.data, tokenizer, rows[i], positions[i])
-        | dict(
-            step=step,
+        dict(
+            row=rows[i],
+            position=positions[i],
             covariance=float(top.values[i]),
-            log_prob=float(log_prob[i]),
-            advantage=float(advantage[i]),
-            kind=KINDS[int(kinds[i])],
-            selected=bool(selected[at[i]]),
+            log_prob=float(log_prob[slot]),
+            advantage=float(tokens.advantage[slot]),
+            kind=UPDATE_KINDS[int(kinds[i])],
+            selected=selected is not None and bool(selected[slot]),
             prompt=uids[rows[i]] if uids is not None else "",
         )
-        for i in range(at.numel())
+        for i, slot in enumerate(at.tolist())
     ]
 
 
@@ -88,7 +103,6 @@ def _text(data: Any, tokenizer: Any, row: int, position: int) -> dict[str, Any]:
         token_id=int(response[position]),
         before=text(before),
         after=text(response[position + 1 : length][:AFTER]),
-        position=position,
         response_tokens=length,
     )
 

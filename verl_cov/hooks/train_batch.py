@@ -4,15 +4,16 @@ Leans on ``verl.workers.engine_workers.TrainingWorker.train_batch(data)``: in ve
 place, for every engine and trainer, that sees a rank's mini-batch. ``self.loss_fn`` is called there with
 ``model_output=, data=<micro-batch>, dp_group=``; fields added to ``data`` survive the cut. For
 ``cov_log_prob=current`` also on ``engine.eval_mode`` and ``engine.infer_batch``, and on the five settings of a
-micro-batch that ``train_batch`` fills in. A verl with one of ``patches/`` calls :func:`hook_of` itself, through
+micro-batch that ``train_batch`` fills in. A verl with one of ``patches/`` calls :func:`hook_for` itself, through
 ``verl.utils.mini_batch_hook``, and is not wrapped.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -20,17 +21,29 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verl_cov.hooks import batch
-from verl_cov.hooks.batch import FIELD, Tokens
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.asks import config_from_loss
+from verl_cov.hooks.batch import SELECTED_FIELD, RankTokens
 from verl_cov.hooks.mini_batch import MINI_BATCHES_PER_STEP, MiniBatchHook
+from verl_cov.hooks.seams import Seam
+from verl_cov.hooks.worker_state import state_of
+
+if TYPE_CHECKING:
+    from verl_cov.hooks.config import CovPolicyLossConfig
+
+seam = Seam()
 
 
 def install() -> None:
-    when_imported("verl.utils.mini_batch_hook", lambda module: module.register_mini_batch_hook(hook_of))
-    when_imported("verl.workers.engine_workers", _wrap)
+    seam.when_imported("verl.utils.mini_batch_hook", _register_with_patched_verl)
+    seam.when_imported("verl.workers.engine_workers", _wrap)
 
 
-def hook_of(worker: Any, data: Any) -> MiniBatchHook | None:
+def _register_with_patched_verl(mini_batch_hook: Any) -> None:
+    mini_batch_hook.register_mini_batch_hook(hook_for)
+    seam.on_uninstall(lambda: mini_batch_hook._FACTORIES.remove(hook_for))
+
+
+def hook_for(worker: Any, data: Any) -> MiniBatchHook | None:
     """The hook for a mini-batch of an engine's worker; None for another worker, or if nothing of ours is asked for.
 
     Raises:
@@ -38,39 +51,37 @@ def hook_of(worker: Any, data: Any) -> MiniBatchHook | None:
     """
     if not hasattr(worker, "engine") or "advantages" not in data:
         return None
-    cov = batch.asked_for(worker.loss_fn)
+    cov = config_from_loss(worker.loss_fn)
     if cov is None:
         return None
     if cov.controls:
         refuse_engine(worker.engine.engine_config, cov)
-    return MiniBatchHook(EngineSeam(worker, data), cov)
+    return MiniBatchHook(EngineAdapter(worker, data), cov)
 
 
 def _wrap(engine_workers: Any) -> None:
     if hasattr(engine_workers, "MiniBatchStep"):  # a patched verl calls the hook itself
         return
-    worker = engine_workers.TrainingWorker
-    original = worker.train_batch
+    seam.wrap(engine_workers.TrainingWorker, "train_batch", _train_batch)
 
-    @functools.wraps(original)  # keeps the dispatch attributes that verl's @register put on the method
-    def train_batch(self, data):
-        from verl.utils import tensordict_utils as tu
 
-        hook = hook_of(self, data)
-        if hook is None:
-            return original(self, data)
-        loss_fn = self.loss_fn
-        self.loss_fn = functools.partial(_loss_with_selection, loss_fn, hook)
-        try:
-            output = original(self, data)
-        finally:
-            self.loss_fn = loss_fn
-        found = hook.metrics()
-        if output is not None:  # None on the ranks of a model-parallel group that return nothing
-            tu.get(output, "metrics").update(found)
-        return output
+def _train_batch(original: Callable, worker: Any, data: Any) -> Any:
+    """In place of ``TrainingWorker.train_batch``: one optimizer step on a rank's mini-batch."""
+    hook = hook_for(worker, data)
+    if hook is None:
+        return original(worker, data)
+    from verl.utils import tensordict_utils as tu
 
-    worker.train_batch = train_batch
+    loss_fn = worker.loss_fn
+    worker.loss_fn = functools.partial(_loss_with_selection, loss_fn, hook)
+    try:
+        output = original(worker, data)
+    finally:
+        worker.loss_fn = loss_fn
+    metrics = hook.metrics()
+    if output is not None:  # None on the ranks of a model-parallel group that return nothing
+        tu.get(output, "metrics").update(metrics)
+    return output
 
 
 def _loss_with_selection(loss_fn: Any, hook: MiniBatchHook, *args: Any, **kwargs: Any) -> Any:
@@ -80,7 +91,7 @@ def _loss_with_selection(loss_fn: Any, hook: MiniBatchHook, *args: Any, **kwargs
         return loss_fn(*args, **kwargs)
 
 
-class EngineSeam:
+class EngineAdapter:
     """A ``TrainingWorker`` and the mini-batch that its ``train_batch`` was called with (a TensorDict)."""
 
     def __init__(self, worker: Any, data: Any) -> None:
@@ -89,33 +100,33 @@ class EngineSeam:
         self.tokenizer = getattr(worker.model_config, "tokenizer", None)
 
     def step(self) -> int:
-        return _optimizer_step(self.worker, self.data, self.group)
+        return _count_optimizer_step(self.worker, self.data, self.group)
 
-    def log_probs(self, tokens: Tokens) -> Tensor:
-        return tokens.of_model_output(_log_probs(self.worker, self.data))
+    def log_probs(self, tokens: RankTokens) -> Tensor:
+        return tokens.pick_responses(_log_probs(self.worker, self.data))
 
     def has_policy_loss(self, micro_batch: Any) -> bool:
-        if "response_mask" not in micro_batch:
-            return False
+        return "response_mask" in micro_batch
+
+    def prepare(self, micro_batch: Any) -> None:
         if micro_batch.get("batch_num_tokens", None) is not None and micro_batch["batch_num_tokens"] == 0:
             # Every token of the mini-batch is masked: verl would divide zero by zero and poison the optimizer.
             from verl.utils import tensordict_utils as tu
 
             tu.assign_non_tensor(micro_batch, batch_num_tokens=1)
-        return True
 
-    def mask_of(self, micro_batch: Any) -> Tensor:
-        return micro_batch.select(FIELD).to_padded_tensor()[FIELD].bool()
+    def selection_mask(self, micro_batch: Any) -> Tensor:
+        return micro_batch.select(SELECTED_FIELD).to_padded_tensor()[SELECTED_FIELD].bool()
 
 
-def refuse_engine(engine_config: Any, cov: Any) -> None:
+def refuse_engine(engine_config: Any, cov: CovPolicyLossConfig) -> None:
     """Raise ValueError for engine settings under which a selection over the mini-batch is impossible, and say why."""
     if cov.cov_scope != "mini_batch":
         return
     torchtitan = getattr(engine_config, "strategy", None) == "torchtitan"
     if torchtitan and getattr(engine_config, "context_parallel_size", 1) > 1:
         raise ValueError(
-            "verl-cov: context_parallel_size > 1 cannot be combined with a selection over the mini-batch: verl's "
+            "context_parallel_size > 1 cannot be combined with a selection over the mini-batch: verl's "
             "torchtitan engine counts the context-parallel ranks as data-parallel ones, so that tokens would be "
             "missing or counted twice. Set it to 1, or use cov_scope=micro_batch"
         )
@@ -123,12 +134,12 @@ def refuse_engine(engine_config: Any, cov: Any) -> None:
     # every rank has selected the same. Log-probs it collects on one rank only.
     if cov.log_prob == "current" and getattr(engine_config, "dynamic_context_parallel", False):
         raise ValueError(
-            "verl-cov: cov_log_prob=current needs the log-probs on every rank, and with dynamic_context_parallel=True "
+            "cov_log_prob=current needs the log-probs on every rank, and with dynamic_context_parallel=True "
             "only one of them has them: use cov_log_prob=old"
         )
     if cov.log_prob == "current" and getattr(engine_config, "pipeline_model_parallel_size", 1) > 1:
         raise ValueError(
-            "verl-cov: cov_log_prob=current needs the log-probs on every rank, and with "
+            "cov_log_prob=current needs the log-probs on every rank, and with "
             "pipeline_model_parallel_size > 1 only the last stage has them: use cov_log_prob=old"
         )
 
@@ -154,8 +165,8 @@ def _log_probs(worker: Any, data: Any) -> Tensor:
     return output["model_output"]["log_probs"]
 
 
-def _optimizer_step(worker: Any, data: Any, group: ProcessGroup | None) -> int:
-    """A counter of optimizer steps that a resumed run continues: (rollout step, mini-batch within it).
+def _count_optimizer_step(worker: Any, data: Any, group: ProcessGroup | None) -> int:
+    """Count one optimizer step: its number holds the rollout step and the mini-batch within it.
 
     The rollout step travels with the batch; the mini-batches are counted here. In asynchronous trainers rows of several
     rollout steps meet in a mini-batch: the latest counts, over all ranks.
@@ -170,12 +181,12 @@ def _optimizer_step(worker: Any, data: Any, group: ProcessGroup | None) -> int:
     latest = torch.tensor(max((int(step) for step in steps), default=0) + behind, device=batch.device())
     if group is not None:
         dist.all_reduce(latest, op=dist.ReduceOp.MAX, group=group)
-    seen, mini_batch = getattr(worker, "_verl_cov_step", (None, 0))
+    state = state_of(worker)
     # Never back: where rollouts of several steps wait in a queue, the next mini-batch may be all of older ones.
-    rollout_step = max(int(latest), seen or 0)
-    mini_batch = mini_batch + 1 if seen == rollout_step else 0
-    worker._verl_cov_step = (rollout_step, mini_batch)
-    return rollout_step * MINI_BATCHES_PER_STEP + mini_batch
+    rollout_step = max(int(latest), state.rollout_step or 0)
+    state.mini_batch = state.mini_batch + 1 if state.rollout_step == rollout_step else 0
+    state.rollout_step = rollout_step
+    return rollout_step * MINI_BATCHES_PER_STEP + state.mini_batch
 
 
 def _updates_before(engine: Any) -> int:

@@ -1,6 +1,6 @@
 """The verl releases that verl-cov works with, and the one place that knows in what they differ.
 
-Everything else asks the :class:`Release` of the verl at hand (:func:`this`) what that one has.
+Everything else asks the :class:`Release` of the verl at hand (:func:`installed_release`) what that one has.
 ``docs/compatibility.md`` says what was run on which; ``make compat`` runs it.
 """
 
@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from packaging.version import InvalidVersion, Version
+
+from verl_cov.hooks.status import status
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def release_of(found: str | None) -> Release:
 
 
 @functools.cache
-def this() -> Release:
+def installed_release() -> Release:
     """The release of the verl in this process. Raises :class:`UnsupportedVersion`."""
     import verl
 
@@ -169,11 +171,9 @@ def check_parts(release: Release, package: Path) -> None:
             )
 
 
-def install() -> None:
-    """Refuse to register anything with a verl whose internals were not checked."""
+def check_installed_verl() -> None:
+    """Raise :class:`UnsupportedVersion` if this process has a verl whose internals were not checked."""
     import verl
 
-    from verl_cov import plugin
-
-    plugin.status.verl_version = verl.__version__
+    status.verl_version = verl.__version__
     check_parts(release_of(verl.__version__), Path(verl.__file__).parent)

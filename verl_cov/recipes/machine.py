@@ -180,10 +180,10 @@ def _package(name: str, fix: str) -> Iterator[Finding]:
 def _gpus(config: DictConfig) -> Iterator[Finding]:
     import torch
 
-    from verl_cov.hooks.checks import preflight
+    from verl_cov.hooks.trainers import starts_own_ray
 
     asked, nodes = config.trainer.n_gpus_per_node, config.trainer.nnodes
-    local = preflight.starts_own_ray(config)
+    local = starts_own_ray(config)
     if not local:
         yield _cluster(asked, nodes)
     elif nodes > 1:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from verl_cov.core.metrics import LADDER, PREFIX
-from verl_cov.core.update_kinds import KINDS
+from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.law.fit import fit
 from verl_cov.law.plots import ENTROPY_KEY, law_points, score_key
 from verl_cov.law.readers import Run
@@ -70,7 +70,7 @@ def _rows() -> list[tuple[str, Cell]]:
     rows += [(f"  theorem {n}", _theorem(n)) for n in (1, 2)]
     rows.append(("covariance", lambda run, width: _series(run, "mean", width, "{:+.3g}")))
     rows += [(f"  top {100 * share:g} %", _ladder(share)) for share in LADDER]
-    rows += [(f"{kind}", _kind(kind, _DOWN if kind in KINDS[:2] else _UP)) for kind in KINDS]
+    rows += [(f"{kind}", _kind(kind, _DOWN if kind in UPDATE_KINDS[:2] else _UP)) for kind in UPDATE_KINDS]
     rows += [("prompts", _difficulties), ("acted on", _selected)]
     return rows
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from verl_cov.core.metrics import LADDER, PREFIX
-from verl_cov.core.update_kinds import KINDS
+from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.law.plots import TEXT, by_step, draw_entropy, draw_law, draw_score, dress, look, save, say_empty
 from verl_cov.law.readers import Run
 
@@ -91,7 +91,7 @@ def _ladder(axes: Axes, run: Run, name: str) -> None:
 
 def _kinds(axes: Axes, run: Run, name: str) -> None:
     dress(axes, f"{name}: where it comes from", "training step", "share of |covariance|")
-    columns = [_points(run, f"{kind}_cov_frac") for kind in KINDS]
+    columns = [_points(run, f"{kind}_cov_frac") for kind in UPDATE_KINDS]
     steps = columns[0][0]
     if not steps.size or any(other.size != steps.size for other, _ in columns):
         say_empty(axes, "no shares")
@@ -99,7 +99,7 @@ def _kinds(axes: Axes, run: Run, name: str) -> None:
     shares = np.array([values for _, values in columns])
     if steps.size == 1:
         steps, shares = np.array([steps[0] - 0.5, steps[0] + 0.5]), np.repeat(shares, 2, axis=1)
-    axes.stackplot(steps, shares, labels=KINDS, colors=_KIND_COLOURS, alpha=0.85)
+    axes.stackplot(steps, shares, labels=UPDATE_KINDS, colors=_KIND_COLOURS, alpha=0.85)
     axes.set_ylim(0, 1)
     by_step(axes)
     axes.margins(x=0)

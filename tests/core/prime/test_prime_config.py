@@ -64,7 +64,7 @@ def composed() -> dict:
 )
 def test_each_refusal_is_one_line_that_names_the_field(values, parts):
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the parts are looked for below)
-        PrimeConfig.of({**composed()["prime"], **values})
+        PrimeConfig.from_node({**composed()["prime"], **values})
     message = str(error.value)
     assert "\n" not in message
     for part in parts:
@@ -88,14 +88,14 @@ def test_each_refusal_is_one_line_that_names_the_field(values, parts):
     ],
 )
 def test_what_is_at_the_bounds_is_accepted(values):
-    found = PrimeConfig.of({**composed()["prime"], **values})
+    found = PrimeConfig.from_node({**composed()["prime"], **values})
     assert {name: getattr(found, name) for name in values} == values
 
 
 def test_the_composition_has_every_field_with_the_papers_default():
     node = composed()["prime"]
     assert set(node) == {"_target_", *(field.name for field in fields(PrimeConfig))}
-    default, found = PrimeConfig(), PrimeConfig.of(node)
+    default, found = PrimeConfig(), PrimeConfig.from_node(node)
     for name in set(node) - {"optim", "_target_"}:
         assert getattr(found, name) == getattr(default, name), name
     # Of the released code's script: not the policy's learning rate, nor its clip.

@@ -12,6 +12,8 @@ from typing import Any
 
 from verl_cov.suggestions import unknown
 
+TRAINER_MODE = "verl_cov.prime"  # of trainer.v1.trainer_mode
+
 UPDATES = ("after", "before", "reverse", "none")
 LOSSES = ("ce", "dpo")
 RLOO = ("paper", "released")
@@ -120,7 +122,7 @@ class PrimeConfig:
             raise ValueError("prime.reference_path is of a frozen reference, and prime.reference=policy has none")
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> PrimeConfig:
+    def from_node(cls, values: Mapping[str, Any]) -> PrimeConfig:
         """From the node's values (``_target_`` is Hydra's). Raises ValueError, also for an unknown field."""
         values = {name: value for name, value in values.items() if not name.startswith("_")}
         known = [f.name for f in fields(cls)]

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import verl  # noqa: F401  first: it loads our plugin, which imports `preflight` itself
+import verl  # noqa: F401  first: it loads our plugin, which imports the checks itself
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cov.hooks.checks import preflight
+from verl_cov.hooks.checks import configuration
 
 # What the driver and the workers turn into dataclasses. Left out: the critic, which no recipe has, and the reward, of
 # which verl 0.9.1 never makes one (its __post_init__ calls one that is not there).
@@ -44,8 +44,8 @@ def check(config: DictConfig, checkpoint: Path | None = None) -> None:
         # Ours checks the machine as well, and ends the program: verl's own is under it.
         original = getattr(validate_config, "__wrapped__", validate_config)
         original(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-        preflight.check_configuration(config)
-    except (AssertionError, ValueError, TypeError, preflight.Finding) as error:
+        configuration.refuse(config)
+    except (AssertionError, ValueError, TypeError) as error:
         raise ValueError(_line(error)) from None
 
 

@@ -18,6 +18,7 @@ verl 0.9 has no CPU platform. Each obstacle between it and a CPU has one module 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 
 def is_selected() -> bool:
@@ -26,9 +27,20 @@ def is_selected() -> bool:
 
 
 def install() -> None:
-    """Register every piece of the CPU host. Does nothing unless :func:`is_selected`."""
-    if not is_selected():
-        return
+    """Register every piece of the CPU platform. Does nothing unless :func:`is_selected`."""
+    if is_selected():
+        for piece in _pieces():
+            piece.install()
+
+
+def uninstall() -> None:
+    """Take back what :func:`install` changed in verl and vLLM."""
+    if is_selected():
+        for piece in reversed(_pieces()):
+            piece.seam.uninstall()
+
+
+def _pieces() -> list[Any]:
     from verl_cov.hooks.cpu import (
         engines,
         platform,
@@ -41,7 +53,7 @@ def install() -> None:
         weight_receiver,
     )
 
-    for piece in (
+    return [
         platform,
         process_group,
         engines,
@@ -51,5 +63,4 @@ def install() -> None:
         weight_receiver,
         replay_poll,
         unpadding,
-    ):
-        piece.install()
+    ]

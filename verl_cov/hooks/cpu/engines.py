@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.seams import Seam
+
+seam = Seam()
 
 
 def install() -> None:
-    when_imported("verl.workers.engine.fsdp", _register_for_cpu)
+    seam.when_imported("verl.workers.engine.fsdp", _register_for_cpu)
 
 
 def _register_for_cpu(module: Any) -> None:

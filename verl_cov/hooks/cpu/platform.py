@@ -17,6 +17,8 @@ import psutil
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
+from verl_cov.hooks.seams import Seam
+
 
 def _resident() -> int:
     return psutil.Process().memory_info().rss
@@ -144,6 +146,9 @@ class CPUPlatform(PlatformBase):
 
     def cudart(self) -> None:
         return None
+
+
+seam = Seam()
 
 
 def install() -> None:

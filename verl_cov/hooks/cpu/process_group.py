@@ -6,21 +6,21 @@ Leans on ``verl.utils.distributed.initialize_global_process_group_ray(timeout_se
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.seams import Seam
+
+seam = Seam()
 
 
 def install() -> None:
-    when_imported("verl.utils.distributed", _use_one_backend)
+    seam.when_imported("verl.utils.distributed", _use_one_backend)
 
 
 def _use_one_backend(module: Any) -> None:
-    original = module.initialize_global_process_group_ray
+    seam.wrap(module, "initialize_global_process_group_ray", _initialize)
 
-    @functools.wraps(original)
-    def initialize(timeout_second=None, backend=None):
-        return original(timeout_second=timeout_second, backend=backend or "cpu:gloo")
 
-    module.initialize_global_process_group_ray = initialize
+def _initialize(original: Callable, timeout_second: Any = None, backend: str | None = None) -> Any:
+    return original(timeout_second=timeout_second, backend=backend or "cpu:gloo")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.seams import Seam
+
+seam = Seam()
 
 
 def install() -> None:
-    when_imported("verl.workers.engine.fsdp.transformer_impl", _do_not_pin)
+    seam.when_imported("verl.workers.engine.fsdp.transformer_impl", _do_not_pin)
 
 
 def _do_not_pin(module: Any) -> None:
@@ -21,4 +23,4 @@ def _do_not_pin(module: Any) -> None:
     def unpinned(pin_memory: bool = True) -> Any:
         return policy(pin_memory=False)
 
-    module.CPUOffloadPolicy = unpinned
+    seam.replace(module, "CPUOffloadPolicy", unpinned)

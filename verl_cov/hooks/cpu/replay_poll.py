@@ -6,24 +6,24 @@ less. Leans on the default of ``poll_interval`` of ``verl.trainer.ppo.v1.replay_
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.seams import Seam
 
 POLL_SECONDS = 0.1
 
 
+seam = Seam()
+
+
 def install() -> None:
-    when_imported("verl.trainer.ppo.v1.replay_buffer", _poll_often)
+    seam.when_imported("verl.trainer.ppo.v1.replay_buffer", _poll_often)
 
 
 def _poll_often(module: Any) -> None:
-    buffer = module.ReplayBuffer
-    original = buffer.__init__
+    seam.wrap(module.ReplayBuffer, "__init__", _init)
 
-    @functools.wraps(original)
-    def __init__(self, *args, **kwargs):
-        original(self, *args, **{"poll_interval": POLL_SECONDS, **kwargs})
 
-    buffer.__init__ = __init__
+def _init(original: Callable, buffer: Any, *args: Any, **kwargs: Any) -> None:
+    original(buffer, *args, **{"poll_interval": POLL_SECONDS, **kwargs})

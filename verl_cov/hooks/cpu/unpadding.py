@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 from verl_cov.hooks import versions
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.seams import Seam
+
+seam = Seam()
 
 
 def install() -> None:
-    if not versions.this().unpads_on_cpu and importlib.util.find_spec("flash_attn") is None:
-        when_imported("verl.utils.attention_utils", _in_torch)
+    if not versions.installed_release().unpads_on_cpu and importlib.util.find_spec("flash_attn") is None:
+        seam.when_imported("verl.utils.attention_utils", _in_torch)
 
 
 def _in_torch(module: Any) -> None:
@@ -26,4 +28,4 @@ def _in_torch(module: Any) -> None:
 
         return torchs.index_first_axis, torchs.pad_input, torchs.rearrange, torchs.unpad_input
 
-    module._get_attention_functions = _get_attention_functions
+    seam.replace(module, "_get_attention_functions", _get_attention_functions)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.seams import Seam
+
+seam = Seam()
 
 
 def install() -> None:
-    when_imported("vllm._custom_ops", _keep_weights)
+    seam.when_imported("vllm._custom_ops", _keep_weights)
 
 
 def _keep_weights(module: Any) -> None:
-    module._supports_onednn = False
+    seam.replace(module, "_supports_onednn", False)

@@ -11,7 +11,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from verl_cov.hooks.imports import while_importing
+from verl_cov.hooks.seams import Seam
 
 _version = importlib.metadata.version
 
@@ -39,6 +39,9 @@ def _answering_for_vllm() -> Iterator[None]:
         importlib.metadata.version = _version
 
 
+seam = Seam()
+
+
 def install() -> None:
-    while_importing("verl.third_party.vllm", _answering_for_vllm)
-    while_importing("verl.workers.rollout.vllm_rollout", _answering_for_vllm)
+    seam.while_importing("verl.third_party.vllm", _answering_for_vllm)
+    seam.while_importing("verl.workers.rollout.vllm_rollout", _answering_for_vllm)

@@ -8,25 +8,24 @@ is_last))`` of ``verl.workers.rollout.vllm_rollout.bucketed_weight_transfer``.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.seams import Seam
+
+seam = Seam()
 
 
 def install() -> None:
-    when_imported("verl.workers.rollout.vllm_rollout.bucketed_weight_transfer", _copy_on_receive)
+    seam.when_imported("verl.workers.rollout.vllm_rollout.bucketed_weight_transfer", _copy_on_receive)
 
 
 def _copy_on_receive(module: Any) -> None:
-    receiver = module.BucketedWeightReceiver
-    original = receiver.receive_weights
+    seam.wrap(module.BucketedWeightReceiver, "receive_weights", _receive_weights)
 
-    @functools.wraps(original)
-    def receive_weights(self, on_bucket_received):
-        def on_copied(weights, is_last):
-            return on_bucket_received([(name, tensor.clone()) for name, tensor in weights], is_last)
 
-        return original(self, on_copied)
+def _receive_weights(original: Callable, receiver: Any, on_bucket_received: Callable) -> Any:
+    def on_copied(weights: Any, is_last: bool) -> Any:
+        return on_bucket_received([(name, tensor.clone()) for name, tensor in weights], is_last)
 
-    receiver.receive_weights = receive_weights
+    return original(receiver, on_copied)

@@ -24,7 +24,7 @@ TESTS = {
     HOOK: "tests/hooks/test_invariance.py",
     LEGACY_HOOK: "tests/hooks/test_patched.py",
     ROLLOUT: "tests/hooks/test_metrics.py",
-    CHECKS: "tests/hooks/test_preflight.py",
+    CHECKS: "tests/hooks/test_start.py",
     FILTER: "tests/hooks/test_group_filter.py tests/hooks/test_fail_fast.py",
     VALIDATION: "tests/hooks/test_validation_*.py",
     PRIME: "tests/hooks/test_prime_*.py tests/hooks/test_accuracy_band.py",

@@ -21,7 +21,7 @@ def prime_in(config: DictConfig) -> PrimeConfig:
     node = OmegaConf.select(config, "prime", default=None)
     if node is None:
         raise ValueError("the node prime is missing: add +verl_cov=prime")
-    return PrimeConfig.of(OmegaConf.to_container(node, resolve=True))
+    return PrimeConfig.from_node(OmegaConf.to_container(node, resolve=True))
 
 
 def prm_model(config: DictConfig, prime: PrimeConfig) -> DictConfig:

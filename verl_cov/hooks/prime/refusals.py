@@ -1,4 +1,4 @@
-"""What is checked of a PRIME run before anything starts. Raises ValueError naming the field and the fix."""
+"""What is refused of a PRIME run before anything starts: a ValueError names the field and the fix."""
 
 from __future__ import annotations
 
@@ -10,36 +10,50 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cov.core.prime.advantage import EQUATIONS
-from verl_cov.core.prime.prime_config import PrimeConfig
-from verl_cov.hooks.asked import names_verl_cov
-from verl_cov.hooks.prime import MODE
+from verl_cov.core.prime.prime_config import TRAINER_MODE, PrimeConfig
+from verl_cov.hooks.asks import names_verl_cov
 from verl_cov.hooks.prime.accuracy_band import Band
 from verl_cov.hooks.prime.prm_settings import check_fields, micro_batch_size, prime_in, prm_model, reference_model
+from verl_cov.hooks.trainers import other_trainer
+from verl_cov.hooks.versions import installed_release, require_v1
 
 _MODE_FIELD = "trainer.v1.trainer_mode"
 
 
-def asked(config: DictConfig) -> bool:
+def is_prime_run(config: DictConfig) -> bool:
     """True if the run is PRIME's. Raises ValueError if it is meant to be, and is not."""
     mode = str(OmegaConf.select(config, _MODE_FIELD, default=""))
-    if mode == MODE:
+    if mode == TRAINER_MODE:
         return True
     if names_verl_cov(mode):
-        raise ValueError(f"{_MODE_FIELD}={mode} is unknown: did you mean {MODE}?")
+        raise ValueError(f"{_MODE_FIELD}={mode} is unknown: did you mean {TRAINER_MODE}?")
     if names_verl_cov(OmegaConf.select(config, "prime._target_", default=None)):  # not a node of somebody else's
         raise ValueError(
-            f"the node prime is set, and {_MODE_FIELD}={mode or 'sync'} trains without it: set {_MODE_FIELD}={MODE} "
-            "(it is in +verl_cov=prime), or take prime.* out"
+            f"the node prime is set, and {_MODE_FIELD}={mode or 'sync'} trains without it: set "
+            f"{_MODE_FIELD}={TRAINER_MODE} (it is in +verl_cov=prime), or take prime.* out"
         )
     return False
 
 
-def check(config: DictConfig) -> None:
-    """Everything that the configuration alone tells."""
+def refuse(config: DictConfig) -> None:
+    """Raise ValueError for a PRIME run that could not start or would learn nothing, by the configuration alone."""
+    if not installed_release().v1:
+        if str(OmegaConf.select(config, _MODE_FIELD, default="")) == TRAINER_MODE:
+            require_v1("PRIME (+verl_cov=prime)")
+        return
+    if not is_prime_run(config):
+        return
+    if (other := other_trainer(config)) is not None:
+        raise ValueError(
+            f"{_MODE_FIELD}={TRAINER_MODE} does nothing in {other}, which has a trainer of its own: "
+            "start with python -m verl.trainer.main_ppo"
+        )
     prime = prime_in(config)
     select = functools.partial(OmegaConf.select, config)
     if select("trainer.use_v1") is False:
-        raise ValueError(f"{_MODE_FIELD}={MODE} is a trainer of verl's V1, and trainer.use_v1=False: set it to True")
+        raise ValueError(
+            f"{_MODE_FIELD}={TRAINER_MODE} is a trainer of verl's V1, and trainer.use_v1=False: set it to True"
+        )
     n = int(config.actor_rollout_ref.rollout.n)
     if n < 2:
         raise ValueError(
@@ -134,8 +148,13 @@ def _check_reference(config: DictConfig, prime: PrimeConfig) -> None:
         )
 
 
-def check_models(config: DictConfig) -> None:
-    """Policy, PRM and reference read the same tokens, and PRM and reference are the same kind of model."""
+def refuse_models(config: DictConfig) -> None:
+    """Raise ValueError unless policy, PRM and reference read the same tokens, and PRM and reference are alike.
+
+    Reads the models' files: only on the machine that trains.
+    """
+    if not is_prime_run(config):
+        return
     prime = prime_in(config)
     policy, own = config.actor_rollout_ref.model, prm_model(config, prime)
     compared = {"prime.model.path": own}
@@ -147,9 +166,9 @@ def check_models(config: DictConfig) -> None:
     reference = reference_model(config, prime) if prime.reference == "frozen" else policy
     if own.path == reference.path:
         return
-    found, wanted = _architecture(own), _architecture(reference)
-    if found != wanted:
-        differs = ", ".join(f"{name} {found[name]} and {wanted[name]}" for name in found if found[name] != wanted[name])
+    prms, wanted = _architecture(own), _architecture(reference)
+    if prms != wanted:
+        differs = ", ".join(f"{name} {prms[name]} and {wanted[name]}" for name in prms if prms[name] != wanted[name])
         fix = (
             "set prime.reference=frozen and prime.reference_path to the model that the PRM starts from"
             if prime.reference == "policy"
@@ -166,17 +185,17 @@ def _check_tokenizer(field: str, model: DictConfig, policy: DictConfig) -> None:
     from verl.utils import hf_tokenizer
     from verl.utils.fs import copy_to_local
 
-    def tokens(of: DictConfig) -> Mapping[str, int]:
-        folder = copy_to_local(_tokenizer_path(of), use_shm=of.get("use_shm", False))
-        return hf_tokenizer(folder, trust_remote_code=of.get("trust_remote_code", False)).get_vocab()
+    def vocabulary(node: DictConfig) -> Mapping[str, int]:
+        folder = copy_to_local(_tokenizer_path(node), use_shm=node.get("use_shm", False))
+        return hf_tokenizer(folder, trust_remote_code=node.get("trust_remote_code", False)).get_vocab()
 
-    one, other = tokens(model), tokens(policy)
-    if one != other:
-        differing = sum(other.get(token) != number for token, number in one.items())
+    prms, policys = vocabulary(model), vocabulary(policy)
+    if prms != policys:
+        differing = sum(policys.get(token) != number for token, number in prms.items())
         raise ValueError(
-            f"{field}={model.path} has another tokenizer than the policy ({policy.path}): {len(one)} and {len(other)} "
-            f"tokens, {differing} of them not the same; a PRM scores the policy's own tokens. Take a model of the same "
-            "family"
+            f"{field}={model.path} has another tokenizer than the policy ({policy.path}): {len(prms)} and "
+            f"{len(policys)} tokens, {differing} of them not the same; a PRM scores the policy's own tokens. Take a "
+            "model of the same family"
         )
 
 

@@ -34,7 +34,8 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from verl_cov.core.prime import advantage, prm
 from verl_cov.core.prime.groups import Groups
-from verl_cov.hooks.prime import MODE, outcomes
+from verl_cov.core.prime.prime_config import TRAINER_MODE
+from verl_cov.hooks.prime import outcomes
 from verl_cov.hooks.prime.accuracy_band import Band, narrow
 from verl_cov.hooks.prime.prm_settings import micro_batch_size, prime_in, worker_config
 from verl_cov.hooks.prime.prm_worker import LOG_PROBS, OPPONENT, OUTCOME, REFERENCE, PrmWorker, prm_loss
@@ -50,7 +51,7 @@ class OutcomeOutOfRange(ValueError):
     """An outcome that is no probability: nothing can be learnt from it."""
 
 
-@register_trainer(MODE)
+@register_trainer(TRAINER_MODE)
 class PrimeTrainer(PPOTrainerSync):
     """PRIME: see docs/prime.md. ``config.prime`` is :class:`~verl_cov.core.prime.prime_config.PrimeConfig`."""
 

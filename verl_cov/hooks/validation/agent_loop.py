@@ -16,7 +16,7 @@ from typing import Any
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 
-from verl_cov.hooks.validation.sampling import AGENT_LOOP
+from verl_cov.hooks.validation.temperatures import AGENT_LOOP
 
 
 @register(AGENT_LOOP)
@@ -24,10 +24,10 @@ class PromptTemperatureAgentLoop(SingleTurnAgentLoop):
     """verl's single-turn agent loop; a row's own temperature goes before the configuration's."""
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
-        return await super().run(sampling_of(sampling_params, row.get("extra_info")), **row)
+        return await super().run(sampling_params_for(sampling_params, row.get("extra_info")), **row)
 
 
-def sampling_of(params: dict[str, Any], extra_info: Mapping[str, Any] | None) -> dict[str, Any]:
+def sampling_params_for(params: dict[str, Any], extra_info: Mapping[str, Any] | None) -> dict[str, Any]:
     """verl's sampling parameters ``params`` (left as they are) for a row with this ``extra_info``."""
     temperature = (extra_info or {}).get("temperature")
     if temperature is None:

@@ -6,43 +6,50 @@ and legacy ``RayPPOTrainer``, which gets one entry a generation, and on the name
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 from verl_cov.core.evaluation import averages, by_set
-from verl_cov.hooks import asked
-from verl_cov.hooks.imports import when_imported
+from verl_cov.hooks.asks import wants_metrics
+from verl_cov.hooks.seams import Seam
 
 PREFIX = "val-cov/"
 
+seam = Seam()
+
 
 def install() -> None:
-    when_imported("verl.trainer.ppo.v1.trainer_base", lambda module: _wrap(module.PPOTrainer))
-    when_imported("verl.trainer.ppo.ray_trainer", lambda module: _wrap(module.RayPPOTrainer))
+    seam.when_imported("verl.trainer.ppo.v1.trainer_base", lambda module: _wrap(module.PPOTrainer))
+    seam.when_imported("verl.trainer.ppo.ray_trainer", lambda module: _wrap(module.RayPPOTrainer))
 
 
 def _wrap(trainer: Any) -> None:
-    original = trainer._val_metrics_update
+    seam.wrap(trainer, "_val_metrics_update", _val_metrics_update)
 
-    @functools.wraps(original)
-    def _val_metrics_update(self, data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs):
-        found = original(self, data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs)
-        if asked.wants_metrics(self.config) and "acc" in reward_extra_infos_dict:
-            expected = kwargs.get("expected_acc_counts")
-            sets = by_set(data_sources, sample_uids, reward_extra_infos_dict["acc"], expected)
-            found |= named(sets)
-        return found
 
-    trainer._val_metrics_update = _val_metrics_update
+def _val_metrics_update(
+    original: Callable,
+    trainer: Any,
+    data_sources: Any,
+    sample_uids: Any,
+    reward_extra_infos_dict: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    metrics = original(trainer, data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs)
+    if wants_metrics(trainer.config) and "acc" in reward_extra_infos_dict:
+        expected = kwargs.get("expected_acc_counts")
+        metrics |= named(by_set(data_sources, sample_uids, reward_extra_infos_dict["acc"], expected))
+    return metrics
 
 
 def named(sets: dict[str, tuple[float, int]]) -> dict[str, float]:
     """The averages as verl's metrics."""
-    found = averages(sets)
-    if found is None:
+    accuracy = averages(sets)
+    if accuracy is None:
         return {}
     return {
-        PREFIX + "acc/sample_weighted": found.sample_weighted,
-        PREFIX + "acc/plain_mean": found.plain_mean,
-        PREFIX + "generations": found.generations,
+        PREFIX + "acc/sample_weighted": accuracy.sample_weighted,
+        PREFIX + "acc/plain_mean": accuracy.plain_mean,
+        PREFIX + "generations": accuracy.generations,
     }

@@ -7,7 +7,7 @@ Leans on verl's synchronous V1 trainer: ``PPOTrainer._validate`` takes each batc
 clears it from TransferQueue when it has read it. In between the forward runs, through
 ``actor_rollout_wg.compute_log_prob`` as for old log-probs, with vLLM's memory freed round it as ``_validate`` does
 itself for a colocated reward model. The asynchronous trainers have requests in flight there, and the legacy one keeps
-no batch that a worker could take: :mod:`.preflight` refuses them.
+no batch that a worker could take: :func:`refuse` refuses them.
 """
 
 from __future__ import annotations
@@ -17,42 +17,65 @@ import hashlib
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig, OmegaConf
 
-from verl_cov.hooks import asked
-from verl_cov.hooks.imports import when_imported
+from verl_cov.core.prime.prime_config import TRAINER_MODE
+from verl_cov.hooks.asks import config_from_trainer
+from verl_cov.hooks.loss_modes import POLICY_LOSS
+from verl_cov.hooks.seams import Seam
+from verl_cov.hooks.trainers import other_trainer
 from verl_cov.hooks.validation.averages import PREFIX
 
 _SETTINGS = {"calculate_entropy": True, "compute_loss": False, "temperature": 1.0}
 
 
+seam = Seam()
+
+
 def install() -> None:
-    when_imported("verl.trainer.ppo.v1.trainer_base", _wrap)
+    seam.when_imported("verl.trainer.ppo.v1.trainer_base", _wrap)
 
 
 def _wrap(trainer_base: Any) -> None:
-    trainer = trainer_base.PPOTrainer
-    original = trainer._validate
+    seam.wrap(trainer_base.PPOTrainer, "_validate", _validate)
 
-    @functools.wraps(original)
-    def _validate(self):
-        cov = asked.asked_in(self.config)
-        if cov is None or cov.cov_val_entropy == "off":
-            return original(self)
-        found = Entropies()
-        with _each_batch(self, cov.cov_val_entropy, found):
-            metrics = original(self)
-        return metrics | found.named()
 
-    trainer._validate = _validate
+def _validate(original: Callable, trainer: Any) -> dict[str, Any]:
+    cov = config_from_trainer(trainer.config)
+    if cov is None or cov.cov_val_entropy == "off":
+        return original(trainer)
+    entropies = Entropies()
+    with _measuring_each_batch(trainer, cov.cov_val_entropy, entropies):
+        metrics = original(trainer)
+    return metrics | entropies.named()
+
+
+def refuse(config: DictConfig) -> None:
+    """Raise ValueError for a trainer in which the entropy of a validation cannot be measured."""
+    cov = config_from_trainer(config)
+    if cov is None or cov.cov_val_entropy == "off":
+        return
+    mode = OmegaConf.select(config, "trainer.v1.trainer_mode", default="sync")
+    use_v1 = OmegaConf.select(config, "trainer.use_v1", default=True)
+    other = other_trainer(config)
+    if other is None and use_v1 and mode in ("sync", TRAINER_MODE):
+        return
+    needed = f"{POLICY_LOSS}.cov_val_entropy needs verl's synchronous V1 trainer"
+    if other is not None:
+        raise ValueError(f"{needed}, which {other} is not: set it to off")
+    reason = f"trainer.v1.trainer_mode={mode} is not" if use_v1 else "the legacy one (trainer.use_v1=False) is not"
+    raise ValueError(
+        f"{needed}, which {reason}: set it to off, or trainer.use_v1=True and trainer.v1.trainer_mode=sync"
+    )
 
 
 @contextmanager
-def _each_batch(trainer: Any, wanted: str | int, found: Entropies) -> Iterator[None]:
+def _measuring_each_batch(trainer: Any, wanted: str | int, entropies: Entropies) -> Iterator[None]:
     """Measure every batch that ``trainer`` validates in this block, once it is generated."""
     buffer = trainer.replay_buffer
     sample = buffer.sample
@@ -62,8 +85,8 @@ def _each_batch(trainer: Any, wanted: str | int, found: Entropies) -> Iterator[N
     def sample_and_measure(*args: Any, **kwargs: Any) -> Any:
         batch, metrics = sample(*args, **kwargs)
         started = time.perf_counter()
-        found.add(*_measure(trainer, batch, share))
-        found.seconds += time.perf_counter() - started
+        entropies.add(*_measure(trainer, batch, share))
+        entropies.seconds += time.perf_counter() - started
         return batch, metrics
 
     buffer.sample = sample_and_measure
@@ -131,8 +154,8 @@ def _measure(trainer: Any, batch: Any, share: float) -> tuple[list[str], list[fl
     prompts = tq.kv_batch_get(keys=batch.keys, partition_id=partition, select_fields=["prompts"])["prompts"]
     at = chosen([prompt.numpy().tobytes() for prompt in prompts.unbind()], share)
     keys = [batch.keys[row] for row in at]
-    asked_for = type(batch)(partition_id=partition, keys=keys, tags=[batch.tags[row] for row in at])
-    padded = upsample_batch_to_divisible_size(asked_for, _rows_multiple(trainer), trainer.tokenizer.eos_token_id)
+    measured_rows = type(batch)(partition_id=partition, keys=keys, tags=[batch.tags[row] for row in at])
+    padded = upsample_batch_to_divisible_size(measured_rows, _rows_multiple(trainer), trainer.tokenizer.eos_token_id)
     padded.extra_info.update(_SETTINGS)
 
     trainer.checkpoint_manager.sleep_replicas()

@@ -1,126 +1,61 @@
-"""Registers the agent loop ``verl_cov.single_turn`` and checks the temperatures in the data it will act on.
+"""Registers the agent loop ``verl_cov.single_turn`` and has the data that it will act on checked before workers start.
 
-Leans on the registry that ``verl.experimental.agent_loop`` fills while it is imported; on
+Leans on the registry that ``verl.experimental.agent_loop`` fills while it is imported, and on
 ``PPOTrainer._init_dataloader`` (V1) and ``RayPPOTrainer._create_dataloader`` (legacy) leaving ``train_dataset`` and
-``val_dataset``, before any worker starts; and on ``RLHFDataset.dataframe``, a ``datasets.Dataset``. A dataset class of
-the user's own may have no such thing, and rows of other people's data may hold anything under this name.
+``val_dataset``.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
-import logging
-import math
+from collections.abc import Callable
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from verl_cov.hooks.asked import asks_for_verl_cov
-from verl_cov.hooks.imports import when_imported
+from verl_cov import suggestions
+from verl_cov.hooks.asks import asks_for_verl_cov, names_verl_cov
+from verl_cov.hooks.seams import Seam
+from verl_cov.hooks.validation.temperatures import AGENT_LOOP, AGENT_LOOP_FIELD, check_temperatures
 
-logger = logging.getLogger(__name__)
-
-AGENT_LOOP = "verl_cov.single_turn"
-AGENT_LOOP_FIELD = "actor_rollout_ref.rollout.agent.default_agent_loop"
+seam = Seam()
 
 
 def install() -> None:
-    when_imported("verl.experimental.agent_loop.single_turn_agent_loop", _register)
-    when_imported("verl.trainer.ppo.v1.trainer_base", lambda module: _wrap(module.PPOTrainer, "_init_dataloader"))
-    when_imported("verl.trainer.ppo.ray_trainer", lambda module: _wrap(module.RayPPOTrainer, "_create_dataloader"))
+    seam.when_imported("verl.experimental.agent_loop.single_turn_agent_loop", _register)
+    seam.when_imported("verl.trainer.ppo.v1.trainer_base", _wrap_v1)
+    seam.when_imported("verl.trainer.ppo.ray_trainer", _wrap_legacy)
 
 
 def _register(module: Any) -> None:
     importlib.import_module("verl_cov.hooks.validation.agent_loop")  # its class registers itself
 
 
-def _wrap(trainer: Any, method: str) -> None:
-    original = getattr(trainer, method)
-
-    @functools.wraps(original)
-    def create(self, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        if asks_for_verl_cov(self.config):
-            loop = OmegaConf.select(self.config, AGENT_LOOP_FIELD, default=None)
-            check(loop, self.train_dataset, self.val_dataset)
-        return result
-
-    setattr(trainer, method, create)
+def _wrap_v1(trainer_base: Any) -> None:
+    seam.wrap(trainer_base.PPOTrainer, "_init_dataloader", _create_dataloader)
 
 
-def check(agent_loop: str | None, train: Any, validation: Any) -> None:
-    """Raise ValueError for temperatures that ``agent_loop`` would misapply; warn of ones that nothing applies."""
-    if agent_loop != AGENT_LOOP or "agent_name" in getattr(_frame(validation), "column_names", ()):
-        if rows := len(temperatures(validation)):
-            logger.warning(
-                "verl-cov: %s validation rows have an extra_info.temperature, and nothing acts on it: set %s=%s (and "
-                "leave out a column agent_name)",
-                rows,
-                AGENT_LOOP_FIELD,
-                AGENT_LOOP,
-            )
+def _wrap_legacy(ray_trainer: Any) -> None:
+    seam.wrap(ray_trainer.RayPPOTrainer, "_create_dataloader", _create_dataloader)
+
+
+def _create_dataloader(original: Callable, trainer: Any, *args: Any, **kwargs: Any) -> Any:
+    result = original(trainer, *args, **kwargs)
+    if asks_for_verl_cov(trainer.config):
+        loop = OmegaConf.select(trainer.config, AGENT_LOOP_FIELD, default=None)
+        check_temperatures(loop, trainer.train_dataset, trainer.val_dataset)
+    return result
+
+
+def refuse(config: DictConfig) -> None:
+    """Raise ValueError for an agent loop of ours that is misspelt, or whose samples would all be the same."""
+    loop = str(OmegaConf.select(config, AGENT_LOOP_FIELD, default=None))
+    if not names_verl_cov(loop):
         return
-    for field, dataset in (("data.train_files", train), ("data.val_files", validation)):
-        _check_type(field, dataset)
-    if found := temperatures(train):
+    if loop != AGENT_LOOP:
+        raise ValueError(f"{AGENT_LOOP_FIELD}={loop} is unknown{suggestions.did_you_mean(loop, [AGENT_LOOP])}")
+    if OmegaConf.select(config, "actor_rollout_ref.rollout.full_determinism", default=False):
         raise ValueError(
-            f"verl-cov: {len(found)} training rows have an extra_info.temperature (the first: {found[0]:g}), with "
-            f"which {AGENT_LOOP} would train on samples of another policy: set it to null in data.train_files, for "
-            "training samples at actor_rollout_ref.rollout.temperature"
+            "actor_rollout_ref.rollout.full_determinism=True gives every request of a vLLM server the same seed, so "
+            f"that all samples of a prompt are one and the same: set it to False with {AGENT_LOOP_FIELD}={AGENT_LOOP}"
         )
-    for value in temperatures(validation):
-        if not (math.isfinite(value) and value >= 0):
-            raise ValueError(
-                f"verl-cov: extra_info.temperature={value:g} in data.val_files must be 0 (greedy), positive or null"
-            )
-
-
-def _check_type(field: str, dataset: Any) -> None:
-    """Raise ValueError for temperatures that are no numbers; warn of a dataset that cannot be looked into."""
-    if _frame(dataset) is None:
-        logger.warning(
-            "verl-cov: the extra_info.temperature of the rows of %s cannot be checked: %s has no `dataframe` as verl's "
-            "RLHFDataset has. %s samples each prompt as its row says",
-            field,
-            type(dataset).__name__,
-            AGENT_LOOP,
-        )
-    elif (column := _column(dataset)) is not None and len(column) and not _is_number(column.type):
-        raise ValueError(
-            f"verl-cov: extra_info.temperature in {field} is of type {column.type} (the first: {column[0].as_py()!r}); "
-            f"{AGENT_LOOP} needs numbers: write the column as double, with null for prompts that are sampled as "
-            "configured"
-        )
-
-
-def temperatures(dataset: Any) -> list[float]:
-    """Every ``extra_info.temperature`` of a verl dataset that is not null; none if the column is not of numbers."""
-    column = _column(dataset)
-    return [] if column is None or not _is_number(column.type) else [float(value) for value in column.to_pylist()]
-
-
-def _column(dataset: Any) -> Any:
-    """The ``extra_info.temperature`` of a verl dataset that are not null, an Arrow array; None without the field."""
-    import pyarrow.compute as pc
-
-    frame = _frame(dataset)
-    struct = None if frame is None else frame.features.get("extra_info")
-    if not isinstance(struct, dict) or "temperature" not in struct:
-        return None
-    # Through Arrow: half a million rows as Python dictionaries take seconds.
-    return pc.drop_null(pc.struct_field(frame.with_format("arrow")[:]["extra_info"], "temperature"))
-
-
-def _frame(dataset: Any) -> Any:
-    """The ``datasets.Dataset`` in a verl dataset, or None."""
-    from datasets import Dataset
-
-    frame = getattr(dataset, "dataframe", None)
-    return frame if isinstance(frame, Dataset) else None
-
-
-def _is_number(type_: Any) -> bool:
-    from pyarrow import types
-
-    return types.is_floating(type_) or types.is_integer(type_) or types.is_decimal(type_)

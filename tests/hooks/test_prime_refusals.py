@@ -8,8 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.conftest import save_untrained_model
-from tests.hooks.test_preflight import config
-from verl_cov.hooks.checks import preflight
+from tests.hooks.test_start import config
+from verl_cov.hooks.checks import configuration
 from verl_cov.hooks.prime import refusals
 
 POLICY = (
@@ -24,8 +24,8 @@ WITHOUT = ("+verl_cov=[kl_cov,cpu]", *POLICY)
 
 
 def refused(*overrides: str, base: tuple[str, ...] = RUN) -> str:
-    with pytest.raises(preflight.Finding) as error:
-        preflight.check_configuration(config(*base, *overrides))
+    with pytest.raises(ValueError, match=r".") as error:
+        configuration.refuse(config(*base, *overrides))
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -37,8 +37,8 @@ def refused(*overrides: str, base: tuple[str, ...] = RUN) -> str:
 @pytest.mark.parametrize("others", ["prime,cpu", "kl_cov,prime,cpu", "clip_cov,prime,cpu", "prime,metrics,cpu"])
 def test_the_composition_is_accepted_as_it_is_with_any_policy_loss(others):
     composed = config(f"+verl_cov=[{others}]", *POLICY)
-    preflight.check_configuration(composed)
-    assert refusals.asked(composed)
+    configuration.refuse(composed)
+    assert refusals.is_prime_run(composed)
     assert composed.trainer.v1.trainer_mode == "verl_cov.prime"
     assert composed.prime.optim.lr == 1e-6
 
@@ -71,7 +71,7 @@ def test_the_composition_is_accepted_as_it_is_with_any_policy_loss(others):
     ],
 )
 def test_what_is_sound_is_accepted(overrides):
-    preflight.check_configuration(config(*RUN, *overrides))
+    configuration.refuse(config(*RUN, *overrides))
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_bad_input_names_the_field_and_the_fix(overrides, parts):
 
 
 def test_the_mode_and_the_node_come_together():
-    preflight.check_configuration(config(*WITHOUT))
-    assert not refusals.asked(config(*WITHOUT))
+    configuration.refuse(config(*WITHOUT))
+    assert not refusals.is_prime_run(config(*WITHOUT))
     assert "the node prime is missing: add +verl_cov=prime" in refused(
         "trainer.v1.trainer_mode=verl_cov.prime", base=WITHOUT
     )
@@ -173,12 +173,12 @@ def models(tmp_path_factory) -> dict[str, Path]:
 
 def checked(models, *overrides: str) -> None:
     composed = config(*RUN, f"actor_rollout_ref.model.path={models['policy']}", *overrides)
-    preflight.check_configuration(composed)
-    preflight.check_prime_models(composed)
+    configuration.refuse(composed)
+    refusals.refuse_models(composed)
 
 
 def models_refused(models, *overrides: str) -> str:
-    with pytest.raises(preflight.Finding) as error:
+    with pytest.raises(ValueError, match=r".") as error:
         checked(models, *overrides)
     message = str(error.value)
     assert "\n" not in message
@@ -236,7 +236,7 @@ def test_the_tokenizer_that_is_read_is_the_one_that_is_named(models):
 
 
 def test_without_prime_no_model_is_read():
-    preflight.check_prime_models(config(*WITHOUT, "actor_rollout_ref.model.path=nowhere"))
+    refusals.refuse_models(config(*WITHOUT, "actor_rollout_ref.model.path=nowhere"))
 
 
 def test_the_workers_get_what_the_node_says(models):

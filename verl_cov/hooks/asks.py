@@ -1,0 +1,90 @@
+"""Tells whether a run asks for verl-cov, and what it asks for. If it does not, nothing of ours may act on it.
+
+This is asked in every run, so it imports nothing of verl until the answer is yes. Leans on
+``verl.utils.config.omega_conf_to_dataclass`` and on the loss function of a worker that trains an actor:
+``partial(ppo_loss, config=ActorConfig)``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from verl_cov.hooks.loss_modes import POLICY_LOSS
+
+if TYPE_CHECKING:
+    from verl_cov.hooks.config import CovPolicyLossConfig
+
+# Where a configuration can name verl-cov. A field of somebody else's that looks like one of ours does not.
+NAMING_FIELDS = (
+    f"{POLICY_LOSS}._target_",
+    f"{POLICY_LOSS}.loss_mode",
+    "actor_rollout_ref.rollout.agent.default_agent_loop",
+    "prime._target_",
+    "reward.custom_reward_function.path",
+    "trainer.v1.trainer_mode",
+)
+
+
+def asks_for_verl_cov(config: Any) -> bool:
+    """Tells whether a trainer's configuration names verl-cov in one of :data:`NAMING_FIELDS`.
+
+    Never raises: it is called in runs of people who have never heard of us, whose configuration may hold anything.
+    """
+    return any(names_verl_cov(_read(config, field)) for field in NAMING_FIELDS)
+
+
+def names_verl_cov(value: Any) -> bool:
+    """True for a value such as ``verl_cov.kl_cov``, whatever its case, with hyphens, or as ``pkg://verl_cov/...``."""
+    name = str(value).lower().replace("-", "_").removeprefix("pkg://").replace("/", ".")
+    return name.startswith("verl_cov.")
+
+
+def config_from_policy_loss(policy_loss: Any) -> CovPolicyLossConfig | None:
+    """The control or the metrics that verl's ``policy_loss`` dataclass asks for, or None if it is verl's own business.
+
+    Accepts verl's plain ``PolicyLossConfig`` too, so that ``policy_loss.loss_mode=verl_cov.kl_cov`` alone works: its
+    numbers are verl's defaults, and the fields that only we have take ours.
+    """
+    if not (names_verl_cov(type(policy_loss).__module__) or names_verl_cov(getattr(policy_loss, "loss_mode", None))):
+        return None
+    from verl_cov.hooks.config import CovPolicyLossConfig
+
+    cov = policy_loss if isinstance(policy_loss, CovPolicyLossConfig) else CovPolicyLossConfig.extend(policy_loss)
+    return cov if cov.controls or cov.cov_metrics != "off" else None
+
+
+def config_from_loss(loss_fn: Any) -> CovPolicyLossConfig | None:
+    """The same, from the loss function of a worker that trains an actor.
+
+    None for any other worker: critics and reward models have losses with another configuration, or none.
+    """
+    actor_config = getattr(loss_fn, "keywords", {}).get("config")
+    return config_from_policy_loss(getattr(actor_config, "policy_loss", None))
+
+
+def config_from_trainer(config: DictConfig) -> CovPolicyLossConfig | None:
+    """The same, from a trainer's whole configuration. Raises what building the dataclass raises."""
+    if not asks_for_verl_cov(config):
+        return None
+    from verl.utils.config import omega_conf_to_dataclass
+
+    policy_loss = OmegaConf.select(config, POLICY_LOSS, default=None)
+    if not policy_loss or "_target_" not in policy_loss:  # verl trains with such a one
+        return None
+    return config_from_policy_loss(omega_conf_to_dataclass(policy_loss))
+
+
+def wants_metrics(config: DictConfig) -> bool:
+    """True if metrics of ours are to be logged in the run of this trainer's configuration."""
+    cov = config_from_trainer(config)
+    return cov is not None and cov.cov_metrics != "off"
+
+
+def _read(config: Any, field: str) -> Any:
+    try:
+        return OmegaConf.select(config, field, default=None)
+    except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
+        return None  # an interpolation that cannot be resolved here, a leaf where verl has a node, no DictConfig

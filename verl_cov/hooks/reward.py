@@ -1,0 +1,37 @@
+"""What is refused of a run with our reward function, ``reward.custom_reward_function.path=pkg://verl_cov.tasks.reward``.
+
+At run time verl catches what a reward function raises and counts the prompt as failed: every one of them. What fails in
+a child of the verifier for mathematics counts as a wrong answer. So this looks before the run starts.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+from packaging.specifiers import SpecifierSet
+
+from verl_cov.hooks import versions
+
+_FUNCTION = "reward.custom_reward_function"
+_OURS = "pkg://verl_cov.tasks.reward"
+
+
+def refuse(config: DictConfig) -> None:
+    """Raise ValueError for our reward function without what it needs, or with an option that is misspelt or out of
+    range."""
+    path = str(OmegaConf.select(config, f"{_FUNCTION}.path", default=None))
+    # verl takes dots and slashes between the names.
+    if path.replace("/", ".") != _OURS.replace("/", "."):
+        return
+    from verl_cov.tasks.math_verifier import MATH_VERIFY
+    from verl_cov.tasks.reward import check_options
+
+    installed = versions.installed("math-verify")
+    if installed is None or not SpecifierSet(MATH_VERIFY).contains(installed, prereleases=True):
+        there = "which is not installed" if installed is None else f"and {installed} is installed"
+        raise ValueError(
+            f"{_FUNCTION}.path={path} needs math-verify{MATH_VERIFY}, {there}: pip install 'verl-cov[tasks]', on every "
+            "node"
+        )
+    options = OmegaConf.select(config, f"{_FUNCTION}.reward_kwargs", default=None)
+    if isinstance(options, DictConfig):
+        check_options(OmegaConf.to_container(options, resolve=True))

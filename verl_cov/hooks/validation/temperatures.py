@@ -1,0 +1,93 @@
+"""Checks the temperatures in the rows of a run's data (``extra_info.temperature``), on which our agent loop acts.
+
+Leans on ``RLHFDataset.dataframe``, a ``datasets.Dataset``. A dataset class of the user's own may have no such
+thing, and rows of other people's data may hold anything under this name.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+AGENT_LOOP = "verl_cov.single_turn"
+AGENT_LOOP_FIELD = "actor_rollout_ref.rollout.agent.default_agent_loop"
+
+
+def check_temperatures(agent_loop: str | None, train: Any, validation: Any) -> None:
+    """Raise ValueError for temperatures that ``agent_loop`` would misapply; warn of ones that nothing applies."""
+    if agent_loop != AGENT_LOOP or "agent_name" in getattr(_frame(validation), "column_names", ()):
+        if rows := len(temperatures(validation)):
+            logger.warning(
+                "verl-cov: %s validation rows have an extra_info.temperature, and nothing acts on it: set %s=%s (and "
+                "leave out a column agent_name)",
+                rows,
+                AGENT_LOOP_FIELD,
+                AGENT_LOOP,
+            )
+        return
+    for field, dataset in (("data.train_files", train), ("data.val_files", validation)):
+        _check_type(field, dataset)
+    if given := temperatures(train):
+        raise ValueError(
+            f"verl-cov: {len(given)} training rows have an extra_info.temperature (the first: {given[0]:g}), with "
+            f"which {AGENT_LOOP} would train on samples of another policy: set it to null in data.train_files, for "
+            "training samples at actor_rollout_ref.rollout.temperature"
+        )
+    for value in temperatures(validation):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(
+                f"verl-cov: extra_info.temperature={value:g} in data.val_files must be 0 (greedy), positive or null"
+            )
+
+
+def _check_type(field: str, dataset: Any) -> None:
+    """Raise ValueError for temperatures that are no numbers; warn of a dataset that cannot be looked into."""
+    if _frame(dataset) is None:
+        logger.warning(
+            "verl-cov: the extra_info.temperature of the rows of %s cannot be checked: %s has no `dataframe` as verl's "
+            "RLHFDataset has. %s samples each prompt as its row says",
+            field,
+            type(dataset).__name__,
+            AGENT_LOOP,
+        )
+    elif (column := _column(dataset)) is not None and len(column) and not _is_number(column.type):
+        raise ValueError(
+            f"verl-cov: extra_info.temperature in {field} is of type {column.type} (the first: {column[0].as_py()!r}); "
+            f"{AGENT_LOOP} needs numbers: write the column as double, with null for prompts that are sampled as "
+            "configured"
+        )
+
+
+def temperatures(dataset: Any) -> list[float]:
+    """Every ``extra_info.temperature`` of a verl dataset that is not null; none if the column is not of numbers."""
+    column = _column(dataset)
+    return [] if column is None or not _is_number(column.type) else [float(value) for value in column.to_pylist()]
+
+
+def _column(dataset: Any) -> Any:
+    """The ``extra_info.temperature`` of a verl dataset that are not null, an Arrow array; None without the field."""
+    import pyarrow.compute as pc
+
+    frame = _frame(dataset)
+    struct = None if frame is None else frame.features.get("extra_info")
+    if not isinstance(struct, dict) or "temperature" not in struct:
+        return None
+    # Through Arrow: half a million rows as Python dictionaries take seconds.
+    return pc.drop_null(pc.struct_field(frame.with_format("arrow")[:]["extra_info"], "temperature"))
+
+
+def _frame(dataset: Any) -> Any:
+    """The ``datasets.Dataset`` in a verl dataset, or None."""
+    from datasets import Dataset
+
+    frame = getattr(dataset, "dataframe", None)
+    return frame if isinstance(frame, Dataset) else None
+
+
+def _is_number(type_: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_floating(type_) or types.is_integer(type_) or types.is_decimal(type_)

@@ -1,0 +1,44 @@
+"""What must outlive a call: one object of ours on each of verl's workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from verl_cov.core.advice import Advice
+from verl_cov.core.entropy_change import EntropyChange
+
+_ATTRIBUTE = "_verl_cov"
+
+
+@dataclass
+class WorkerState:
+    """The state of one worker that trains an actor.
+
+    Args:
+        rollout_step, mini_batch: the last optimizer step: which rollout's, and which mini-batch of it; None before the
+            first.
+        updates: optimizer steps so far, where the worker is told no rollout step (the legacy actor).
+        advice: what the user has been told.
+        entropy_change: predictions against measurements; the only part that goes into checkpoints.
+        inferred_entropies: prompts' uids and [slots] entropies of the last inference, until they are trained on.
+        group: data-parallel group of the legacy actor, in a list of one; None until it is made.
+    """
+
+    rollout_step: int | None = None
+    mini_batch: int = 0
+    updates: int = -1
+    advice: Advice | None = None
+    entropy_change: EntropyChange = field(default_factory=EntropyChange)
+    inferred_entropies: tuple[list[str] | None, Tensor] | None = None
+    group: list[ProcessGroup | None] | None = None
+
+
+def state_of(worker: Any) -> WorkerState:
+    """The state of ``worker`` (verl's), made when it is first asked for."""
+    if not hasattr(worker, _ATTRIBUTE):
+        setattr(worker, _ATTRIBUTE, WorkerState())
+    return getattr(worker, _ATTRIBUTE)
