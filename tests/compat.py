@@ -30,9 +30,7 @@ OTHER_VERSIONS = {"0.5.0": {"tensordict": "0.9.1"}}
 
 NO_VERL = "tests/law tests/watch tests/patch tests/test_covariance.py tests/test_selection.py tests/test_rollout.py"
 LOSSES = " tests/test_losses.py tests/test_metrics.py tests/test_entropy_change.py tests/test_advice.py"
-CONTRACT = (
-    "tests/host/test_contract.py tests/host/test_versions.py tests/host/test_doctor.py tests/host/test_imports.py"
-)
+CONTRACT = "tests/host/test_contract.py tests/host/test_versions.py tests/test_doctor.py tests/host/test_imports.py"
 INVARIANCE = "tests/host/test_invariance.py tests/host/test_metrics.py"
 PATCHED = "tests/host/test_patched.py"
 
