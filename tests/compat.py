@@ -28,14 +28,11 @@ VENVS = ROOT / ".compat"
 # Where a release of the older stack wants another version than its lock has.
 OTHER_VERSIONS = {"0.5.0": {"tensordict": "0.9.1"}}
 
-NO_VERL = "tests/law tests/watch tests/patch"
-NO_VERL += " tests/core/test_covariance.py tests/core/test_selection.py tests/core/test_rollout.py"
+NO_VERL = "tests/law tests/watch tests/patch tests/core/test_covariance.py tests/core/test_selection.py tests/core/test_rollout.py"
 LOSSES = (
     " tests/core/test_losses.py tests/core/test_metrics.py tests/core/test_entropy_change.py tests/core/test_advice.py"
 )
-CONTRACT = (
-    "tests/hooks/test_contract.py tests/hooks/test_versions.py tests/hooks/test_doctor.py tests/hooks/test_imports.py"
-)
+CONTRACT = "tests/hooks/test_contract.py tests/hooks/test_versions.py tests/test_doctor.py tests/hooks/test_imports.py"
 INVARIANCE = "tests/hooks/test_invariance.py tests/hooks/test_metrics.py"
 PATCHED = "tests/hooks/test_patched.py"
 

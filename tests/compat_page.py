@@ -95,8 +95,8 @@ def _row(what: str, cell: Callable[[Release], str]) -> str:
 TEXT = """# verl releases
 
 Written by `make compat` from `verl_cov/hooks/versions.py` and from what ran. Other releases are refused at start, but
-for later ones of the newest line (0.9.x), which are taken for the newest; `verl-cov doctor` says in what a fork or a
-later release differs from the one that was tested.
+for later ones of the newest line (0.9.x), which are taken for the newest; `verl-cov doctor` says which
+release yours is taken for.
 
 ## What works
 

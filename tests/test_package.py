@@ -15,7 +15,6 @@ import pytest
 from packaging.requirements import Requirement
 
 from verl_cov import terminal
-from verl_cov.hooks.doctor import checks
 from verl_cov.tasks.math_verifier import MATH_VERIFY
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +53,6 @@ def test_the_wheel_has_the_configs_the_search_path_plugin_and_the_entry_point(wh
     assert recipes <= names
     assert "hydra_plugins/verl_cov_searchpath.py" in names
     assert "verl_cov/law/data/qwen2.5-math.csv" in names
-    assert "verl_cov/hooks/doctor/fingerprints.json" in names
     assert "verl_cov/tasks/samples/gsm8k.jsonl" in names
     # With it, this wheel would own the namespace and hide every other Hydra plugin of the environment.
     assert "hydra_plugins/__init__.py" not in names
@@ -233,12 +231,6 @@ def test_a_part_of_an_extra_that_is_missed_late_is_one_line_too():
 def test_a_module_of_ours_that_is_missing_is_no_extra():
     with pytest.raises(ModuleNotFoundError, match="a mistake"), terminal.installed():
         raise ModuleNotFoundError("a mistake", name="verl_cov.mistake")
-
-
-def test_doctor_goes_on_without_hydra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "hydra", None)
-    with pytest.raises(checks.Problem, match="hydra is not installed; it comes with verl"):
-        checks._hydra()
 
 
 # --- in verl's processes ----------------------------------------------------------------------------------------------

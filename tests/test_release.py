@@ -103,7 +103,7 @@ def test_the_law_needs_the_wheel_and_its_extra_alone(wheel, tmp_path):
     assert "</html>" in (tmp_path / "report.html").read_text()
 
     assert "0.9.1" in home.verl_cov("patch", "list")
-    assert "there is no verl in" in home.run("verl-cov", "doctor", "--no-ray", fails=True).stdout
+    assert "FAIL  verl            not installed" in home.run("verl-cov", "doctor", fails=True).stdout
     for words, extra in ((("data", "list"), "tasks"), (("recipes", "show", "sec4-7b"), "verl")):
         (line,) = home.verl_cov(*words, fails=True).splitlines()
         assert f"pip install 'verl-cov[{extra}]'" in line

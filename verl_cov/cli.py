@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from verl_cov import __version__, terminal
+from verl_cov.doctor.cli import doctor
 from verl_cov.patch import cli as patch
 from verl_cov.recipes import cli as recipes
 from verl_cov.tasks import data_cli
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data_cli.app, name="data")
 app.add_typer(patch.app, name="patch")
+app.command()(doctor)
 
 
 @app.callback(invoke_without_command=True)
@@ -33,18 +35,6 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
     if version:
         typer.echo(__version__)
         raise typer.Exit()
-
-
-@app.command()
-def doctor(
-    ray: bool = typer.Option(True, help="Also look inside a Ray worker (about 15 s)."),
-    as_json: bool = typer.Option(False, "--json", help="One JSON object on standard output."),
-) -> None:
-    """Which verl is here, what of verl-cov works with it, and does it find and use verl-cov? Exit code 1 if anything
-    fails, else 0; each failure says the fix."""
-    from verl_cov.hooks.doctor import report
-
-    raise typer.Exit(0 if report.run(with_ray=ray, as_json=as_json) else 1)
 
 
 @app.command()

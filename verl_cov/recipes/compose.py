@@ -25,13 +25,19 @@ PRIMARY = ("verl.trainer.config", "ppo_trainer")
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
+    """:func:`compose_main_ppo` for a recipe; they are stated against verl 0.9's configuration. Raises ValueError."""
+    if importlib.util.find_spec("verl") is not None:
+        versions.require_v1("a recipe")
+    return compose_main_ppo(overrides)
+
+
+def compose_main_ppo(overrides: Sequence[str]) -> DictConfig:
     """What `python -m verl.trainer.main_ppo OVERRIDES` composes, interpolations not yet resolved.
 
     Raises ValueError, in one line, for what Hydra refuses: an unknown file, a misspelt key.
     """
     if importlib.util.find_spec("verl") is None:  # Hydra would say that a module of configurations is not found
         raise ModuleNotFoundError("verl is not installed", name="verl")
-    versions.require_v1("a recipe")  # they are stated against verl 0.9's configuration
     if GlobalHydra.instance().is_initialized():  # a caller's own: left as it is
         return _compose(overrides)
     with initialize_config_module(PRIMARY[0], version_base=None):
@@ -97,7 +103,7 @@ def _explained(
 
 @functools.cache
 def _defaults() -> DictConfig:
-    return resolved(compose([]))
+    return resolved(compose_main_ppo([]))
 
 
 def flat(config: DictConfig) -> dict[str, Any]:

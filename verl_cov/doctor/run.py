@@ -1,0 +1,69 @@
+"""Would a run with a given configuration use verl-cov, and would it be refused at start?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from verl_cov.doctor.checks import PLUGIN, Check
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def check_run(overrides: Sequence[str], file: Path | None) -> Iterator[Check]:
+    """What verl-cov's start-up check says of the run of :func:`load_config`. To be called after ``import verl``."""
+    name, printed = "configuration", StringIO()
+    if PLUGIN not in sys.modules:  # what the check itself imports must not make it pass
+        yield Check("FAIL", name, "not checked: a run would not load verl-cov either, for the reason above")
+        return
+    answer = Check("note", name, "does not ask for verl-cov, which leaves this run alone: add +verl_cov=kl_cov, say")
+    try:
+        config = load_config(overrides, file)
+        with redirect_stdout(printed):
+            line = active_line(config)
+        if line is not None:
+            answer = Check("ok", name, f"asks for verl-cov; at start it prints: {line}")
+    except Exception as error:  # of whatever kind: why the run would not start is what was asked
+        answer = Check("FAIL", name, f"the run would not start: {' '.join(str(error).split())}")
+    for warning in printed.getvalue().splitlines():
+        yield Check("warn" if "WARNING" in warning else "note", name, warning)
+    yield answer
+
+
+def load_config(overrides: Sequence[str], file: Path | None) -> DictConfig:
+    """The configuration in ``file``, or what ``python -m verl.trainer.main_ppo OVERRIDES`` would compose.
+
+    Raises ValueError, in one line, for an override that Hydra refuses and for a file that is no configuration of
+    verl's.
+    """
+    if file is None:
+        from verl_cov.recipes.compose import compose_main_ppo
+
+        return compose_main_ppo([override for override in overrides if not override.startswith("hydra.")])
+    import yaml
+    from omegaconf import DictConfig, OmegaConf
+
+    try:
+        config = OmegaConf.load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} cannot be read as YAML: {error}") from None
+    if not isinstance(config, DictConfig) or "actor_rollout_ref" not in config:
+        raise ValueError(f"{file} has no actor_rollout_ref: give verl's whole configuration, .hydra/config.yaml say")
+    return config
+
+
+def active_line(config: DictConfig) -> str | None:
+    """The line that the run prints at start if it asks for verl-cov, else None.
+
+    Prints the warnings of the start-up check. Raises what it refuses the configuration with.
+    """
+    from verl_cov.hooks.checks import preflight
+
+    preflight.check_configuration(config)
+    line = preflight.start_up_line(config)
+    return line if " is active: " in line else None
