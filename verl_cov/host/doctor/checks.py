@@ -16,8 +16,6 @@ from verl_cov.host.doctor import features, fingerprints, own_losses
 from verl_cov.host.doctor.installed import Installed
 from verl_cov.host.doctor.lines import FAIL, NOTE, OK, WARN, Line, Problem
 from verl_cov.host.doctor.processes import Probes
-from verl_cov.patch import PatchError
-from verl_cov.patch.installation import State
 
 LOSSES = ("verl_cov.clip_cov", "verl_cov.kl_cov")
 PLUGIN = "verl_cov.plugin"
@@ -159,19 +157,17 @@ def _patch(found: Installed, release: versions.Release, probes: Probes) -> Itera
     status = found.patch
     if status is None:
         return
-    if isinstance(status, PatchError):
-        raise Problem(str(status))
     state, engines = status.state, "trainer.use_legacy_worker_impl=disable"
-    if state is State.APPLIED:
+    if state == "applied":
         yield Line(OK, "patch", "applied; on every node that has a verl of its own it has to be")
         return
-    if state is State.HALF_APPLIED:
-        raise Problem(f"half applied: {status.obstacle}")
-    then = status.obstacle or "`verl-cov patch apply`, on every node"
-    text = {State.OTHER: "cannot be applied", State.NO_PATCH: "there is none for this verl"}.get(state, "not applied")
+    if state == "partly applied":
+        raise Problem(f"partly applied: {status.advice}")
+    then = status.advice if state in ("edited", "no patch") else "`verl-cov patch apply`, on every node"
+    text = {"edited": "cannot be applied", "no patch": "there is none for this verl"}.get(state, "not applied")
     if not release.legacy:
         text += ", and not needed: verl-cov wraps TrainingWorker.train_batch"
-        yield Line(NOTE, "patch", f"{text} ({status.obstacle})" if state is State.OTHER else text)
+        yield Line(NOTE, "patch", f"{text} ({status.advice})" if state == "edited" else text)
     elif probes.child().get("hooks", {}).get("update_policy") == "patched":
         yield Line(WARN, "patch", f"another than verl-cov's, and its hook is there: {then}")
     elif release.engine:

@@ -19,14 +19,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from verl_cov import terminal
 from verl_cov.host import versions
 from verl_cov.host.doctor import features as the
-from verl_cov.patch import PatchError, diff, installation, sets
 
 DATA = Path(__file__).with_suffix(".json")
 
@@ -225,8 +221,8 @@ def releases_with(name: str, fingerprint: str | None) -> list[str]:
 def read(package: Path) -> dict[str, str]:
     """The fingerprints of the names of :data:`LEANS` that the folder ``verl`` has."""
     files = {lean.name.partition("::")[0] for lean in LEANS}
-    contents = {file: installation.read(package / Path(file).relative_to("verl")) for file in files}
-    return of({file: content for file, content in contents.items() if content is not None})
+    paths = {file: package / Path(file).relative_to("verl") for file in files}
+    return of({file: path.read_bytes() for file, path in paths.items() if path.is_file()})
 
 
 def of(contents: Mapping[str, bytes]) -> dict[str, str]:
@@ -325,48 +321,3 @@ def _by_feature(leans: tuple[Lean, ...], release: str) -> dict[str, list[Lean]]:
 
 def _release(version: str) -> versions.Release:
     return next(release for release in versions.RELEASES if release.version == version)
-
-
-# --- for maintainers --------------------------------------------------------------------------------------------------
-
-
-def write(release: str, folder: Path, file: Path = DATA) -> dict[str, dict[str, str]]:
-    """Put a release into the data from a folder that holds its ``verl/``, unpatched. Raises PatchError."""
-    found = installation.find(folder)
-    if found.release != release:
-        raise PatchError(f"{folder} is verl {found.release}, not {release}")
-    if release not in {known.version for known in versions.RELEASES}:
-        raise PatchError(f"{release} is not in verl_cov/host/versions.py: add it there first")
-    patched: dict[str, str] = {}
-    if (patch_set := sets.find(release)) is not None:
-        if installation.compare(found, patch_set.files)[0] is not installation.State.NOT_APPLIED:
-            raise PatchError(f"{found.package} is patched or edited: unpack the release again")
-        after = {name: diff.apply(one, installation.read(found.file(name))) for name, one in patch_set.diffs.items()}
-        patched = of({name: content for name, content in after.items() if content is not None})
-    functions = read(found.package)
-    known = json.loads(file.read_bytes()) if file.exists() else {}
-    known[release] = {
-        "functions": dict(sorted(functions.items())),
-        "patched": {name: one for name, one in sorted(patched.items()) if one != functions.get(name)},
-    }
-    ordered = {one.version: known[one.version] for one in versions.RELEASES if one.version in known}
-    file.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-    data.cache_clear()
-    return known[release]
-
-
-def main(
-    release: Annotated[str, typer.Argument(help="Of verl: 0.9.1.")],
-    folder: Annotated[Path, typer.Argument(help="Holds that release's verl/, as its wheel has it.")],
-) -> None:
-    """Write a release's fingerprints into fingerprints.json."""
-    with terminal.one_line():
-        written = write(release, folder)
-    absent = [lean.name for lean in LEANS if lean.name not in written["functions"]]
-    typer.echo(f"verl {release}: {len(written['functions'])} fingerprints, {len(written['patched'])} of patched ones")
-    if absent:
-        typer.echo("It has none of: " + ", ".join(absent))
-
-
-if __name__ == "__main__":
-    typer.run(main)

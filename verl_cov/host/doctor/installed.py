@@ -7,24 +7,23 @@ from pathlib import Path
 
 from verl_cov.host import versions
 from verl_cov.host.doctor import fingerprints
-from verl_cov.patch import PatchError, commands, installation
-from verl_cov.patch.installation import State
+from verl_cov.patch import Status, status
 
 
 class Installed:
     """The verl of this Python, as far as it can be read without importing it."""
 
     @cached_property
-    def _found(self) -> installation.Installation | str:
+    def _found(self) -> Status | str:
         try:
-            return installation.find()
-        except (PatchError, ImportError) as error:
+            return status()
+        except (ValueError, ImportError) as error:
             return str(error)
 
     @property
     def package(self) -> Path | None:
         """The folder ``verl``, None if there is none."""
-        return None if isinstance(self._found, str) else self._found.package
+        return None if isinstance(self._found, str) else self._found.site / "verl"
 
     @property
     def why_none(self) -> str:
@@ -35,8 +34,7 @@ class Installed:
         """``verl.__version__``, which the plugin goes by; pip's metadata may say another."""
         if self.package is None:
             return None
-        stated = installation.read(self.package / "version" / "version")
-        return (stated or b"").decode(errors="replace").strip() or self.metadata
+        return self.metadata
 
     @property
     def metadata(self) -> str | None:
@@ -68,13 +66,10 @@ class Installed:
         return fingerprints.compare(self.functions, self.release.version)
 
     @cached_property
-    def patch(self) -> commands.Status | PatchError | None:
-        """Its state against its patch set, or why that cannot be told."""
-        try:
-            return None if self.package is None else commands.status(self.package)
-        except PatchError as error:
-            return error
+    def patch(self) -> Status | None:
+        """Its state against its patch."""
+        return None if self.package is None else status(self.package)
 
     @property
-    def patch_state(self) -> State | None:
-        return self.patch.state if isinstance(self.patch, commands.Status) else None
+    def patch_state(self) -> str | None:
+        return None if self.patch is None else self.patch.state

@@ -16,7 +16,6 @@ from verl_cov.host.doctor.checks import examine
 from verl_cov.host.doctor.features import Feature
 from verl_cov.host.doctor.installed import Installed
 from verl_cov.host.doctor.lines import FAIL, NOTE, OK, WARN, Line
-from verl_cov.patch.installation import State
 
 COLOURS = {OK: "green", NOTE: "cyan", WARN: "yellow", FAIL: "red"}
 
@@ -62,7 +61,7 @@ def _report(found: Installed, lines: list[Line], rows: list[Feature]) -> dict[st
         "package": None if found.package is None else str(found.package),
         "release": None if found.release is None else found.release.version,
         "plugin_by": None if found.release is None else found.release.plugins,
-        "patch": None if found.patch_state is None else found.patch_state.value,
+        "patch": None if found.patch_state is None else found.patch_state,
         "compared_with": None if compared is None else compared.release,
         "differing": [] if compared is None else [asdict(lean) for lean in compared.differing],
         "missing": [] if compared is None else [asdict(lean) for lean in compared.missing],
@@ -78,7 +77,7 @@ def table(found: Installed) -> list[Feature]:
     if release is None or compared is None:
         return []
     gone, risk = compared.gone(), compared.at_risk()
-    patched = found.patch_state is State.APPLIED
+    patched = found.patch_state == "applied"
     rows = []
     for feature in features.of(release):
         if feature.state == features.PATCH and patched:
