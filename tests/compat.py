@@ -20,16 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests import compat_page
+from verl_cov import patch
 from verl_cov.host.versions import RELEASES, Release, release_of
 
 ROOT = Path(__file__).resolve().parents[1]
 VENVS = ROOT / ".compat"
 
-# Where a release of the older stack wants another version than its lock has.
-OTHER_VERSIONS = {"0.5.0": {"tensordict": "0.9.1"}}
-
-NO_VERL = "tests/law tests/watch tests/patch tests/test_covariance.py tests/test_selection.py tests/test_rollout.py"
-LOSSES = " tests/test_losses.py tests/test_metrics.py tests/test_entropy_change.py tests/test_advice.py"
+UNIT = "tests/law tests/watch tests/test_patch.py tests/test_covariance.py tests/test_selection.py"
+UNIT += " tests/test_rollout.py tests/test_losses.py tests/test_metrics.py tests/test_entropy_change.py"
+UNIT += " tests/test_advice.py"
 CONTRACT = (
     "tests/host/test_contract.py tests/host/test_versions.py tests/host/test_doctor.py tests/host/test_imports.py"
 )
@@ -39,23 +38,25 @@ PATCHED = "tests/host/test_patched.py"
 
 @dataclass(frozen=True)
 class Group:
-    """Tests that one pytest runs. what: for the table."""
+    """Tests that one pytest runs. what: for the table. patch: only where there is a patch for verl."""
 
     name: str
     what: str
     paths: str
     engine: bool = False
     v1: bool = False
+    patch: bool = False
     marker: str = "not (e2e or matrix or release)"
 
     def applies(self, release: Release) -> bool:
-        return (release.engine or not self.engine) and (release.v1 or not self.v1)
+        patched = not self.patch or release.version in patch.patches()
+        return (release.engine or not self.engine) and (release.v1 or not self.v1) and patched
 
 
 GROUPS = (
-    Group("unit", "mathematics, selection on gloo ranks, losses against verl's own, law, patch tool", NO_VERL + LOSSES),
+    Group("unit", "mathematics, selection on gloo ranks, losses against verl's own, law, patch tool", UNIT),
     Group("contract", "loading, configuration, main_ppo's refusals, doctor", CONTRACT),
-    Group("patched", "the patch: bytes, its own test, same tokens and gradient", PATCHED),
+    Group("patched", "the patch: its own test, same tokens and gradient", PATCHED, patch=True),
     Group(
         "engine",
         "the contract of invariance, and exact metrics, on verl's FSDP2 engine, on 1 and 2 ranks",
@@ -145,9 +146,8 @@ def environment(version: str, fresh: bool) -> Path:
     if fresh:
         shutil.rmtree(folder, ignore_errors=True)
     lock = requirements / ("cpu.lock" if release_of(version).v1 else "older.lock")
-    command = [sys.executable, str(requirements / "setup.py"), "--venv", str(folder), "--lock", str(lock)]
-    for name, number in {"verl": version, **OTHER_VERSIONS.get(version, {})}.items():
-        command += ["--pin", f"{name}=={number}"]
+    command = [sys.executable, str(requirements / "setup.py"), "--venv", str(folder)]
+    command += ["--lock", str(lock), "--pin", f"verl=={version}"]
     say(version, "its environment")
     if subprocess.run(command).returncode:
         sys.exit(f"{version}: its environment was not made, the reason stands above")

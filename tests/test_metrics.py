@@ -74,8 +74,6 @@ def test_verls_reducers_take_the_mean_of_every_key():
 
 
 def test_verls_loggers_show_every_key(tmp_path, monkeypatch):
-    if versions.this().version == "0.5.0":
-        pytest.skip("verl 0.5 has no file logger")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from verl.utils.tracking import Tracking
 

@@ -11,10 +11,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from omegaconf import DictConfig
+from verl.workers.config import PolicyLossConfig
 
 from verl_cov.host import versions
-from verl_cov.host.policy_loss_config import PolicyLossConfig
 
 CLIP_COV = "verl_cov.clip_cov"
 KL_COV = "verl_cov.kl_cov"
@@ -165,26 +164,13 @@ def cov_config(policy_loss: Any) -> CovPolicyLossConfig | None:
     """The covariance control or the metrics that ``policy_loss`` asks for, or None if it is verl's own business.
 
     Accepts verl's plain ``PolicyLossConfig`` too, so that ``policy_loss.loss_mode=verl_cov.kl_cov`` alone works: it has
-    the numbers (with verl's defaults), and what is ours takes its default. And a node of a configuration, which is what
-    verl 0.5 hands on.
+    the numbers (with verl's defaults), and what is ours takes its default.
     """
-    if isinstance(policy_loss, DictConfig):
-        policy_loss = _of_node(policy_loss)
     if isinstance(policy_loss, CovPolicyLossConfig):
         return policy_loss if policy_loss.controls or policy_loss.cov_metrics != "off" else None
     if getattr(policy_loss, "loss_mode", None) not in LOSS_MODES:
         return None
     return CovPolicyLossConfig(**{field.name: getattr(policy_loss, field.name) for field in fields(PolicyLossConfig)})
-
-
-def _of_node(node: DictConfig) -> CovPolicyLossConfig | None:
-    if not str(node.get("_target_")).startswith("verl_cov.") and node.get("loss_mode") not in LOSS_MODES:
-        return None
-    given = {name: value for name, value in node.items() if not str(name).startswith("_")}
-    for name in given:
-        if name not in known_fields():
-            raise ValueError(f"{_PATH}.{name} is unknown: there are {', '.join(known_fields())}")
-    return CovPolicyLossConfig(**given)
 
 
 def known_fields() -> list[str]:

@@ -3,8 +3,7 @@
 Leans on ``verl.trainer.ppo.core_algos``: ``register_policy_loss``, ``POLICY_LOSS_REGISTRY``, ``agg_loss`` and the
 arguments with which ``verl.workers.utils.losses.ppo_loss`` (and before 0.8 ``dp_actor.update_policy``) calls a policy
 loss. It hands a loss nothing but the padded micro-batch, so which tokens the mini-batch's selection chose arrives in a
-ContextVar that :mod:`.mini_batch` sets. verl 0.5 has another contract: a loss returns four scalars, knows no
-``rollout_is_weights``, and ``vanilla`` is not in the registry.
+ContextVar that :mod:`.mini_batch` sets.
 """
 
 from __future__ import annotations
@@ -98,8 +97,8 @@ def _policy_loss(
     loss_agg_mode: str = "token-mean",
     config: Any = None,
     rollout_is_weights: Tensor | None = None,
-) -> tuple[Any, ...]:
-    """verl's policy-loss contract; all tensors [sequences, response length]. Returns what this verl wants returned."""
+) -> tuple[Tensor, dict[str, Any]]:
+    """verl's policy-loss contract; all tensors [sequences, response length]. Returns the loss and its metrics."""
     from verl_cov.config import CLIP_COV, cov_config
 
     cov = cov_config(config.policy_loss)
@@ -142,14 +141,16 @@ def _policy_loss(
     if cov.base_loss == "ratio":
         base_loss: losses.PolicyLoss = functools.partial(losses.ratio_loss, aggregate=aggregate)
     else:
-        base_loss = _base_loss(core_algos, cov.base_loss)
+        base_loss = core_algos.get_policy_loss_fn(cov.base_loss)
         inputs.update(loss_agg_mode=loss_agg_mode, config=config)
     if cov.loss_mode == CLIP_COV:
-        result = losses.clip_cov(base_loss, selected, **inputs)
+        loss, metrics = losses.clip_cov(base_loss, selected, **inputs)
     else:
         penalty = dict(coefficient=cov.ppo_kl_coef, estimator=cov.cov_kl)
-        result = losses.kl_cov(base_loss, selected, aggregate, **penalty, **inputs)
-    return _as_returned(*result)
+        loss, metrics = losses.kl_cov(base_loss, selected, aggregate, **penalty, **inputs)
+    if versions.this().legacy:  # the legacy actor takes the mean of plain numbers
+        metrics = {name: float(value) for name, value in metrics.items()}
+    return loss, metrics
 
 
 def base_losses() -> list[str]:
@@ -157,47 +158,7 @@ def base_losses() -> list[str]:
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
     found = [name for name in POLICY_LOSS_REGISTRY if not name.endswith(("clip_cov", "kl_cov"))]
-    return ["ratio", *dict.fromkeys(["vanilla", *found])]
-
-
-def _base_loss(core_algos: Any, name: str) -> losses.PolicyLoss:
-    """A policy loss of verl's, as later releases have it: (loss, metrics) from all arguments."""
-    if not versions.this().four_scalars:
-        return core_algos.get_policy_loss_fn(name)
-    loss_fn = _vanilla_of_0_5 if name == "vanilla" else core_algos.get_policy_loss_fn(name)
-
-    def base_loss(*, rollout_is_weights: Tensor | None = None, **inputs: Any) -> tuple[Tensor, dict[str, Any]]:
-        loss, *scalars = loss_fn(**inputs)
-        return loss, dict(zip(FOUR_SCALARS, scalars, strict=True))
-
-    return base_loss
-
-
-def _vanilla_of_0_5(*, config: Any, **inputs: Any) -> tuple[Tensor, ...]:
-    """``compute_policy_loss`` with the fields that ``dp_actor.update_policy`` of verl 0.5 calls it with."""
-    from verl.trainer.ppo.core_algos import compute_policy_loss
-
-    low, high = _clip_range(config)
-    return compute_policy_loss(
-        **inputs,
-        cliprange=config.clip_ratio,
-        cliprange_low=low,
-        cliprange_high=high,
-        clip_ratio_c=config.get("clip_ratio_c", 3.0),
-    )
-
-
-# What a policy loss of verl 0.5 returns after the loss itself.
-FOUR_SCALARS = ("actor/pg_clipfrac", "actor/ppo_kl", "actor/pg_clipfrac_lower")
-
-
-def _as_returned(loss: Tensor, metrics: dict[str, Any]) -> tuple[Any, ...]:
-    release = versions.this()
-    if release.four_scalars:
-        return (loss, *(torch.as_tensor(metrics.get(name, 0.0)) for name in FOUR_SCALARS))
-    if release.legacy:  # the legacy actor takes the mean of plain numbers
-        metrics = {name: float(value) for name, value in metrics.items()}
-    return loss, metrics
+    return ["ratio", *found]
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """Start-up checks in the driver, before any worker starts, and the line that says verl-cov is active.
 
 Leans on ``verl.utils.config.validate_config(config, ...)``, which ``main_ppo`` calls first: from 0.9 on in the driver,
-before that in the TaskRunner, a Ray actor (0.5 has none). And on ``verl.trainer.main_ppo.run_ppo(config,
+before that in the TaskRunner, a Ray actor. And on ``verl.trainer.main_ppo.run_ppo(config,
 task_runner_class)``, which the entry points of verl's other trainers import (the one-step-off trainer validates in its
 task runner, the fully asynchronous one not at all). A finding ends the program with one line that names the field and
 the fix.
@@ -56,8 +56,6 @@ def install() -> None:
 
 
 def _check_first(module: Any) -> None:
-    if not hasattr(module, "validate_config"):  # verl 0.5: what cannot work is refused in the workers
-        return
     original = module.validate_config
 
     @functools.wraps(original)

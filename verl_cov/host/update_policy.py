@@ -1,4 +1,4 @@
-"""The mini-batch hook in verl's legacy actor (0.5 to 0.7): nothing, until verl is patched.
+"""The mini-batch hook in verl's legacy actor (0.6 and 0.7): nothing, until verl is patched.
 
 Leans on ``verl.workers.actor.dp_actor.DataParallelPPOActor.update_policy(data)``, which cuts a rank's rows into
 mini-batches and these into micro-batches in one long method: there is no place to wrap, so ``patches/`` puts

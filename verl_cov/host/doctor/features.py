@@ -65,11 +65,8 @@ def of(release: Release) -> list[Feature]:
         found.append(Feature(ROLLOUT, NO, "the legacy actor shows no rollout batch", NEWER))
     if release.driver_checks:
         found.append(Feature(CHECKS, YES, "in the driver"))
-    elif release.config_class:
-        found.append(Feature(CHECKS, YES, "where main_ppo has its own: in the TaskRunner, a Ray actor"))
     else:
-        why = "this verl has no place for them: what cannot work is refused in the workers"
-        found.append(Feature(CHECKS, NO, why, NEWER))
+        found.append(Feature(CHECKS, YES, "where main_ppo has its own: in the TaskRunner, a Ray actor"))
     for name in (FILTER, VALIDATION, PRIME, RECIPES):
         found.append(Feature(name, YES) if release.v1 else Feature(name, NO, v1, NEWER))
     cpu = f"needs verl's platform plugins, which {release.version} has not"
