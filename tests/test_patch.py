@@ -424,9 +424,11 @@ def test_the_path_is_the_package_or_the_folder_it_is_in_also_relative_or_through
 
 
 def test_no_verl_is_said(tmp_path, monkeypatch):
-    for command in ("check", "apply", "revert", "list"):
+    says = f"there is no verl in {tmp_path}: --verl-path is the package's folder verl, or the one it is in\n"
+    for command in ("check", "apply", "revert"):
         done = run(command, "--verl-path", tmp_path)
-        assert done.exit_code == 2
-        assert f"there is no verl in {tmp_path}: --verl-path is the package's folder verl, or the one" in done.stderr
+        assert (done.exit_code, done.stderr) == (2, f"verl-cov: {says}")
+    done = run("list", "--verl-path", tmp_path)  # the patches are there all the same
+    assert (done.exit_code, done.stdout.endswith(says), len(done.stdout.splitlines())) == (0, True, len(DIFFS) + 1)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert f"there is no verl in {sys.executable}: install it there, or use --verl-path" in run("check").stderr

@@ -27,7 +27,7 @@ from verl_cov import terminal
 PLACES = (Path(__file__).parent / "patches", Path(__file__).parents[1] / "patches")  # a wheel's, a checkout's
 ABSENT = "0" * 40  # git's hash of a file that is not there
 TOOLS = {"git": ["git", "apply", "-p1", "--whitespace=nowarn"], "patch": ["patch", "-p1"]}
-AFTERWARDS = """Every node needs the same: run this on each that has a verl of its own; a shared folder needs it once.
+REMINDER = """Every node needs the same: run this on each that has a verl of its own; a shared folder needs it once.
 Running trainings and Ray workers keep the old code: `ray stop`, then start them again."""
 
 State = Literal["not applied", "applied", "partly applied", "edited", "no patch"]
@@ -82,8 +82,7 @@ def status(path: Path | None = None) -> Status:
         return Status(site, release, "no patch", f"only {', '.join(patches())} have one; from 0.8 on none is needed")
     files = read_patch(patches()[base])
     hashes = {file: _hash(site / file.path) for file in files}
-    edited = [file.path for file in files if hashes[file] not in (file.before, file.after)]
-    if edited:
+    if edited := [file.path for file in files if hashes[file] not in (file.before, file.after)]:
         fix = f"undo the edits, or pip install --force-reinstall --no-deps verl=={base}"
         return Status(site, release, "edited", f"neither verl's own nor patched: {', '.join(edited)}: {fix}", files)
     applied = [hashes[file] == file.after for file in files]
@@ -127,8 +126,7 @@ def change(found: Status, *, reverse: bool = False) -> str:
                 target.unlink(missing_ok=True)
             for bytecode in (target.parent / "__pycache__").glob(f"{target.stem}.*.pyc"):
                 bytecode.unlink(missing_ok=True)
-    names = ", ".join(file.path for file in wanted)
-    return f"{package}: {'reverted' if reverse else 'applied'} in {names}\n{AFTERWARDS}"
+    return f"{package}: {'reverted' if reverse else 'applied'} in {', '.join(file.path for file in wanted)}\n{REMINDER}"
 
 
 def _find_site(path: Path | None) -> Path:
@@ -173,8 +171,10 @@ def list_patches(verl_path: VerlPath = None) -> None:
     """Which releases of verl there is a patch for, and which one is here."""
     for path in patches().values():
         typer.echo((path.parent / "README.md").read_text().partition("\n")[0].removeprefix("# "))
-    with terminal.one_line():
+    try:
         typer.echo(f"here: {status(verl_path)}")
+    except ValueError as error:
+        typer.echo(str(error))
 
 
 @app.command()
