@@ -3,7 +3,7 @@
 # make test          unit, engine-level and end-to-end tests
 # make matrix        every cell of the recipes' matrix, composed and put through verl's checks
 # make release-test  the wheel in clean environments and beside other versions of verl; needs a package index
-# make compat        the tests that apply with each verl release from 0.5.0 on; writes docs/compatibility.md
+# make compat        the tests that apply with each verl release from 0.6.1 on; writes docs/compatibility.md
 # make bench         timings against verl's own losses, written to docs/benchmarks.md
 # make check         ruff and mypy
 PYTHON ?= python3

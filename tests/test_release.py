@@ -128,7 +128,7 @@ SINCE = [
 @pytest.mark.parametrize(
     "users",
     [
-        ["verl==0.8.0", "numpy==1.26.4", "pandas==2.2.2"],
+        ["verl==0.7.1", "numpy==1.26.4", "pandas==2.2.2"],
         ["verl==0.9.1", "numpy==2.0.2", "pandas==2.2.3", "scipy==1.13.1"],
     ],
     ids=lambda users: users[0],

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verl_cov import __version__, terminal
+from verl_cov import __version__, patch, terminal
 from verl_cov.doctor.cli import doctor
-from verl_cov.patch import cli as patch
 from verl_cov.recipes import cli as recipes
 from verl_cov.tasks import data_cli
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 
 import pytest
 import torch
 import verl.trainer.ppo.core_algos as core_algos
-from omegaconf import OmegaConf
 from scipy import stats
 
 from verl_cov.core import covariance, losses
@@ -20,8 +18,6 @@ RELEASE = versions.installed_release()
 AGGREGATIONS = ["token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 if not RELEASE.v1:
     AGGREGATIONS.remove("token-sum")  # verl 0.9 brought it
-# verl 0.5 has no weights for rollout correction.
-WEIGHTED = [False] if RELEASE.four_scalars else [False, True]
 
 
 def batch(seed=0, rows=6, width=11):
@@ -36,9 +32,6 @@ def batch(seed=0, rows=6, width=11):
 def actor(**policy_loss):
     """The configuration that a policy loss is called with, as the verl at hand makes it."""
     settings = dict(clip_ratio=1.0, clip_ratio_low=1.0, clip_ratio_high=1.0)
-    if not RELEASE.config_class:
-        ours = {"_target_": "verl_cov.hooks.config.CovPolicyLossConfig", **asdict(CovPolicyLossConfig(**policy_loss))}
-        return OmegaConf.create({**settings, "policy_loss": ours})
     from verl.workers.config import FSDPActorConfig
 
     loss = CovPolicyLossConfig(**policy_loss)
@@ -53,9 +46,8 @@ def change(config, **fields):
 def run(name, config, inputs, agg="token-mean", weights=None):
     """(loss, gradient of log_prob) of a policy loss, called as the verl at hand calls it."""
     inputs["log_prob"].grad = None
-    loss, metrics = core_algos.get_policy_loss_fn(name)(
-        **inputs, loss_agg_mode=agg, config=config, rollout_is_weights=weights
-    )
+    loss_fn = core_algos.get_policy_loss_fn(name)
+    loss, metrics = loss_fn(**inputs, loss_agg_mode=agg, config=config, rollout_is_weights=weights)
     assert all(math.isfinite(float(value)) for value in metrics.values())
     loss.backward()
     return loss.detach(), inputs["log_prob"].grad.clone()
@@ -74,7 +66,7 @@ def covariance_of(inputs):
 
 
 @pytest.mark.parametrize("agg", AGGREGATIONS[:-1])
-@pytest.mark.parametrize("weighted", WEIGHTED)
+@pytest.mark.parametrize("weighted", [False, True])
 def test_kl_cov_is_verls_on_the_tokens_verl_chooses(agg, weighted):
     inputs = batch()
     count = int(0.05 * inputs["response_mask"].sum())
@@ -181,7 +173,7 @@ def test_a_selection_of_another_shape_is_refused():
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("agg", AGGREGATIONS)
-@pytest.mark.parametrize("weighted", WEIGHTED)
+@pytest.mark.parametrize("weighted", [False, True])
 def test_an_empty_selection_is_the_base_loss_in_every_composition(base, agg, weighted):
     """Every aggregation mode, rollout-correction weights, an asymmetric clip: the wrapper itself changes nothing."""
     inputs = batch()

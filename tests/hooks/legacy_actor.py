@@ -1,4 +1,4 @@
-"""Runs the legacy actor of verl 0.5 to 0.7 (``DataParallelPPOActor``, gloo) on fixed rows, as :mod:`.engine` engines.
+"""Runs the legacy actor of verl 0.6 and 0.7 (``DataParallelPPOActor``, gloo) on fixed rows, as :mod:`.engine` engines.
 
 Sixteen rows are two mini-batches of eight: with one, that verl takes the current policy for the old one. FSDP2 shards
 the model where there are ranks; the learning rate is 0. The mixed precision that this actor hard-codes is off: it would
@@ -86,8 +86,7 @@ def _rank_main(path: Path, rank: int) -> None:
 def _config(spec: Spec, layout: Layout, policy_loss: dict[str, Any]) -> Any:
     """The actor's configuration as that verl's worker makes it."""
     from omegaconf import OmegaConf, open_dict
-
-    from verl_cov.hooks import versions
+    from verl.utils.config import omega_conf_to_dataclass
 
     actor = engine.compose(spec.overrides, spec.model).actor_rollout_ref.actor
     OmegaConf.resolve(actor)
@@ -100,10 +99,6 @@ def _config(spec: Spec, layout: Layout, policy_loss: dict[str, Any]) -> Any:
         if policy_loss["loss_mode"].startswith("verl_cov.") or "cov_metrics" in policy_loss:
             actor.policy_loss["_target_"] = "verl_cov.hooks.config.CovPolicyLossConfig"
         actor.policy_loss.update(policy_loss)
-    if not versions.installed_release().config_class:
-        return actor
-    from verl.utils.config import omega_conf_to_dataclass
-
     return omega_conf_to_dataclass(actor)
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import verl
 
-from verl_cov.patch import commands
+from verl_cov import patch
 
 INSTALLED = Path(verl.__file__).parent
 
 
 def copy(folder: Path) -> Path:
     """Returns ``folder``, which then holds the patched package ``verl``."""
-    shutil.copytree(INSTALLED, folder / "verl", ignore=shutil.ignore_patterns("__pycache__", ".verl_cov_patch"))
-    if not (folder / "verl" / "utils" / "mini_batch_hook.py").exists():  # the installed one may be patched already
-        commands.apply(folder / "verl")
+    shutil.copytree(INSTALLED, folder / "verl", ignore=shutil.ignore_patterns("__pycache__"))
+    patch.change(patch.status(folder))  # the installed one may be patched already
     return folder

@@ -28,13 +28,11 @@ def compose(*overrides: str):
 
 def build(*overrides: str):
     """The policy loss as a worker of this verl gets it."""
+    from verl.utils.config import omega_conf_to_dataclass
+
     from verl_cov.hooks.asks import config_from_policy_loss
 
     node = compose("actor_rollout_ref.model.path=model", *overrides).actor_rollout_ref.actor.policy_loss
-    if not RELEASE.config_class:
-        return config_from_policy_loss(node)
-    from verl.utils.config import omega_conf_to_dataclass
-
     return config_from_policy_loss(omega_conf_to_dataclass(node))
 
 
@@ -92,9 +90,8 @@ def main_ppo(tmp_path, *overrides: str, told: bool = True) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "VERL_USE_EXTERNAL_MODULES"}
     if told:
         environment["VERL_USE_EXTERNAL_MODULES"] = "verl_cov.plugin"
-    # Before 0.6 Ray's settings are ray_init.*.
-    ray = "ray_init.num_cpus=4" if RELEASE.version == "0.5.0" else "ray_kwargs.ray_init.num_cpus=4"
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides, ray, "hydra.run.dir=."]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides]
+    command += ["ray_kwargs.ray_init.num_cpus=4", "hydra.run.dir=."]
     done = subprocess.run(
         command, cwd=tmp_path, env={**environment, "RAY_ADDRESS": "local"}, capture_output=True, text=True, timeout=480
     )
@@ -103,7 +100,6 @@ def main_ppo(tmp_path, *overrides: str, told: bool = True) -> str:
 
 
 @pytest.mark.skipif(RELEASE.driver_checks, reason="tests/hooks/test_start.py")
-@pytest.mark.skipif(not RELEASE.config_class, reason="verl 0.5 checks nothing before its workers start")
 def test_main_ppo_says_at_start_what_is_wrong(tmp_path, untrained_model):
     """verl before 0.9 checks inside its Ray actor: the line must reach the terminal all the same."""
     model = f"actor_rollout_ref.model.path={untrained_model}"

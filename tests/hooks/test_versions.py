@@ -27,10 +27,10 @@ def test_a_later_patch_release_of_the_newest_line_is_taken_for_the_newest_and_no
     ("found", "says", "install"),
     [
         (None, "not installed", NEWEST.version),
-        ("0.4.1", "too old", NEWEST.version),
+        ("0.5.0", "too old", NEWEST.version),
         ("0.10.0", "too new", NEWEST.version),
         ("1.0.0", "too new", NEWEST.version),
-        ("0.6.0", "not among", "0.6.1"),
+        ("0.6.0", "too old", NEWEST.version),
         ("0.7.0", "not among", "0.7.1"),
         ("0.8.1", "not among", "0.9.0"),
     ],
@@ -46,9 +46,8 @@ def test_a_version_that_is_none_is_named():
         release_of("main")
 
 
-def test_only_the_oldest_lacks_a_configuration_class_and_only_the_legacy_ones_need_a_patch():
-    assert [release.version for release in RELEASES if not release.config_class] == ["0.5.0"]
-    assert [release.version for release in RELEASES if release.legacy] == ["0.5.0", "0.6.1", "0.7.1"]
+def test_only_the_legacy_ones_need_a_patch():
+    assert [release.version for release in RELEASES if release.legacy] == ["0.6.1", "0.7.1"]
     assert all(release.engine or release.legacy for release in RELEASES)
 
 

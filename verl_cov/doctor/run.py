@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,21 +15,25 @@ if TYPE_CHECKING:
 
 def check_run(overrides: Sequence[str], file: Path | None) -> Iterator[Check]:
     """What verl-cov's start-up check says of the run of :func:`load_config`. To be called after ``import verl``."""
-    name, printed = "configuration", StringIO()
+    name, notices = "configuration", list[str]()
     if PLUGIN not in sys.modules:  # what the check itself imports must not make it pass
         yield Check("FAIL", name, "not checked: a run would not load verl-cov either, for the reason above")
         return
+    from verl_cov.hooks.asks import asks_for_verl_cov
+    from verl_cov.hooks.checks import configuration
+
     answer = Check("note", name, "does not ask for verl-cov, which leaves this run alone: add +verl_cov=kl_cov, say")
     try:
         config = load_config(overrides, file)
-        with redirect_stdout(printed):
-            line = active_line(config)
-        if line is not None:
+        if asks_for_verl_cov(config):
+            configuration.refuse(config)
+            notices = list(configuration.notices(config))
+            line = configuration.start_up_line(config)
             answer = Check("ok", name, f"asks for verl-cov; at start it prints: {line}")
     except Exception as error:  # of whatever kind: why the run would not start is what was asked
         answer = Check("FAIL", name, f"the run would not start: {' '.join(str(error).split())}")
-    for warning in printed.getvalue().splitlines():
-        yield Check("warn" if "WARNING" in warning else "note", name, warning)
+    for notice in notices:
+        yield Check("warn" if "WARNING" in notice else "note", name, notice)
     yield answer
 
 
@@ -55,15 +57,3 @@ def load_config(overrides: Sequence[str], file: Path | None) -> DictConfig:
     if not isinstance(config, DictConfig) or "actor_rollout_ref" not in config:
         raise ValueError(f"{file} has no actor_rollout_ref: give verl's whole configuration, .hydra/config.yaml say")
     return config
-
-
-def active_line(config: DictConfig) -> str | None:
-    """The line that the run prints at start if it asks for verl-cov, else None.
-
-    Prints the warnings of the start-up check. Raises what it refuses the configuration with.
-    """
-    from verl_cov.hooks.checks import preflight
-
-    preflight.check_configuration(config)
-    line = preflight.start_up_line(config)
-    return line if " is active: " in line else None

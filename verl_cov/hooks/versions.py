@@ -22,18 +22,15 @@ class Release:
 
     Args:
         version: of verl.
-        plugins: how a process of it comes to import verl-cov: ``entry point`` (by itself),
-            ``VERL_USE_EXTERNAL_MODULES`` (environment) or ``external_lib`` (a field of the configuration, in the
-            workers only).
+        plugins: how a process of it comes to import verl-cov: ``entry point`` (by itself) or
+            ``VERL_USE_EXTERNAL_MODULES`` (environment).
         driver_checks: ``main_ppo`` calls ``validate_config`` in the driver. Before 0.9 it is called in the TaskRunner,
-            a Ray actor; 0.5 has none.
+            a Ray actor.
         v1: the V1 trainer with its registries, and the CPU platform: PRIME, the filter's limit, validation, recipes.
         engine: ``workers/engine_workers.py::TrainingWorker.train_batch`` sees the mini-batch: the hook needs no patch.
         legacy: ``workers/actor/dp_actor.py::DataParallelPPOActor.update_policy`` trains the actor (also, or only),
             where the hook needs a patch.
-        config_class: ``policy_loss`` is a dataclass, chosen by ``_target_``; 0.5 hands on its node as it is.
         unpads_on_cpu: its legacy trainer can unpad a batch without flash-attn.
-        four_scalars: a policy loss returns (loss, clip fraction, KL, lower clip fraction); later ones (loss, metrics).
     """
 
     version: str
@@ -42,9 +39,7 @@ class Release:
     v1: bool = True
     engine: bool = True
     legacy: bool = False
-    config_class: bool = True
     unpads_on_cpu: bool = True
-    four_scalars: bool = False
 
     @property
     def supports(self) -> str:
@@ -60,16 +55,6 @@ class Release:
 _MODULES = dict(plugins="VERL_USE_EXTERNAL_MODULES", driver_checks=False, v1=False)
 
 RELEASES = (
-    Release(
-        "0.5.0",
-        plugins="external_lib",
-        driver_checks=False,
-        v1=False,
-        engine=False,
-        legacy=True,
-        config_class=False,
-        four_scalars=True,
-    ),
     Release("0.6.1", **_MODULES, engine=False, legacy=True),  # type: ignore[arg-type]
     Release("0.7.1", **_MODULES, legacy=True),  # type: ignore[arg-type]
     Release("0.8.0", **_MODULES),  # type: ignore[arg-type]

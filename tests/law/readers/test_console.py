@@ -158,8 +158,8 @@ def test_what_verl_itself_writes(tmp_path, monkeypatch, capsys):
     """The same records through verl's own console, file and TensorBoard loggers."""
     pytest.importorskip("tensorboard")
     tracking = pytest.importorskip("verl.utils.tracking")
-    if versions.installed("verl") in ("0.5.0", "0.6.1"):
-        pytest.skip("verl 0.5 has no file logger, and that of 0.6 cannot write numpy's numbers")
+    if versions.installed("verl") == "0.6.1":
+        pytest.skip("the file logger of verl 0.6 cannot write numpy's numbers")
     monkeypatch.setenv("VERL_FILE_LOGGER_PATH", str(tmp_path / "metrics.jsonl"))
     monkeypatch.setenv("TENSORBOARD_DIR", str(tmp_path / "events"))
     logger = tracking.Tracking("project", "run", default_backend=["console", "file", "tensorboard"])
