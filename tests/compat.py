@@ -28,7 +28,7 @@ VENVS = ROOT / ".compat"
 # Where a release of the older stack wants another version than its lock has.
 OTHER_VERSIONS = {"0.5.0": {"tensordict": "0.9.1"}}
 
-NO_VERL = "tests/law tests/watch tests/patch tests/test_covariance.py tests/test_selection.py tests/test_rollout.py"
+NO_VERL = "tests/law tests/patch tests/test_covariance.py tests/test_selection.py tests/test_rollout.py"
 LOSSES = " tests/test_losses.py tests/test_metrics.py tests/test_entropy_change.py tests/test_advice.py"
 CONTRACT = (
     "tests/host/test_contract.py tests/host/test_versions.py tests/host/test_doctor.py tests/host/test_imports.py"

@@ -81,7 +81,7 @@ def watch(
     png: Annotated[Path | None, typer.Option(help="Also draw this picture, again whenever a run has gone on.")] = None,
 ) -> None:
     """Show running or finished trainings: score, entropy and why it falls, and where the law says they end."""
-    from verl_cov.watch import live
+    from verl_cov.law.watch import live
 
     try:
         live.watch(runs, interval=interval, once=once, png=png)

@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 from verl_cov import cli
 from verl_cov.kinds import KINDS
 from verl_cov.law.readers import Run, read_metrics
+from verl_cov.law.watch import board, figure, sources
 from verl_cov.metrics import LADDER, PREFIX
-from verl_cov.watch import board, figure, sources
 
 
 def records(steps=20, control=True, metrics=True):

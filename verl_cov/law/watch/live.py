@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from verl_cov.watch.board import board
-from verl_cov.watch.sources import Source, find
+from verl_cov.law.watch.board import board
+from verl_cov.law.watch.sources import Source, find
 
 
 def watch(runs: Sequence[Path], interval: float, once: bool, png: Path | None) -> None:
@@ -63,7 +63,7 @@ def _poll(sources: Sequence[Source], png: Path | None) -> bool:
     news = [source.poll() for source in sources]
     if png is None or not any(news):
         return any(news)
-    from verl_cov.watch.figure import plot  # matplotlib: a second that only a picture is worth
+    from verl_cov.law.watch.figure import plot  # matplotlib: a second that only a picture is worth
 
     plot({source.name: source.run for source in sources if source.run is not None}, png)
     return True
