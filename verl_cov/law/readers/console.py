@@ -138,7 +138,7 @@ def _whole(text: str, cut: bool = False, wrapped: bool = False) -> Iterator[Reco
         yield None
 
 
-def _parse(text: str, wrapped: bool = False, cut: bool = False) -> tuple[tuple[int, dict[str, float]] | None, bool]:
+def _parse(text: str, wrapped: bool = False, cut: bool = False) -> tuple[Record, bool]:
     """(the record in `text` or None, whether all of it could be read)."""
     match = _START.search(text)
     if match is None:
@@ -147,7 +147,7 @@ def _parse(text: str, wrapped: bool = False, cut: bool = False) -> tuple[tuple[i
     items = _WRAPPED_SEPARATOR.split(rest) if wrapped else rest.split(" - ")
     if cut:
         del items[-1]
-    data = {}
+    data: dict[str, object] = {}
     for item in items:
         key, _, number = item.rpartition(":")
         value = _value(number)

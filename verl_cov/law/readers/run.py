@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ AVERAGE_KEY = "val-cov/acc/sample_weighted"  # verl-cov: over all generations of
 SCORE_PREFIX = "val-core/"  # verl: val-core/{data source}/{variable}/mean@N
 
 # One record of a log: (step, its metrics). None stands for a line that was damaged, or for a damaged part of one.
-Record: TypeAlias = "tuple[int, dict[str, Any]] | None"
+Record: TypeAlias = "tuple[int, dict[str, object]] | None"
 Records: TypeAlias = Iterator[Record]
 Tell: TypeAlias = Callable[[int], None]  # told how many bytes of the file have been read
 
@@ -48,7 +48,7 @@ class Run:
     """
 
     steps: NDArray[np.int64]
-    records: tuple[dict[str, Any], ...]
+    records: tuple[dict[str, object], ...]
     damaged: int = 0
     repeats: int = 0
     left_over: int = 0
@@ -81,7 +81,7 @@ def merge(records: Iterable[Record]) -> Run:
     A step in several records keeps every key; where a key comes twice the last value wins. (A resumed verl run first
     validates, and logs that under the step it resumes from: a record with nothing but `val-*` keys.)
     """
-    merged: dict[int, dict[str, Any]] = {}
+    merged: dict[int, dict[str, object]] = {}
     damaged = repeats = 0
     last = furthest = -1  # furthest: since the log last began again from its first step
     for record in records:
@@ -113,18 +113,18 @@ def step_key(keys: Iterable[str]) -> str | None:
     return next((known[key] for key in STEP_KEYS if key in known), None)
 
 
-def whole_step(value: Any) -> int | None:
+def whole_step(value: object) -> int | None:
     """A step out of a number or its text, or None if it is not a whole number from 0 on."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
         number = float(value)
         return int(number) if number.is_integer() and 0 <= number < 2**53 else None
-    except (TypeError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
         return None
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     if not isinstance(value, (int, float)):
         return float("nan")
     try:

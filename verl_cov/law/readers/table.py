@@ -77,7 +77,8 @@ def records(path: Path, tell: Tell, run: str | None = None) -> Records:
             if step is None:
                 yield None
                 continue
-            data = {key: number for column, key in columns.items() if (number := _number(row[column])) is not None}
+            numbers = {key: _number(row[column]) for column, key in columns.items()}
+            data: dict[str, object] = {key: number for key, number in numbers.items() if number is not None}
             if data:  # an empty row belongs to the other runs of the table
                 yield step, data
 

@@ -43,7 +43,7 @@ def records(path: Path, tell: Tell) -> Records:
         from tensorboard.compat.proto.event_pb2 import Event
     except ImportError as error:
         raise NoPoints(f"{path} is a TensorBoard file: to read it, pip install tensorboard") from error
-    step, data = -1, dict[str, Any]()
+    step, data = -1, dict[str, object]()
     size, done = path.stat().st_size, 0
     for raw in RawEventFileLoader(str(path)).Load():
         done += len(raw) + _FRAME

@@ -101,7 +101,7 @@ def _key(item: Any) -> str:
     return item.key or ".".join(item.nested_key)
 
 
-def _json(text: str) -> Any:
+def _json(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError:

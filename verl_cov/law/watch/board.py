@@ -12,7 +12,7 @@ from rich.text import Text
 
 from verl_cov.kinds import KINDS
 from verl_cov.law.fit import fit
-from verl_cov.law.plots import ENTROPY_KEY, law_points, score_key
+from verl_cov.law.points import ENTROPY_KEY, law_points, score_key
 from verl_cov.law.readers import Run
 from verl_cov.metrics import LADDER, PREFIX
 

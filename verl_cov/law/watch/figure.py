@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,20 +12,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from verl_cov.kinds import KINDS
-from verl_cov.law.plots import TEXT, by_step, draw_entropy, draw_law, draw_score, dress, look, save, say_empty
+from verl_cov.law.plots.runs import draw_entropy, draw_law, draw_score
+from verl_cov.law.plots.style import LEGEND, TEXT, by_step, dress, literal, look, save, say_empty
 from verl_cov.law.readers import Run
 from verl_cov.metrics import LADDER, PREFIX
 
 # What pulls entropy down in warm colours, what lifts it in cold ones (Okabe and Ito).
 _KIND_COLOURS = ("#D55E00", "#E69F00", "#56B4E9", "#0072B2")
-_LEGEND: Any = {"fontsize": 8.5, "framealpha": 0.85, "edgecolor": "none"}
 _DIFFICULTIES = (("easy", "#009E73"), ("medium", "#E69F00"), ("hard", "#D55E00"))
 
 
 def plot(runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
     """Write the figure of ``runs`` to ``path`` (PNG)."""
-    # A name may hold what matplotlib takes for mathematics.
-    runs = {name.replace("$", r"\$"): run for name, run in runs.items()}
+    runs = {literal(name): run for name, run in runs.items()}
     with rc_context(TEXT):
         figure = Figure(figsize=(17, 3.6 * (1 + len(runs))), layout="constrained")
         grid = figure.subplots(1 + len(runs), 4, squeeze=False)
@@ -86,7 +84,7 @@ def _ladder(axes: Axes, run: Run, name: str) -> None:
     axes.set_yscale("symlog", linthresh=0.1, linscale=0.5)
     axes.axhline(0, color="black", linewidth=0.8)
     by_step(axes)
-    axes.legend(ncols=2, **_LEGEND)
+    axes.legend(ncols=2, **LEGEND)
 
 
 def _kinds(axes: Axes, run: Run, name: str) -> None:
@@ -104,7 +102,7 @@ def _kinds(axes: Axes, run: Run, name: str) -> None:
     by_step(axes)
     axes.margins(x=0)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc="upper right", **_LEGEND)
+    axes.legend(handles[::-1], labels[::-1], loc="upper right", **LEGEND)
 
 
 def _changes(axes: Axes, run: Run, name: str) -> None:
@@ -126,7 +124,7 @@ def _changes(axes: Axes, run: Run, name: str) -> None:
             # Predicted at a step is the change that the next step measures.
             axes.plot(before + 1, predicted, color=colour, linestyle="--", label=f"Theorem {number}{known}")
     by_step(axes)
-    axes.legend(**_LEGEND)
+    axes.legend(**LEGEND)
 
 
 def _prompts(axes: Axes, run: Run, name: str) -> None:
@@ -142,7 +140,7 @@ def _prompts(axes: Axes, run: Run, name: str) -> None:
         return
     axes.axhline(0, color="black", linewidth=0.8)
     by_step(axes)
-    axes.legend(**_LEGEND)
+    axes.legend(**LEGEND)
 
 
 def _points(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
