@@ -5,18 +5,18 @@ from __future__ import annotations
 import io
 import json
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from docs import pages
 from verl_cov import metrics
 from verl_cov.host import versions
 from verl_cov.kinds import KINDS
 from verl_cov.metrics import PREFIX, TABLE
 from verl_cov.selection import Totals
 
-PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
+PAGE = pages.METRICS_PAGE
 KEYS = [metric.key for metric in TABLE]
 
 
@@ -39,14 +39,14 @@ def totals(**changes):
 
 
 def test_the_page_holds_the_table():
-    assert metrics.with_table(PAGE.read_text()) == PAGE.read_text(), "run `python -m verl_cov.metrics`"
+    assert pages.with_metrics(PAGE.read_text()) == PAGE.read_text(), "run `python -m docs.pages`"
     for key in KEYS:
         assert f"| `{key}` |" in PAGE.read_text()
 
 
 def test_a_page_without_its_marks_is_refused():
     with pytest.raises(ValueError, match="begin"):
-        metrics.with_table("# Metrics")
+        pages.with_metrics("# Metrics")
 
 
 def test_rows_are_complete_and_distinct():

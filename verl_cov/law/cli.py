@@ -176,8 +176,8 @@ def scale(
         return
     terminal.console().print(tables.scale_table(scaling, models, predict))
     if example:
-        ceiling = largest.b - largest.a
-        _print(f"{largest.model} really has a {largest.a:.3f}, b {largest.b:.3f}, ceiling {ceiling:.3f}: the line bends")
+        law = f"a {largest.a:.3f}, b {largest.b:.3f}, ceiling {largest.b - largest.a:.3f}"
+        _print(f"{largest.model} really has {law}: the line bends")
     _print_remarks(scaling.warnings, ())
 
 
