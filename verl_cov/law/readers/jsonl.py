@@ -1,4 +1,4 @@
-"""JSON lines: what verl's `file` logger writes, `{"step": n, "data": {key: value}}`, and flat records with a step.
+"""JSON lines: records of verl's `file` logger, `{"step": n, "data": {key: value}}`, and flat records with a step.
 
 Traps of verl's file (0.9.1, utils/tracking.py): it is opened "wb", so a resumed run truncates it, and a run is often
 several segment files; a killed run leaves half a line at the end; nan and infinity arrive as null.
@@ -20,7 +20,7 @@ def recognises(head: bytes) -> bool:
 
 
 def is_verl(head: bytes) -> bool:
-    """Whether a file that begins with `head` is one of verl's `file` logger."""
+    """Whether a file that begins with `head` was written by verl's `file` logger."""
     return any(parse_line(line) is not None for line in head.split(b"\n")[:20])
 
 
@@ -47,7 +47,7 @@ def parse_line(line: bytes | str) -> tuple[int, dict[str, object]] | None:
 
 
 def _flat(line: bytes) -> tuple[int, dict[str, object]] | None:
-    """A record whose step stands among its metrics, as other loggers write it."""
+    """A record that has its step among its metrics, as other loggers write it."""
     record = _object(line)
     key = step_key(record) if record else None
     if record is None or key is None or isinstance(record.get("data"), dict):

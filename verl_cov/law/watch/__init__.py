@@ -1,4 +1,4 @@
-"""`verl-cov watch`: running or finished trainings, live in a terminal (``board``) and as a figure (``figure``).
+"""`verl-cov watch`: shows running or finished trainings in a terminal (``board``) and as a picture (``figure``).
 
-Reads what verl's `file` logger writes (``sources``); knows nothing else about verl.
+``sources`` reads their logs, ``live`` is the loop.
 """

@@ -1,4 +1,4 @@
-"""The board as a picture: all runs together in the first row, then one row of panels a run."""
+"""The picture of `watch`: all runs together in the first row, then one row of panels for each run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def plot(runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
 
 
 def _fitted(runs: Mapping[str, Run]) -> str:
-    """The run the law is drawn for: the paper's is about runs without control."""
+    """The run whose law is drawn: the first without a control, as the paper's law is about those."""
     free = [name for name, run in runs.items() if not np.isfinite(run.column(PREFIX + "selected_tokens")).any()]
     return (free or list(runs))[0]
 
@@ -121,7 +121,7 @@ def _changes(axes: Axes, run: Run, name: str) -> None:
         if before.size:
             correlation = _points(run, f"theorem{number}_correlation")[1]
             known = f", correlation {correlation[-1]:.2f}" if correlation.size else ""
-            # Predicted at a step is the change that the next step measures.
+            # The prediction made at a step is for the change that the next step measures.
             axes.plot(before + 1, predicted, color=colour, linestyle="--", label=f"Theorem {number}{known}")
     by_step(axes)
     axes.legend(**LEGEND)
