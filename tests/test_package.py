@@ -158,7 +158,7 @@ def bare(*words: object, absent: list[str], folder: Path | None = None) -> subpr
         ["--help"],
         ["--version"],
         ["fit", "--help"],
-        ["watch", "--help"],
+        ["watch", str(LOG), "--once"],
         ["data", "prepare", "--help"],
         ["recipes", "run", "--help"],
         ["recipes", "list"],
@@ -200,7 +200,8 @@ def test_the_packages_of_the_law_and_of_the_metrics_load_without_an_extra():
 @pytest.mark.parametrize(
     ("words", "absent", "fix"),
     [
-        *(([word, LOG], LAW, "law") for word in ("fit", "forecast", "compare", "plot", "report", "watch")),
+        *(([word, LOG], LAW, "law") for word in ("fit", "forecast", "compare", "plot", "report")),
+        (["watch", LOG, "--once", "--png", "board.png"], LAW, "law"),
         (["scale", "--example"], LAW, "law"),
         (["data", "list"], TASKS, "tasks"),
         (["data", "prepare", "amc"], TASKS, "tasks"),

@@ -90,9 +90,9 @@ def test_the_law_needs_the_wheel_and_its_extra_alone(wheel, tmp_path):
     assert found["ceiling"] == pytest.approx(0.6, abs=0.02)
     for log in ("file.jsonl", "console.log"):  # of a real run
         assert json.loads(home.verl_cov("fit", DATA / log, "--json"))["n"] == 3
-    home.verl_cov("fit", one, other, "--pool", "--method", "bootstrap")
+    home.verl_cov("fit", one, other, "--pool")
     assert json.loads(home.verl_cov("forecast", one, "--json"))["fraction"] == 0.15
-    assert json.loads(home.verl_cov("compare", one, other, "--json"))["f_p"] > 0.001
+    assert json.loads(home.verl_cov("compare", one, other, "--json"))["wald_p"] > 0.001
     assert "the line bends" in home.verl_cov("scale", "--example")
     home.verl_cov("plot", one, "-o", tmp_path / "law.png")
     home.verl_cov("report", one, other, "-o", tmp_path / "report.html")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from verl_cov.core.selection import Totals
 from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.hooks import versions
 
-PAGE = Path(__file__).parents[1] / "docs" / "metrics.md"
+PAGE = pages.METRICS_PAGE
 KEYS = [metric.key for metric in TABLE]
 
 
@@ -46,7 +45,7 @@ def test_the_page_holds_the_table():
 
 def test_a_page_without_its_marks_is_refused():
     with pytest.raises(ValueError, match="begin"):
-        metrics.with_table("# Metrics")
+        pages.with_metrics("# Metrics")
 
 
 def test_rows_are_complete_and_distinct():

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import statsmodels.api as sm
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.oneway import anova_oneway
@@ -13,18 +12,6 @@ from verl_cov.law.compare import _wald
 def runs(count, n=20, rho=0.0, seed=0):
     rng = np.random.default_rng(seed)
     return {str(number): simulate(rng, n, rho) for number in range(count)}
-
-
-def test_the_f_test_is_statsmodels():
-    sets = runs(3)
-    made = compare(sets)
-    x = np.concatenate([np.exp(h) for h, _ in sets.values()])
-    y = np.concatenate([r for _, r in sets.values()])
-    each = np.kron(np.eye(3), np.ones((20, 1)))
-    one = sm.OLS(y, np.stack((x, np.ones(60)), 1)).fit()
-    apart = sm.OLS(y, np.hstack((each, each * x[:, None]))).fit()
-    f, p, _ = apart.compare_f_test(one)
-    assert (made.f, made.f_p) == pytest.approx((f, p))
 
 
 def test_the_wald_test_is_welchs_for_one_coefficient():
@@ -49,20 +36,20 @@ def test_the_wald_test_is_chi_squared_with_many_points():
 
 
 def test_two_runs_have_one_pair():
-    made = compare(runs(2))
-    assert made.pair_p[0, 1] == made.pair_p[1, 0] == pytest.approx(made.wald_p)
-    assert made.pair_p_holm[0, 1] == made.pair_p[0, 1]
-    assert made.pair_p[0, 0] == made.pair_p_holm[1, 1] == 1
-    assert made.names == ("0", "1")
+    result = compare(runs(2))
+    assert result.pair_p[0, 1] == result.pair_p[1, 0] == pytest.approx(result.wald_p)
+    assert result.pair_p_holm[0, 1] == result.pair_p[0, 1]
+    assert result.pair_p[0, 0] == result.pair_p_holm[1, 1] == 1
+    assert result.names == ("0", "1")
 
 
 def test_intervals_are_those_of_the_estimates():
     sets = runs(3)
-    made = compare(sets, level=0.9)
+    result = compare(sets, level=0.9)
     for i, points in enumerate(sets.values()):
         right = estimate(*points, level=0.9)
         for name in ("a", "b", "ceiling"):
-            one, other = getattr(made, name)[i], getattr(right, name)
+            one, other = getattr(result, name)[i], getattr(right, name)
             assert (one.value, one.se, one.low, one.high) == (other.value, other.se, other.low, other.high)
 
 
@@ -70,49 +57,46 @@ def test_finds_the_run_that_differs():
     sets = runs(4)
     entropy, score = sets["2"]
     sets["2"] = entropy, score - 0.1 * np.exp(entropy)
-    made = compare(sets)
+    result = compare(sets)
     differs = np.zeros((4, 4), dtype=bool)
     differs[2], differs[:, 2], differs[2, 2] = True, True, False
-    assert made.wald_p < 1e-4
-    assert made.f_p < 1e-4
-    np.testing.assert_array_equal(made.pair_p_holm < 0.01, differs)
-    np.testing.assert_array_equal(made.overlap, ~differs)
+    assert result.wald_p < 1e-4
+    np.testing.assert_array_equal(result.pair_p_holm < 0.01, differs)
+    np.testing.assert_array_equal(result.overlap, ~differs)
     upper = np.triu_indices(4, 1)
-    np.testing.assert_allclose(made.pair_p_holm[upper], multipletests(made.pair_p[upper], method="holm")[1])
-    np.testing.assert_array_equal(made.pair_p_holm, made.pair_p_holm.T)
+    np.testing.assert_allclose(result.pair_p_holm[upper], multipletests(result.pair_p[upper], method="holm")[1])
+    np.testing.assert_array_equal(result.pair_p_holm, result.pair_p_holm.T)
 
 
 def test_runs_of_one_law_are_told_apart_no_more_often_than_promised():
-    """At 5 %: the Wald test keeps its promise under correlation, and the F-test does not."""
-    made = [compare(runs(3, rho=0.6, seed=seed)) for seed in range(150)]
-    assert np.mean([c.wald_p < 0.05 for c in made]) < 0.11
-    assert np.mean([c.f_p < 0.05 for c in made]) > 0.3
+    """At 5 %, although neighbouring points are correlated."""
+    assert np.mean([compare(runs(3, rho=0.6, seed=seed)).wald_p < 0.05 for seed in range(80)]) < 0.11
 
 
 def test_the_unit_of_the_score_and_the_order_of_points_do_not_matter():
     sets = runs(3, rho=0.3)
-    made = compare(sets)
+    result = compare(sets)
     percent = compare({name: (h, 100 * r) for name, (h, r) in sets.items()})
     order = np.random.default_rng(1).permutation(20)
     steps = np.arange(20)
     shuffled = compare({name: (h[order], r[order], steps[order]) for name, (h, r) in sets.items()})
-    np.testing.assert_allclose(percent.pair_p, made.pair_p, rtol=1e-6)
-    np.testing.assert_allclose(shuffled.pair_p, made.pair_p, rtol=1e-9)
-    assert (percent.f, percent.wald) == pytest.approx((made.f, made.wald))
+    np.testing.assert_allclose(percent.pair_p, result.pair_p, rtol=1e-6)
+    np.testing.assert_allclose(shuffled.pair_p, result.pair_p, rtol=1e-9)
+    assert percent.wald == pytest.approx(result.wald)
 
 
 def test_runs_on_one_law_without_noise_do_not_differ():
     entropy = np.linspace(1, 0.1, 9)
-    made = compare({name: (h, B - A * np.exp(h)) for name, h in {"one": entropy, "two": entropy / 2}.items()})
-    assert made.f_p > 0.05
-    assert made.overlap.all()
+    result = compare({name: (h, B - A * np.exp(h)) for name, h in {"one": entropy, "two": entropy / 2}.items()})
+    assert result.wald_p > 0.05
+    assert result.overlap.all()
 
 
 def test_many_runs_at_once():
-    made = compare(runs(340, n=6))  # 57,630 pairs: more than are worked on at once
-    assert made.pair_p.shape == (340, 340)
-    np.testing.assert_array_equal(made.pair_p, made.pair_p.T)
-    assert 0.005 < np.mean(made.pair_p[np.triu_indices(340, 1)] < 0.05) < 0.1
+    result = compare(runs(340, n=6))  # 57,630 pairs: more than are worked on at once
+    assert result.pair_p.shape == (340, 340)
+    np.testing.assert_array_equal(result.pair_p, result.pair_p.T)
+    assert 0.005 < np.mean(result.pair_p[np.triu_indices(340, 1)] < 0.05) < 0.1
 
 
 def test_refuses_with_the_name_of_the_run():
@@ -120,5 +104,5 @@ def test_refuses_with_the_name_of_the_run():
         compare(runs(1))
     with pytest.raises(ValueError, match="short: the law needs at least 3 points"):
         compare({**runs(1), "short": ([0.1, 0.2], [0.3, 0.4])})
-    with pytest.raises(ValueError, match="bad: step 1 comes twice"):
+    with pytest.raises(ValueError, match="bad: step 1 occurs twice"):
         compare({**runs(1), "bad": ([0.1, 0.2, 0.3], [0.3, 0.4, 0.5], [1, 1, 2])})

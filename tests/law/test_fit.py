@@ -53,14 +53,6 @@ def test_agrees_with_numpys_least_squares_on_noisy_points():
     assert law.r2 == pytest.approx(np.corrcoef(np.exp(entropy), score)[0, 1] ** 2)
 
 
-def test_the_papers_7b_curve():
-    """Qwen2.5-7B on math, digitised from the paper's Fig. 3: a 0.211, b 0.597, ceiling 38.7 %."""
-    entropy = np.geomspace(0.56, 0.019, 14)
-    law = fit(entropy, 0.597 - 0.211 * np.exp(entropy))
-    assert law.ceiling == pytest.approx(0.386, abs=1e-3)
-    assert law.predict(0.0) == pytest.approx(law.ceiling)
-
-
 def test_predict_keeps_the_shape():
     law = LawFit(a=0.2, b=0.6, ceiling=0.4, r2=1.0, rmse=0.0, n=3)
     assert isinstance(law.predict(0.0), float)

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cov.law import NoPoints, Run, plots, points
-from verl_cov.law.points import ENTROPY_KEYS, SCORE_KEYS, pair
+from verl_cov.law import NoPoints, Run, points
+from verl_cov.law.keys import ENTROPY_KEYS, SCORE_KEYS
+from verl_cov.law.points import law_points, pair
 from verl_cov.law.readers.run import merge
 
 VAL = "val-core/x/acc/mean@4"
@@ -92,11 +93,11 @@ def test_pairs_are_all_that_there_are(values, shift):
 
 def test_the_figures_use_the_same_pairs():
     log = training()
-    entropy, score = plots.law_points(log)
+    entropy, score = law_points(log)
     found = points(log, "run")
     assert entropy.tolist() == found.entropy.tolist()
     assert score.tolist() == found.score.tolist()
-    assert [column.size for column in plots.law_points(run({1: {"actor/entropy": 1.0}}))] == [0, 0]
+    assert [column.size for column in law_points(run({1: {"actor/entropy": 1.0}}))] == [0, 0]
 
 
 # --- the keys ---------------------------------------------------------------------------------------------------------
@@ -122,7 +123,7 @@ def test_the_papers_entropy_comes_first_and_the_others_are_named():
     log = run({step: {**data, "actor/cov/entropy": 1 / (step + 5)} for step, data in enumerate(log.records)})
     found = points(log, "run")
     assert found.entropy_key == "actor/cov/entropy"
-    assert "Other entropies: actor/entropy; name one with --entropy-key." in found.notes
+    assert "Other entropies: actor/entropy; choose one with --entropy-key." in found.notes
     assert points(log, "run", entropy_key="actor/entropy").entropy[0] == entropy_of(0)
 
 
@@ -141,7 +142,7 @@ def test_of_several_data_sets_the_first_counts_unless_a_glob_averages_them():
             del data[VAL]
     found = points(log, "run")
     assert found.score_key == VAL
-    assert "Other scores: val-core/y/acc/mean@4; name one, or several with *, with --score-key." in found.notes
+    assert "Other scores: val-core/y/acc/mean@4; choose one, or several with *, with --score-key." in found.notes
     found = points(log, "run", score_key="val-core/*/mean@*")
     assert found.score_key == "val-core/*/mean@*"
     assert found.steps.tolist() == [0, 2, 6, 8]  # step 4 has only one of the two
@@ -172,7 +173,7 @@ def test_a_control_leaves_its_metrics(more, control):
 
 
 @pytest.mark.parametrize(
-    ("scale", "note"), [(-1, "no entropy of tokens is negative"), (14, "in bits"), (40, "a sum over tokens")]
+    ("scale", "note"), [(-1, "no entropy over tokens is negative"), (14, "in bits"), (40, "a sum over tokens")]
 )
 def test_doubtful_entropies_are_noted(scale, note):
     log = run({n: {"actor/entropy": scale / n, "critic/score/mean": 0.5} for n in range(1, 6)})
@@ -182,13 +183,13 @@ def test_doubtful_entropies_are_noted(scale, note):
 def test_what_a_key_outside_the_table_is_taken_for_is_said():
     log = training(entropy="my/H", score="holdout", every=1)
     found = points(log, "run", entropy_key="my/H", score_key="holdout")
-    assert "holdout is not a key that we know: by its name it is taken to be of the policy before" in notes(found)
-    assert "my/H is not a key" in notes(found)
+    assert "holdout is not a known key: from its name it is taken to be of the policy before" in notes(found)
+    assert "my/H is not a known key" in notes(found)
     assert found.steps.tolist()[0] == 1
     log = training(entropy="my/H", score="test-acc", every=1)
     found = points(log, "run", entropy_key="my/H", score_key="test-acc")
     assert found.entropy.tolist() == [entropy_of(step) for step in range(10)]
-    assert "not a key" not in notes(points(training(), "run"))
+    assert "not a known key" not in notes(points(training(), "run"))
 
 
 def test_damage_and_restarts_are_noted():
@@ -204,12 +205,12 @@ ENTROPIES = {step: {"actor/entropy": 1 / step} for step in range(1, 9)}
 @pytest.mark.parametrize(
     ("log", "keys", "message"),
     [
-        (run({}), {}, "not a log that we know"),
-        (run({1: {"text": "x"}}), {}, "not a log that we know"),
-        (run({1: {VAL: 0.1, "my/entropy_mean": 1.0}}), {}, "no entropy that we know.*--entropy-key: my/entropy_mean"),
+        (run({}), {}, "not a known kind of log"),
+        (run({1: {"text": "x"}}), {}, "not a known kind of log"),
+        (run({1: {VAL: 0.1, "my/entropy_mean": 1.0}}), {}, "no known entropy.*--entropy-key: my/entropy_mean"),
         (run({1: {VAL: 0.1, "loss": 1.0}}), {}, r"calculate_entropy=True.*there are 2: loss, val-core/x/acc/mean@4"),
-        (run(ENTROPIES), {}, "no score that we know.*--score-key"),
-        (run({1: {"actor/entropy": 1.0, "my/acc": 0.1}}), {}, "name one with --score-key: my/acc"),
+        (run(ENTROPIES), {}, "no known score.*--score-key"),
+        (run({1: {"actor/entropy": 1.0, "my/acc": 0.1}}), {}, "choose one with --score-key: my/acc"),
         (training(), {"entropy_key": "entropy"}, "no entropy 'entropy' in the log; .*: actor/entropy"),
         (training(), {"score_key": "val-core/*/mean@8"}, "no score 'val-core/\\*/mean@8' in the log; .*mean@4"),
         (training(), {"score_key": "*"}, "validation and training scores"),

@@ -36,16 +36,16 @@ def test_the_papers_line_overshoots_its_own_largest_model():
 
 def test_agrees_with_scipy():
     x, y = np.log([m.parameters for m in MODELS]), [m.b for m in MODELS]
-    right, made = stats.linregress(x, y), paper(MODELS).b
-    assert (made.slope.value, made.slope.se) == pytest.approx((right.slope, right.stderr))
-    assert (made.intercept.value, made.intercept.se) == pytest.approx((right.intercept, right.intercept_stderr))
-    predicted = made.predict(72.0)
+    right, trend = stats.linregress(x, y), paper(MODELS).b
+    assert (trend.slope.value, trend.slope.se) == pytest.approx((right.slope, right.stderr))
+    assert (trend.intercept.value, trend.intercept.se) == pytest.approx((right.intercept, right.intercept_stderr))
+    predicted = trend.predict(72.0)
     rest = y - right.intercept - right.slope * x
     spread = math.sqrt(rest @ rest / 3 * (1 + 1 / 5 + (math.log(72) - x.mean()) ** 2 / (5 * x.var())))
     half = stats.t.ppf(0.975, 3) * spread
     assert predicted.value == pytest.approx(right.intercept + right.slope * math.log(72))
     assert (predicted.low, predicted.high) == pytest.approx((predicted.value - half, predicted.value + half))
-    assert made.rmse == pytest.approx(np.sqrt(np.mean(rest**2)))
+    assert trend.rmse == pytest.approx(np.sqrt(np.mean(rest**2)))
 
 
 def test_the_end_is_judged_as_statsmodels_judges_an_outlier():
@@ -58,52 +58,44 @@ def test_the_end_is_judged_as_statsmodels_judges_an_outlier():
 @given(st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1), st.floats(-1, 1))
 def test_recovers_lines_without_noise_and_does_not_warn(a0, a1, b0, b1):
     size = np.array([0.5, 1.5, 3, 7, 32])
-    made = scale(size, a0 + a1 * np.log(size), b0 + b1 * np.log(size))
-    assert (made.a.intercept.value, made.a.slope.value) == pytest.approx((a0, a1), abs=1e-9)
-    predicted = made.predict(100)
+    trend = scale(size, a0 + a1 * np.log(size), b0 + b1 * np.log(size))
+    assert (trend.a.intercept.value, trend.a.slope.value) == pytest.approx((a0, a1), abs=1e-9)
+    predicted = trend.predict(100)
     assert predicted.b.value == pytest.approx(b0 + b1 * math.log(100), abs=1e-9)
     assert predicted.ceiling.value == pytest.approx(predicted.b.value - predicted.a.value, abs=1e-9)
-    assert made.warnings == ()
-    np.testing.assert_allclose(made.a.left_out, 0, atol=1e-9)
+    assert trend.warnings == ()
+    np.testing.assert_allclose(trend.a.left_out, 0, atol=1e-9)
 
 
 def test_the_unit_of_the_sizes_and_their_order_do_not_matter():
-    shuffled = [MODELS[i] for i in (3, 0, 4, 2, 1)]
-    made, counted = paper(MODELS), scale(*([f(m) for m in shuffled] for f in (lambda m: 1e9 * m.parameters, A, B)))
-    assert counted.predict(72e9).ceiling.high == pytest.approx(made.predict(72).ceiling.high)
-    np.testing.assert_allclose(counted.a.left_out, made.a.left_out)
-    assert counted.warnings == made.warnings
-
-
-def A(model):
-    return model.a
-
-
-def B(model):
-    return model.b
+    columns = zip(*((1e9 * MODELS[i].parameters, MODELS[i].a, MODELS[i].b) for i in (3, 0, 4, 2, 1)), strict=True)
+    trend, counted = paper(MODELS), scale(*columns)
+    assert counted.predict(72e9).ceiling.high == pytest.approx(trend.predict(72).ceiling.high)
+    np.testing.assert_allclose(counted.a.left_out, trend.a.left_out)
+    assert counted.warnings == trend.warnings
 
 
 def test_a_size_is_left_out_with_all_its_runs():
     size = [1, 1, 3, 3, 9]
     y = np.array([0.1, 0.3, 0.4, 0.4, 0.9])
     line = np.polyfit(np.log([3, 3, 9]), y[2:], 1)
-    made = scale(size, y, y)
-    np.testing.assert_allclose(made.a.left_out[:2], np.polyval(line, 0) - y[:2])
+    trend = scale(size, y, y)
+    np.testing.assert_allclose(trend.a.left_out[:2], np.polyval(line, 0) - y[:2])
 
 
 def test_a_bend_in_the_middle_is_seen_by_the_quadratic_term():
     size = np.exp(np.arange(8.0))
     bowl = 0.01 * (np.arange(8) - 3.5) ** 2 + np.array([1, -1, 1, -1, 1, -1, 1, -1]) * 0.02
-    made = scale(size, bowl, bowl)
-    assert made.a.bend_p < 0.05
-    assert any(sentence.startswith("a ") for sentence in made.warnings)
+    trend = scale(size, bowl, bowl)
+    assert trend.a.bend_p < 0.05
+    assert any(sentence.startswith("a ") for sentence in trend.warnings)
 
 
 def test_three_sizes_cannot_show_a_bend():
-    made = paper(MODELS[:3])
-    assert math.isnan(made.a.bend_p)
-    assert math.isnan(made.a.end_p)
-    assert made.warnings == ("Three sizes leave no room to see whether the line bends.",)
+    trend = paper(MODELS[:3])
+    assert math.isnan(trend.a.bend_p)
+    assert math.isnan(trend.a.end_p)
+    assert trend.warnings == ("Three sizes are too few to see whether the line bends.",)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
-"""The entropy-performance law of arXiv 2505.22617 (Eq. 6): read logs of runs, fit R = -a exp(H) + b, forecast, compare.
+"""The law R = -a exp(H) + b (arXiv 2505.22617, Eq. 6): reads logs of runs, fits the law, forecasts and compares.
 
-Knows logs and numbers, and imports neither verl nor torch: it works on the metrics of any run, on any machine.
-:mod:`~verl_cov.law.plots` is not imported here, so that fitting does not cost an import of matplotlib; the modules that
-use statsmodels import it when they are first called, as that takes a second.
+It imports neither verl nor torch, so it works on the metrics of any run on any machine.
+
+    readers, keys, points, runs     from logs to points (entropy, score), of one run and of several
+    fit, series, ar1, estimate, diagnostics, forecast, compare, scale       the statistics
+    commands, tables, to_json, report, plots, watch, cli                    what `verl-cov fit` to `watch` show
+
+This module imports no pictures, so fitting does not load matplotlib; statsmodels, which takes a second to load, is
+imported at the first call that needs it.
 """
 
 from verl_cov.law.compare import Comparison, compare

@@ -1,14 +1,13 @@
-"""A straight line through points whose noise remembers itself: intervals that stay honest with few points.
+"""Linear regression under autocorrelated noise, with intervals that keep their promise for few points.
 
-Successive validations of a run share a policy, so their noise is autocorrelated, while the regressor, exp(H), only
-falls. Sandwich errors (Newey-West) need many points for that: at 20 points they cover 70 to 91 % where they claim 95
-(:func:`verl_cov.law.estimate.estimate`). Here the noise is a stationary AR(1) whose coefficient rho is not estimated
-and then believed, but averaged over: given rho, generalised least squares is exact and its errors are Student's t
-with n - 2 degrees of freedom; the restricted likelihood of the residuals (Harville 1974, doi:10.1093/biomet/61.2.383)
-says how well each rho fits; the answer is the mixture of those t distributions, rho being uniform on [-0.95, 0.95]
-beforehand. There is no optimiser in it, so there is one answer.
+Successive validations of a run share most of a policy, so their noise is autocorrelated, while the regressor, exp(H),
+only falls. The noise is modelled as a stationary AR(1). Its coefficient rho is not estimated and then taken for true,
+but averaged over: given rho, generalised least squares is exact and its errors are Student's t with n - p degrees of
+freedom; the restricted likelihood of the residuals (Harville 1974, doi:10.1093/biomet/61.2.383) weighs each rho; the
+result is the mixture of those t distributions under a uniform prior of rho on [-0.95, 0.95]. No optimiser is involved,
+so there is one answer.
 
-Where the steps are unevenly spaced the correlation across a gap g (1: the usual spacing) is sign(rho) |rho|^g.
+If the steps are unevenly spaced, the correlation across a gap g (1: the usual spacing) is sign(rho) |rho|^g.
 """
 
 from __future__ import annotations
@@ -16,23 +15,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from verl_cov.law.distributions import stdtr, stdtrit
-
-Array = NDArray[np.float64]
+from verl_cov.law.fit import Array
 
 RHO = np.linspace(-0.95, 0.95, 96)
-_BISECTIONS = 45  # the bracket, a few standard errors wide, shrinks by 2^45: float64 has no more to give
-_NEGLIGIBLE = 1e-9  # weight below which a component moves no quantile that anyone prints
+_BISECTIONS = 45  # shrinks the bracket, a few standard errors wide, by 2^45: to the precision of float64
+_NEGLIGIBLE = 1e-9  # relative weight below which a component moves no printed digit of a quantile
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What the points say about linear functions of the coefficients: Student's t for each rho, and a weight.
+    """Posterior of the coefficients: one Student's t for each of J values of rho, with a weight.
 
-    weight: [J], sums to 1. rho: [J]. params: [J, p]. cov: [J, p, p], squared scales. scale: [J], of the noise.
-    last: [J], residual of the last point. last_row: [p], its design. df: degrees of freedom.
+    weight: [J], sums to 1. rho: [J]. params: [J, p], coefficients. cov: [J, p, p], their squared scales. scale: [J], of
+    the noise. last: [J], residual of the last point. last_row: [p], its row of the design. df: degrees of freedom.
     """
 
     weight: Array
@@ -45,16 +42,15 @@ class Mixture:
     df: int
 
     def quantiles(self, contrasts: Array, level: float) -> tuple[Array, Array]:
-        """(low, high), each [K], of the functions contrasts [K, p] @ params: the central interval of probability
-        `level`."""
+        """Central intervals (low, high), each [K], of contrasts [K, p] @ params, with probability `level`."""
         centre, spread = self._components(contrasts)
         return self._mix(centre, spread, level)
 
     def predict(self, contrasts: Array, gap: Array, level: float) -> tuple[Array, Array]:
-        """(low, high), each [K], of the points that follow the last one, with design rows `contrasts` [K, p].
+        """Prediction intervals (low, high), each [K], of the points after the last one, with design rows [K, p].
 
-        gap: [K], spacings from each to the one before. The law is uncertain, each point has noise of its own, and of
-        the last residual something is left.
+        gap: [K], spacing from each point to the one before it. The intervals include the uncertainty of the
+        coefficients, each new point's noise, and what remains of the last residual.
         """
         phi = np.cumprod(correlation(self.rho, gap), axis=1)  # [J, K]
         # The new point is x'beta + phi u_last + fresh noise, and u_last = y_last - x_last'beta holds beta too.
@@ -64,25 +60,25 @@ class Mixture:
         return self._mix(centre, np.sqrt(variance), level)
 
     def standard_error(self, contrasts: Array) -> Array:
-        """[K] standard errors: root mean square over rho, plus the spread between the centres."""
+        """Standard errors [K] of contrasts [K, p] @ params: mean variance over rho plus variance of the centres."""
         centre, spread = self._components(contrasts)
         mean = self.weight @ centre
         return np.sqrt(self.weight @ (spread**2 + (centre - mean) ** 2))
 
     def tail(self, contrast: Array) -> float:
-        """Two-sided p-value of contrast @ params = 0."""
+        """Two-sided p-value of the hypothesis contrast [p] @ params = 0."""
         centre, spread = self._components(contrast[None])
         below = float(self.weight @ stdtr(self.df, -centre[:, 0] / spread[:, 0]))
         return 2 * min(below, 1 - below)
 
     def covariance(self) -> Array:
-        """[p, p] covariance of the coefficients, on the scale of `standard_error`."""
+        """Covariance [p, p] of the coefficients, on the scale of `standard_error`."""
         away = self.params - self.weight @ self.params
         return np.einsum("j,jpq->pq", self.weight, self.cov + away[:, :, None] * away[:, None, :])
 
     @property
     def autocorrelation(self) -> float:
-        """Mean of rho given the points."""
+        """Posterior mean of rho."""
         return float(self.weight @ self.rho)
 
     def _components(self, contrasts: Array) -> tuple[Array, Array]:
@@ -103,15 +99,15 @@ class Mixture:
 
 
 def correlation(rho: Array, gap: Array) -> Array:
-    """[J, K] correlation of the noise across each gap [K], for each rho [J]; 0 across an infinite gap."""
+    """Correlation [J, K] of the noise across each gap [K] for each rho [J]; 0 across an infinite gap."""
     return np.sign(rho)[:, None] * np.abs(rho)[:, None] ** gap
 
 
 def regress(design: Array, y: Array, gap: Array, *, rho: Array = RHO) -> Mixture:
-    """Regress y [n] on design [n, p], n > p, under AR(1) noise.
+    """Regress y [n] on the columns of design [n, p], n > p, under AR(1) noise. Source: see the module.
 
-    gap: [n], spacings since the previous point, inf where a new run starts (gap[0] is not looked at). The columns of
-    the design should be of order one. Source: see the module.
+    gap: [n], spacing since the previous point, inf where a new run starts (gap[0] is ignored). rho: [J], the grid to
+    average over. The columns of the design should be of order one.
     """
     n, p = design.shape
     gap = np.concatenate(([np.inf], gap[1:]))
@@ -125,7 +121,7 @@ def regress(design: Array, y: Array, gap: Array, *, rho: Array = RHO) -> Mixture
     inverse = np.linalg.inv(information)
     params = np.einsum("jpq,jnq,jn->jp", inverse, x, z)
     squares = ((z - np.einsum("jnp,jp->jn", x, params)) ** 2).sum(1)
-    # Points that lie on the line leave rounding errors: they must not choose a rho, or divide by zero.
+    # Points exactly on the line leave rounding errors only: these must neither choose a rho nor be divided by.
     squares = np.maximum(squares, n * (1e-13 * max(float(np.abs(y).max()), 1e-100)) ** 2)
     log_weight = -np.log(fresh).sum(1) - 0.5 * np.linalg.slogdet(information)[1] - 0.5 * (n - p) * np.log(squares)
     weight = np.exp(log_weight - log_weight.max())

@@ -1,44 +1,45 @@
-"""Do several runs share one law? In the paper (arXiv 2505.22617, Fig. 6) four RL algorithms do, two data sets do not.
+"""Tests whether several runs share one law. In the paper (arXiv 2505.22617, Fig. 6) four RL algorithms do.
 
-Two tests of equal (a, b): the F-test of one line against a line for each run, exact where the noise is independent and
-of one size in all runs; and a Wald test with each run's own covariance under AR(1) noise (:mod:`verl_cov.law.ar1`),
-which is the one to read: neighbouring validations are not independent, and the F-test then finds differences that are
-none.
+Equal (a, b) are tested by a Wald test with each run's own covariance under AR(1) noise (:mod:`verl_cov.law.ar1`). The
+F-test of one line against a line for each run is not offered: it takes neighbouring validations for independent, and
+then reports differences that do not exist.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from verl_cov.law.ar1 import Array, regress
+from verl_cov.law.ar1 import regress
 from verl_cov.law.distributions import fdtrc
-from verl_cov.law.estimate import Interval, Series, line_of, series
-from verl_cov.law.fit import fit
+from verl_cov.law.estimate import Interval
+from verl_cov.law.fit import Array, fit
+from verl_cov.law.series import Series, line_of, series
 
 _PAIRS_AT_ONCE = 50_000  # 40 MB of working memory, however many runs
+
+# (entropy, score) or (entropy, score, steps), each [n].
+Columns: TypeAlias = tuple[ArrayLike, ArrayLike] | tuple[ArrayLike, ArrayLike, ArrayLike]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The laws of G runs beside each other.
+    """The laws of G runs side by side.
 
-    names: G names. a, b, ceiling: one interval a run. f, f_p: statistic and p-value of the joint F-test. wald, wald_p:
-    of the joint Wald test, in the scale of F. pair_p: [G, G], Wald p-value of each pair, 1 on the diagonal.
-    pair_p_holm: the same, corrected for the number of pairs (Holm 1979). overlap: [G, G], whether the intervals of a
-    meet and those of b meet too. Intervals that do not meet differ; those that meet may differ still: the test decides.
+    names: of the runs. a, b, ceiling: one interval for each run. wald, wald_p: statistic (on the scale of F) and
+    p-value of the joint Wald test. pair_p: [G, G], Wald p-value of each pair, 1 on the diagonal. pair_p_holm: the same,
+    corrected for the number of pairs (Holm 1979). overlap: [G, G], whether two runs' intervals overlap in both a and b.
+    Runs without overlap differ; runs with overlap may differ too: the test decides.
     """
 
     names: tuple[str, ...]
     a: tuple[Interval, ...]
     b: tuple[Interval, ...]
     ceiling: tuple[Interval, ...]
-    f: float
-    f_p: float
     wald: float
     wald_p: float
     pair_p: Array
@@ -46,10 +47,10 @@ class Comparison:
     overlap: NDArray[np.bool_]
 
 
-def compare(runs: Mapping[str, tuple[Any, ...]], *, level: float = 0.95) -> Comparison:
-    """Compare the laws of runs: {name: (entropy, score) or (entropy, score, steps)}, each [n] (see `estimate`).
+def compare(runs: Mapping[str, Columns], *, level: float = 0.95) -> Comparison:
+    """Compare the laws of runs, given as {name: columns}; columns as in `estimate`.
 
-    Raises ValueError, with the run's name: as `estimate` does. Also for fewer than two runs.
+    Raises ValueError: as `estimate` does, with the run's name, or there are fewer than two runs.
     """
     if len(runs) < 2:
         raise ValueError(f"a comparison needs at least two runs, got {len(runs)}")
@@ -57,16 +58,16 @@ def compare(runs: Mapping[str, tuple[Any, ...]], *, level: float = 0.95) -> Comp
     laws = []
     for name, columns in runs.items():
         try:
-            laws.append(fit(columns[0], columns[1]))
+            laws.append(fit(*columns[:2]))
             checked[name] = series(*columns)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
-    # One line standardises all runs, so that their coefficients are comparable and the matrices well conditioned.
+    # One scaling for all runs makes their coefficients comparable and the matrices well conditioned.
     line = line_of(np.concatenate([points.x for points in checked.values()]))
     params, covs, spans, errors, dfs = [], [], [], [], []
     for points in checked.values():
-        # Each run is regressed on its own scale: a run whose entropy hardly moves is a spike on the common one.
+        # Each run is regressed on its own scale: on the common one, a run whose entropy hardly moves is a spike.
         own = line_of(points.x)
         mixture = regress(own.design(points.x), points.score, points.gap)
         spans.append(mixture.quantiles(own.coefficients(), level))
@@ -87,37 +88,25 @@ def compare(runs: Mapping[str, tuple[Any, ...]], *, level: float = 0.95) -> Comp
         )
         for i, key in enumerate(("a", "b", "ceiling"))
     }
-    f, f_p = _f_test(list(checked.values()))
     wald, wald_p = _wald(theta, cov, df)
     pairs = _pairs(theta, cov, df)
     return Comparison(
         names=tuple(checked),
         **intervals,
-        f=f,
-        f_p=f_p,
         wald=float(wald),
         wald_p=float(wald_p),
         pair_p=pairs,
         pair_p_holm=_holm(pairs),
-        overlap=_meet(intervals["a"]) & _meet(intervals["b"]),
+        overlap=_overlap(intervals["a"]) & _overlap(intervals["b"]),
     )
 
 
-def _f_test(runs: list[Series]) -> tuple[float, float]:
-    pooled = fit(np.concatenate([r.entropy for r in runs]), np.concatenate([r.score for r in runs]))
-    one = pooled.n * pooled.rmse**2
-    each = sum(r.score.size * fit(r.entropy, r.score).rmse ** 2 for r in runs)
-    above, below = 2 * (len(runs) - 1), pooled.n - 2 * len(runs)
-    floor = pooled.n * (1e-13 * max(float(np.abs(np.concatenate([r.score for r in runs])).max()), 1e-100)) ** 2
-    f = max(one - each, 0.0) / above / (max(each, floor) / below)
-    return float(f), float(fdtrc(above, below, f))
-
-
 def _wald(theta: Array, cov: Array, df: Array) -> tuple[Array, Array]:
-    """(statistic, p-value), each [...]: are the G vectors theta [..., G, p], of covariances cov [..., G, p, p], equal?
+    """Test whether G vectors theta [..., G, p] of covariances cov [..., G, p, p] are equal: (statistic, p), each [...].
 
-    Weighted squares about the weighted mean, against F by the Welch-James approximation (Johansen 1980,
-    doi:10.1093/biomet/67.1.85): against chi-squared, with few degrees of freedom df [..., G], much would look real.
+    df: [..., G], degrees of freedom. The weighted squares about the weighted mean are compared with F by the
+    Welch-James approximation (Johansen 1980, doi:10.1093/biomet/67.1.85); with few degrees of freedom a comparison with
+    chi-squared would call too many differences real.
     """
     runs, p = theta.shape[-2:]
     weight = np.linalg.inv(cov)
@@ -143,8 +132,10 @@ def _pairs(theta: Array, cov: Array, df: Array) -> Array:
 
 
 def _holm(p: Array) -> Array:
-    """[G, G] p-values corrected for all pairs (statsmodels' multipletests does it too, and collects garbage first: more
-    time than the rest of a comparison)."""
+    """[G, G] p-values corrected for all pairs.
+
+    (statsmodels' multipletests runs the garbage collector first, which takes longer than the rest of a comparison.)
+    """
     upper = np.triu_indices(len(p), 1)
     each = p[upper]
     order = np.argsort(each)
@@ -154,6 +145,6 @@ def _holm(p: Array) -> Array:
     return out
 
 
-def _meet(intervals: tuple[Interval, ...]) -> NDArray[np.bool_]:
+def _overlap(intervals: tuple[Interval, ...]) -> NDArray[np.bool_]:
     low, high = np.array([i.low for i in intervals]), np.array([i.high for i in intervals])
     return (low[:, None] <= high) & (low <= high[:, None])

@@ -1,30 +1,31 @@
-"""scipy's distribution functions, by scipy's names, loaded at the first call.
+"""scipy's distribution functions, under scipy's names, imported at the first call.
 
-The recipes and the trainer's processes read logs through this package: for that numpy is enough (scipy is in the extra
-`law`).
+Recipes and training processes read logs through this package and have numpy only; scipy belongs to the extra `law`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from numpy.typing import ArrayLike
+
+from verl_cov.law.fit import Array
 
 
-def stdtr(df: Any, t: Any) -> Any:
-    """Student's distribution function."""
+def stdtr(df: ArrayLike, t: ArrayLike) -> Array:
+    """Student's t: probability below `t`."""
     from scipy import special
 
     return special.stdtr(df, t)
 
 
-def stdtrit(df: Any, p: Any) -> Any:
-    """Its inverse."""
+def stdtrit(df: ArrayLike, p: ArrayLike) -> Array:
+    """Student's t: the value below which the probability is `p`."""
     from scipy import special
 
     return special.stdtrit(df, p)
 
 
-def fdtrc(above: Any, below: Any, f: Any) -> Any:
-    """The upper tail of the F distribution."""
+def fdtrc(above: ArrayLike, below: ArrayLike, f: ArrayLike) -> Array:
+    """F distribution: probability above `f`."""
     from scipy import special
 
     return special.fdtrc(above, below, f)

@@ -1,4 +1,4 @@
-"""The paper's own laws as an example data set: Qwen2.5 on mathematics, 0.5B to 32B (data/qwen2.5-math.csv)."""
+"""The paper's own laws as example data: Qwen2.5 on mathematics, 0.5B to 32B (data/qwen2.5-math.csv)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from verl_cov.law.ar1 import Array
+from verl_cov.law.fit import Array
 
 
 @dataclass(frozen=True)

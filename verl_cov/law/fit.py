@@ -1,25 +1,27 @@
-"""The law R = -a exp(H) + b (arXiv 2505.22617, Eq. 6) by least squares.
+"""Fits the law R = -a exp(H) + b (arXiv 2505.22617, Eq. 6) by least squares.
 
-R is the validation score and H the policy's entropy in nats per token. The paper prints no fitting procedure. The law
-is linear in exp(H), so ordinary least squares has a closed form: no start values, no iterations, one answer.
+R is the validation score and H the policy's entropy in nats per token. The paper does not print its fitting procedure.
+The law is linear in exp(H), so ordinary least squares has a closed form: no start values, no iterations, one answer.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias, overload
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+
+Array: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class LawFit:
-    """R = -a exp(H) + b, fitted.
+    """The fitted law R = -a exp(H) + b.
 
     a, b: the coefficients, in units of the score. a > 0 says that the score was bought with entropy.
     ceiling: b - a, the score that the law predicts when no entropy is left (H = 0).
-    r2: share of the score's variance that the law explains, <= 1; nan where the score does not vary.
+    r2: share of the score's variance that the law explains, <= 1; nan if the score does not vary.
     rmse: root of the mean squared residual over the fitted points, in units of the score.
     n: number of fitted points.
     """
@@ -31,20 +33,26 @@ class LawFit:
     rmse: float
     n: int
 
-    def predict(self, entropy: ArrayLike) -> Any:
-        """Score at `entropy` (nats per token): a float for a number, an array of the same shape for an array."""
-        score = self.b - self.a * np.exp(np.asarray(entropy, dtype=np.float64))
+    @overload
+    def predict(self, entropy: float) -> float: ...
+
+    @overload
+    def predict(self, entropy: Array) -> Array: ...
+
+    def predict(self, entropy: ArrayLike) -> float | Array:
+        """The score at `entropy` (nats per token): a float for a number, an array of the same shape for an array."""
+        score = np.asarray(self.b - self.a * np.exp(np.asarray(entropy, dtype=np.float64)))
         return score if score.ndim else float(score)
 
 
 def fit(entropy: ArrayLike, score: ArrayLike) -> LawFit:
-    """Fit the law to points (entropy[i], score[i]).
+    """Fit the law to the points (entropy[i], score[i]).
 
     entropy: [n], nats per token. score: [n], in any unit (the paper: accuracy from 0 to 1). The order of the points
-    does not matter, to the last bit.
+    does not change a single bit of the result.
 
-    Raises ValueError: lengths unequal, a value that is not finite, fewer than three distinct entropies. (Two points
-    always lie on the curve: such a fit would claim R2 = 1 and know nothing.)
+    Raises ValueError: the lengths differ, a value is not finite, or there are fewer than three distinct entropies. (The
+    curve passes through any two points: such a fit would claim R2 = 1 and know nothing.)
     """
     h = np.asarray(entropy, dtype=np.float64)
     r = np.asarray(score, dtype=np.float64)
@@ -53,7 +61,9 @@ def fit(entropy: ArrayLike, score: ArrayLike) -> LawFit:
     for name, values in (("entropy", h), ("score", r)):
         bad = np.flatnonzero(~np.isfinite(values))
         if bad.size:
-            raise ValueError(f"{name}[{bad[0]}] is {values[bad[0]]}: drop the points without a value, `points` does so")
+            raise ValueError(
+                f"{name}[{bad[0]}] is {values[bad[0]]}: drop the points that lack a value, as `points` does"
+            )
 
     order = np.lexsort((r, h))  # sums in float64 depend on the order: fix it
     h, r = h[order], r[order]

@@ -1,8 +1,8 @@
-"""How early was a run predictable? Fit the law to the first points of a run and predict the rest from their entropy.
+"""Fits the law to the first points of a run and predicts the scores of the others from their entropy.
 
 The paper (arXiv 2505.22617, Fig. 5) fits the first 36 steps, 15 % of the run, and predicts the next 200 with a root
-mean squared error of 0.9 points (mathematics). That needs the entropy of the steps predicted. A forecast that does not
-is in the estimate of the first points: `Forecast.estimate.ceiling`, `.gain(entropy now)`, `.at(an entropy)`.
+mean squared error of 0.9 points (mathematics). That uses the entropy of the predicted steps. For a forecast that needs
+no later entropy, ask the estimate of the first points: `Forecast.estimate.ceiling`, `.gain(entropy)`, `.at(entropy)`.
 """
 
 from __future__ import annotations
@@ -14,23 +14,26 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from verl_cov.law.ar1 import Array, regress
-from verl_cov.law.estimate import Estimate, Interval, estimate, series
+from verl_cov.law.ar1 import regress
+from verl_cov.law.estimate import Estimate, Interval, estimate
+from verl_cov.law.fit import Array
+from verl_cov.law.series import series
 
 SHARE = 0.15  # the paper's
 SHARES = (0.10, 0.15, 0.20, 0.30, 0.50, 0.75)
-FEWEST = 3  # points that a line needs to say anything about its own error
+FEWEST = 3  # points: a line through fewer says nothing about its own error
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A law fitted to the first points of a run, against the rest.
+    """A law fitted to the first points of a run, beside the points that followed.
 
-    estimate: the fit, `ar1`. step, entropy, score: [m], of the points predicted. predicted: [m], by the law alone, as
-    in the paper. low, high: [m], prediction intervals: uncertainty of the law, plus noise, plus what is left of the
-    last fitted residual, whose pull can shift an interval off `predicted` for the first points. share, n: of the points
-    that were fitted. rmse_rest: over the points predicted, in units of the score. final_error: predicted less real
-    score at the last point. coverage: share of the points predicted that lie in their interval.
+    estimate: the fit to the first points. step, entropy, score: [m], of the predicted points. predicted: [m], by the
+    law alone, as in the paper. low, high: [m], prediction intervals: they include the law's uncertainty, new noise and
+    the remainder of the last fitted residual, which can shift an interval off `predicted` for the first predicted
+    points. share, n: share and number of the fitted points. rmse_rest: over the predicted points, in units of the
+    score. final_error: predicted minus real score at the last point. coverage: share of the predicted points that lie
+    in their interval.
     """
 
     estimate: Estimate
@@ -49,7 +52,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Origin:
-    """One row of `rolling_origin`: what a fit to the first `share` of the points, n of them, knew. As in `Forecast`."""
+    """One row of `rolling_origin`: how well the first n points predicted the others. Fields as in `Forecast`."""
 
     share: float
     n: int
@@ -65,9 +68,9 @@ def forecast(
     """Fit the first `share` of one run's points, by step, and predict the others.
 
     steps, entropy (nats per token), score: [n]. share: rounded up to whole points, at least 3. level: of the intervals.
-    Three points leave one degree of freedom: such intervals are right and wide.
+    Three points leave one degree of freedom: the intervals are then correct but wide.
 
-    Raises ValueError: as `estimate` does, a share outside (0, 1), no points left to predict.
+    Raises ValueError: as `estimate` does, or the share is outside (0, 1), or no points are left to predict.
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}")
@@ -76,10 +79,10 @@ def forecast(
     # Rounded before it is rounded up: 0.07 x 100 is 7.000000000000001 in float64.
     k = max(FEWEST, math.ceil(round(share * h.size, 9)))
     if k >= h.size:
-        raise ValueError(f"{h.size} points leave none to predict after the first {k}")
+        raise ValueError(f"{h.size} points are too few: the first {k} are fitted, and none is left to predict")
     if not (np.isfinite(h).all() and np.isfinite(r).all()):
-        raise ValueError("entropy and score must be finite: drop the points without a value")
-    known = estimate(h[:k], r[:k], at[:k], level=level, method="ar1")
+        raise ValueError("entropy and score must be finite: drop the points that lack a value")
+    known = estimate(h[:k], r[:k], at[:k], level=level)
     mixture = regress(known.line.design(points.x[:k]), r[:k], points.gap[:k])
     low, high = mixture.predict(known.line.design(points.x[k:]), points.gap[k:], level)
     predicted = known.law.predict(h[k:])
@@ -108,16 +111,16 @@ def rolling_origin(
     shares: Sequence[float] = SHARES,
     level: float = 0.95,
 ) -> list[Origin]:
-    """`forecast` from several shares of one run, a row each: how early was this run predictable?
+    """Run `forecast` with several shares of one run, to see how early the run was predictable.
 
-    Arguments and errors as in `forecast`. A share that gives no more points than the one before has no row.
+    Arguments as in `forecast`. A share that cannot be fitted, or gives no more points than the one before, has no row.
     """
     rows: list[Origin] = []
     for share in sorted(shares):
         try:
-            made = forecast(steps, entropy, score, share=share, level=level)
-        except ValueError:  # the first points may all have one entropy: a later share has more
+            row = forecast(steps, entropy, score, share=share, level=level)
+        except ValueError:  # the first points may all have the same entropy; a later share has more
             continue
-        if not rows or made.n > rows[-1].n:
-            rows.append(Origin(share, made.n, made.rmse_rest, made.final_error, made.coverage, made.estimate.ceiling))
+        if not rows or row.n > rows[-1].n:
+            rows.append(Origin(share, row.n, row.rmse_rest, row.final_error, row.coverage, row.estimate.ceiling))
     return rows

@@ -1,4 +1,4 @@
-"""`verl-cov report`: what the law says of some runs, on one page that needs no other file."""
+"""The page of `verl-cov report`: what the law says about some runs, as HTML that needs no other file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import base64
 import html
 from collections.abc import Sequence
 
+from matplotlib.figure import Figure
+
 from verl_cov import __version__
-from verl_cov.law import commands, figures
-from verl_cov.law.estimate import Estimate, Interval
+from verl_cov.law import commands, tables
+from verl_cov.law.estimate import Estimate
+from verl_cov.law.plots import laws, style
 from verl_cov.law.points import Points
 
 _STYLE = """
@@ -19,17 +22,17 @@ td, th { padding: .2em .8em; text-align: right; border-bottom: 1px solid #eee } 
 .warning { background: #fff4e0; border-left: 4px solid #e69f00; padding: .4em .8em; margin: .4em 0 }
 .note { color: #666; font-size: .9em } .big { font-size: 1.15em }
 """
+_MOST_HEADLINES = 6
 
 
 def page(runs: Sequence[Points], share: float) -> str:
-    """The page as HTML. Raises ValueError as the fits do."""
-    fitted = commands.fit_each(runs)
-    parts = [_headline(fitted), _picture(figures.png(figures.laws(fitted)), "score against entropy with the laws")]
-    parts += [_laws(fitted)]
-    if len(fitted) > 1:
-        parts += _compared(runs)
-    for run, law in fitted:
-        parts += _run(run, law, share)
+    """The page as HTML. share: of the points that the forecasts are fitted to. Raises ValueError as the fits do."""
+    fits = commands.fit_each(runs)
+    parts = [_headlines(fits), _picture(laws.fits(fits), "score against entropy with the laws"), _laws(fits)]
+    if len(fits) > 1:
+        parts += _comparison(runs)
+    for run, law in fits:
+        parts += _section(run, law, share)
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -41,71 +44,54 @@ def page(runs: Sequence[Points], share: float) -> str:
     )
 
 
-def _compared(runs: Sequence[Points]) -> list[str]:
-    parts = ["<h2>Do the runs share one law?</h2>"]
-    try:
-        found = commands.compare_runs(runs)
-    except ValueError as error:
-        return [*parts, f"<p>They were not compared: {_text(str(error))}.</p>"]
-    parts += [f"<p>{_text(line)}</p>" for line in commands.compare_lines(runs, found)]
-    return [*parts, _picture(figures.png(figures.comparison(found)), "intervals of a, b and the ceiling")]
-
-
-def _headline(fitted: Sequence[tuple[Points, Estimate]]) -> str:
-    lines = "".join(f'<p class="big">{_text(commands.left_line(run, law))}.</p>' for run, law in fitted[:6])
-    rest = len(fitted) - 6
+def _headlines(fits: Sequence[tuple[Points, Estimate]]) -> str:
+    lines = "".join(f'<p class="big">{_text(tables.gain_line(run, law))}.</p>' for run, law in fits[:_MOST_HEADLINES])
+    rest = len(fits) - _MOST_HEADLINES
     return lines + (f"<p>{rest} more runs are below.</p>" if rest > 0 else "")
 
 
-def _laws(fitted: Sequence[tuple[Points, Estimate]]) -> str:
+def _laws(fits: Sequence[tuple[Points, Estimate]]) -> str:
     rows = [
-        (
-            run.name,
-            _ends(law.a),
-            _ends(law.b),
-            _ends(law.ceiling),
-            f"{law.law.r2:.3f}",
-            f"{law.law.rmse:.3g}",
-            str(law.n),
-        )
-        for run, law in fitted
+        (run.name, *map(tables.with_ends, (law.a, law.b, law.ceiling)), *_quality(law), str(law.n)) for run, law in fits
     ]
     return _table(("run", "a", "b", "ceiling b - a", "R²", "RMSE", "points"), rows)
 
 
-def _run(run: Points, law: Estimate, share: float) -> list[str]:
-    parts = [f"<h2>{_text(run.name)}</h2>"]
-    parts += [f'<p class="warning">{_text(warning)}</p>' for warning in law.warnings]
+def _quality(law: Estimate) -> tuple[str, str]:
+    return f"{law.law.r2:.3f}", f"{law.law.rmse:.3g}"
+
+
+def _comparison(runs: Sequence[Points]) -> list[str]:
+    title = "<h2>Do the runs share one law?</h2>"
     try:
-        ((_, made, origins),) = commands.forecast_each([run], share)
+        comparison = commands.compare_runs(runs)
     except ValueError as error:
-        parts.append(f"<p>No forecast: {_text(str(error))}.</p>")
-    else:
-        parts.append(
-            f"<p>Fitted to the first {made.n} of {run.steps.size} points and given the entropy of the others, the law "
-            f"misses them by {made.rmse_rest:.3g} (root mean square) and the last by {made.final_error:+.3g}; "
-            f"{100 * made.coverage:.0f} % of them lie in their intervals.</p>"
-        )
-        parts.append(_picture(figures.png(figures.forecast(run, made)), f"forecast of {run.name}"))
-        rows = [
-            (
-                f"{100 * row.n / run.steps.size:.0f} %",
-                str(row.n),
-                _ends(row.ceiling),
-                f"{row.rmse_rest:.3g}",
-                f"{row.final_error:+.3g}",
-                f"{100 * row.coverage:.0f} %",
-            )
-            for row in origins
-        ]
-        header = ("first", "points", "ceiling", "RMSE of the rest", "error at the end", "in the interval")
-        parts += ["<p>How early was it predictable?</p>", _table(header, rows)]
-    parts += [f'<p class="note">{_text(note)}</p>' for note in run.notes]
-    return parts
+        return [title, f"<p>They were not compared: {_text(str(error))}.</p>"]
+    lines = [f"<p>{_text(line)}</p>" for line in tables.compare_lines(runs, comparison)]
+    return [title, *lines, _picture(laws.comparison(comparison), "intervals of a, b and the ceiling")]
 
 
-def _ends(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def _section(run: Points, law: Estimate, share: float) -> list[str]:
+    title = f"<h2>{_text(run.name)}</h2>"
+    warnings = [f'<p class="warning">{_text(warning)}</p>' for warning in law.warnings]
+    notes = [f'<p class="note">{_text(note)}</p>' for note in run.notes]
+    return [title, *warnings, *_forecast(run, share), *notes]
+
+
+def _forecast(run: Points, share: float) -> list[str]:
+    try:
+        ((_, prediction, origins),) = commands.forecast_each([run], share)
+    except ValueError as error:
+        return [f"<p>No forecast: {_text(str(error))}.</p>"]
+    return [
+        f"<p>Fitted to the first {prediction.n} of {run.steps.size} points and given the entropy of the others, the "
+        f"law misses them by {prediction.rmse_rest:.3g} (root mean square) and the last by "
+        f"{prediction.final_error:+.3g}; "
+        f"{100 * prediction.coverage:.0f} % of them lie in their intervals.</p>",
+        _picture(laws.forecast(run, prediction), f"forecast of {run.name}"),
+        "<p>How early was it predictable?</p>",
+        _table(tables.FORECAST_COLUMNS, [tables.forecast_row(run, origin) for origin in origins]),
+    ]
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -114,8 +100,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{cells}</tr>{body}</table>"
 
 
-def _picture(content: bytes, alternative: str) -> str:
-    return f'<img alt="{_text(alternative)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+def _picture(figure: Figure, alternative: str) -> str:
+    content = base64.b64encode(style.png(figure)).decode()
+    return f'<img alt="{_text(alternative)}" src="data:image/png;base64,{content}">'
 
 
 def _text(value: str) -> str:

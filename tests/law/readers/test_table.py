@@ -22,7 +22,7 @@ def test_an_exported_chart_is_several_runs(tmp_path):
     assert runs["free"].keys() == ["actor/entropy"]
     assert runs["free"].steps.tolist() == [1, 3]
     assert runs["free"].damaged == 0
-    with pytest.raises(NoPoints, match=r"holds 2 runs \(free, kl - a\): name one, as in 'wandb_export.csv::free'"):
+    with pytest.raises(NoPoints, match=r"holds 2 runs \(free, kl - a\): choose one, as in 'wandb_export.csv::free'"):
         read_metrics(path)
     with pytest.raises(NoPoints, match="holds no run 'nobody', but free, kl - a"):
         read_metrics(f"{path}::nobody")

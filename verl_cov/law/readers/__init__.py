@@ -1,4 +1,4 @@
-"""Read the metrics of runs, whatever logged them.
+"""Reads the metrics of runs, whatever logger wrote them.
 
 | log                                   | recognised by                        | module          |
 |---------------------------------------|--------------------------------------|-----------------|
@@ -11,7 +11,7 @@
 
 What the numbers mean, whatever the format (verl 0.9.1, trainer/ppo/v1/trainer_base.py): at step n `actor/entropy` and
 `critic/score/mean` describe the policy *before* update n (its rollouts), and `val-*` the policy *after* it; step 0
-holds validation only. :mod:`verl_cov.law.points` pairs them.
+has a validation only. :mod:`verl_cov.law.points` pairs them.
 """
 
 from __future__ import annotations
@@ -54,14 +54,16 @@ def read_metrics(
     paths: str | PathLike[str] | Iterable[str | PathLike[str]],
     progress: Callable[[int, int], None] | None = None,
 ) -> Run:
-    """Read one log, or several of one run in the order they were written: files, or folders of TensorBoard or W&B.
+    """Read one log, or several logs of one run in the order they were written.
 
-    A step in several records keeps every key; where a key comes twice the last value wins. A line that is not a record
-    (cut off, damaged) is counted in `Run.damaged` and otherwise ignored: a file that is no log at all gives a run
-    without records. progress is called with (bytes read, bytes there are).
+    paths: files, or folders of TensorBoard or W&B. progress: called with (bytes read, bytes in total).
 
-    Raises NoPoints, which is a ValueError: several runs in one table, or a package that is needed is missing; NoLog,
-    which is a FileNotFoundError too: there is no such file, or no log in the folder.
+    A step with several records keeps every key; if a key occurs twice the last value wins. A line that is not a record
+    (cut off, damaged) is counted in `Run.damaged` and otherwise ignored, so a file that is not a log gives a run
+    without records.
+
+    Raises NoPoints, a ValueError: a table holds several runs, or a package for this format is not installed; NoLog,
+    also a FileNotFoundError: there is no such file, or no log in the folder.
     """
     if isinstance(paths, (str, PathLike)):
         paths = [paths]
@@ -75,7 +77,7 @@ def _records(files: list[Path], progress: Callable[[int, int], None]) -> Records
     for file, size in zip(files, sizes, strict=True):
 
         def tell(done: int, before: int = before, size: int = size) -> None:
-            progress(before + min(done, size), total)  # a file that is being written grows under our hands
+            progress(before + min(done, size), total)  # a file that is still being written grows meanwhile
 
         yield from _file(file, tell)
         before += size

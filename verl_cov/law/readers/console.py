@@ -1,16 +1,16 @@
 """verl's `console` logger: lines `step:12 - actor/entropy:0.53 - critic/score/mean:np.float64(0.61) - ...`.
 
-Such a log is what a terminal or a job's output file got, so around the records there is everything else:
+Such a log is a terminal's or a job's whole output, so the records are mixed with everything else:
 
 - Ray puts `(TaskRunnerV1 pid=123, ip=10.0.0.2)` and colours before a line; progress bars overwrite themselves with
-  carriage returns, and the line they share with a record has no line feed between the two;
-- other processes' lines come between records, or tear one apart. What is left of a torn record is kept, without the
-  value at the tear, and counted as damaged;
+  carriage returns, and no line feed separates them from a record on the same line;
+- other processes' lines come between records, or tear one apart. The rest of a torn record is kept, without the value
+  at the tear, and the record is counted as damaged;
 - a terminal's capture is wrapped: the record goes on in the next lines, all as wide as the first. They are joined if
-  the result is a record to its end. (A number cut in two by its first wrap, and torn from its rest by another process
-  right there, cannot be told from a whole one.)
+  the result is a complete record. (A number that is cut in two by its first wrap, and torn from its rest by another
+  process at the same place, cannot be told from a whole one.)
 
-The file is read in pieces and nothing but the records is kept.
+The file is read in pieces, and only the records are kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import BinaryIO
 from verl_cov.law.readers.run import Record, Records, Tell
 
 _CHUNK = 1 << 20
-_LONGEST_LINE = 16 << 20  # no record is: a file without line ends must not fill the memory
+_LONGEST_LINE = 16 << 20  # longer than any record: a file without line ends must not fill the memory
 _MOST_LINES = 500  # of a wrapped record: a table as wide as the record must not be tried line by line for ever
 _WIDEST_TERMINAL = 1000  # columns; verl's own lines are longer from the first update on
 
@@ -62,7 +62,7 @@ def records(path: Path, tell: Tell) -> Records:
 
 
 def has_record(path: Path, within: int = 64 << 20) -> bool:
-    """Whether there is a record in the first `within` bytes. (Starting up, verl prints megabytes.)"""
+    """Whether there is a record in the first `within` bytes. (verl prints megabytes while it starts.)"""
     position = 0
 
     def tell(done: int) -> None:
@@ -79,7 +79,7 @@ def has_record(path: Path, within: int = 64 << 20) -> bool:
 
 
 def _lines(file: BinaryIO, tell: Tell) -> Iterator[tuple[bytes, bool]]:
-    """Lines, and whether a line end follows. A carriage return alone is one: the text before it was overwritten."""
+    """The lines, each with whether it has a line end. A carriage return is one: the text before it was overwritten."""
     rest = b""
     done = 0
     while chunk := file.read(_CHUNK):
@@ -97,9 +97,9 @@ def _lines(file: BinaryIO, tell: Tell) -> Iterator[tuple[bytes, bool]]:
 
 
 def _continues(parts: list[str], text: str) -> bool:
-    """Whether `text` may be the next line of the wrapped record `parts`: they fill the width, and it is nobody else's.
+    """Whether `text` may be the next line of the wrapped record `parts`: they fill the width, and no one else wrote it.
 
-    A column more or less: who copies from a terminal loses a blank at the edge.
+    The width may differ by one column, as copying from a terminal loses a blank at the edge.
     """
     width = len(parts[0])
     return (
@@ -112,7 +112,7 @@ def _continues(parts: list[str], text: str) -> bool:
 
 
 def _join(parts: list[str]) -> Iterator[Record]:
-    """The record in the first of the wrapped lines that make one: what follows may be somebody else's short line."""
+    """The record in as many of the wrapped lines as make one: the lines after it may be of another process."""
     for count in range(len(parts), 0, -1):
         text = "".join(parts[:count])
         record, whole = _parse(text, wrapped=count > 1)
@@ -130,7 +130,7 @@ def _join(parts: list[str]) -> Iterator[Record]:
 
 
 def _whole(text: str, cut: bool = False, wrapped: bool = False) -> Iterator[Record]:
-    """The record in `text`, then None if some of it is lost. cut: the end is missing, so the last value may be half."""
+    """The record in `text`, then None if part of it is lost. cut: the last value may be half."""
     record, whole = _parse(text, wrapped, cut)
     if record is not None:
         yield record
@@ -138,7 +138,7 @@ def _whole(text: str, cut: bool = False, wrapped: bool = False) -> Iterator[Reco
         yield None
 
 
-def _parse(text: str, wrapped: bool = False, cut: bool = False) -> tuple[tuple[int, dict[str, float]] | None, bool]:
+def _parse(text: str, wrapped: bool = False, cut: bool = False) -> tuple[Record, bool]:
     """(the record in `text` or None, whether all of it could be read)."""
     match = _START.search(text)
     if match is None:
@@ -147,7 +147,7 @@ def _parse(text: str, wrapped: bool = False, cut: bool = False) -> tuple[tuple[i
     items = _WRAPPED_SEPARATOR.split(rest) if wrapped else rest.split(" - ")
     if cut:
         del items[-1]
-    data = {}
+    data: dict[str, object] = {}
     for item in items:
         key, _, number = item.rpartition(":")
         value = _value(number)

@@ -1,10 +1,10 @@
-"""What every reader gives: the metrics of one run, one record a step."""
+"""What every reader returns: the metrics of one run, one record for each step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 AVERAGE_KEY = "val-cov/acc/sample_weighted"  # verl-cov: over all generations of all data sources
 SCORE_PREFIX = "val-core/"  # verl: val-core/{data source}/{variable}/mean@N
 
-# One record of a log: (step, its metrics). None stands for a line that was damaged, or for a damaged part of one.
-Record: TypeAlias = "tuple[int, dict[str, Any]] | None"
+# One record of a log: (step, its metrics). None stands for a damaged line, or a damaged part of a line.
+Record: TypeAlias = "tuple[int, dict[str, object]] | None"
 Records: TypeAlias = Iterator[Record]
-Tell: TypeAlias = Callable[[int], None]  # told how many bytes of the file have been read
+Tell: TypeAlias = Callable[[int], None]  # called with the number of bytes read so far
 
-# Columns that say the step, the best first: a trainer's own count before its logger's, which in W&B counts calls of
+# Columns that hold the step, the best first. A trainer's own count comes before its logger's, as W&B counts calls of
 # `log` (the Hugging Face trainers log training and evaluation of one step in two calls).
 STEP_KEYS = (
     "training/global_step",  # verl
@@ -30,31 +30,31 @@ STEP_KEYS = (
 
 
 class NoPoints(ValueError):
-    """There are no points to fit in what was given. The message is one line that names the fix."""
+    """The input gives no points to fit. The message is one line that names the fix."""
 
 
 class NoLog(NoPoints, FileNotFoundError):
-    """There is no log where one was said to be."""
+    """There is no log at the given path."""
 
 
 @dataclass(frozen=True)
 class Run:
     """The metrics of one run.
 
-    steps: [n], ascending, distinct. records: one dict a step. damaged: number of lines dropped, whole or in part.
-    repeats: how often a record did not come after the one before it and replaced most of what its step had. A resumed
-    run does that once a launch; where it is a habit, several runs write to one log. left_over: steps at the end that
-    were written before the log last began again from its first step: those of another run.
+    steps: [n], ascending, distinct. records: one dict for each step. damaged: number of lines dropped, whole or in
+    part. repeats: how often a record had no later step than the record before it and replaced most of its step's
+    values. A resumed run does so once at each launch; if it happens often, several runs write to one log. left_over:
+    number of last steps that were written before the log last began again from its first step: they are of another run.
     """
 
     steps: NDArray[np.int64]
-    records: tuple[dict[str, Any], ...]
+    records: tuple[dict[str, object], ...]
     damaged: int = 0
     repeats: int = 0
     left_over: int = 0
 
     def column(self, key: str) -> NDArray[np.float64]:
-        """[n] values of `key`, one a step; nan where the step has none, or none that is a number."""
+        """Values [n] of `key`, one for each step; nan if the step has no value or the value is not a number."""
         return np.array([_number(record.get(key)) for record in self.records], dtype=np.float64)
 
     def keys(self) -> list[str]:
@@ -63,16 +63,16 @@ class Run:
 
 
 def pick_score(keys: Iterable[str]) -> str | None:
-    """verl-cov's average over the data sources, or the first key in sorted order that starts with `val-core/`, a mean
-    over samples if there is one.
+    """The key of the validation score among `keys`, or None.
 
-    With several samples a prompt verl logs `best@N` beside `mean@N`, and the best of N is not the policy's score.
+    It is verl-cov's average over the data sources, or else the first key under `val-core/` in sorted order, means
+    first: with N samples for each prompt verl logs `best@N` too, and the best of N is not the policy's score.
     """
     keys = set(keys)
     if AVERAGE_KEY in keys:
         return AVERAGE_KEY
-    found = sorted(key for key in keys if key.startswith(SCORE_PREFIX))
-    return next((key for key in found if "/mean@" in key), found[0] if found else None)
+    scores = sorted(key for key in keys if key.startswith(SCORE_PREFIX))
+    return next((key for key in scores if "/mean@" in key), scores[0] if scores else None)
 
 
 def merge(records: Iterable[Record]) -> Run:
@@ -81,7 +81,7 @@ def merge(records: Iterable[Record]) -> Run:
     A step in several records keeps every key; where a key comes twice the last value wins. (A resumed verl run first
     validates, and logs that under the step it resumes from: a record with nothing but `val-*` keys.)
     """
-    merged: dict[int, dict[str, Any]] = {}
+    merged: dict[int, dict[str, object]] = {}
     damaged = repeats = 0
     last = furthest = -1  # furthest: since the log last began again from its first step
     for record in records:
@@ -113,18 +113,18 @@ def step_key(keys: Iterable[str]) -> str | None:
     return next((known[key] for key in STEP_KEYS if key in known), None)
 
 
-def whole_step(value: Any) -> int | None:
+def whole_step(value: object) -> int | None:
     """A step out of a number or its text, or None if it is not a whole number from 0 on."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
         number = float(value)
         return int(number) if number.is_integer() and 0 <= number < 2**53 else None
-    except (TypeError, ValueError, OverflowError):
+    except (ValueError, OverflowError):
         return None
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     if not isinstance(value, (int, float)):
         return float("nan")
     try:

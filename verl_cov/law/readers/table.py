@@ -19,7 +19,7 @@ _DELIMITERS = (",", "\t", ";")
 
 @dataclass(frozen=True)
 class Header:
-    """The first line of a table. columns: (run, key) by the column's number; run is "" where the table names none."""
+    """The first line of a table. columns: (run, key) by the column's number; run is "" if none is named."""
 
     delimiter: str
     width: int
@@ -39,7 +39,7 @@ def recognises(head: bytes) -> bool:
 
 
 def header(path: Path) -> Header | None:
-    """The header of a table; None if the file is none."""
+    """The header of a table, or None if the file is not a table."""
     with path.open("rb") as file:
         return _header(file.readline())
 
@@ -51,12 +51,12 @@ def split_run(path: Path) -> tuple[Path, str | None]:
 
 
 def records(path: Path, tell: Tell, run: str | None = None) -> Records:
-    """The rows of one run. Raises NoPoints if the table holds several and `run` is none of them."""
+    """The rows of one run. Raises NoPoints if the table holds several runs and `run` is not one of them."""
     top = header(path)
     assert top is not None  # recognised
     runs = top.runs()
     if run is None and len(runs) > 1:
-        raise NoPoints(f"{path} holds {len(runs)} runs ({_some(runs)}): name one, as in '{path.name}::{runs[0]}'")
+        raise NoPoints(f"{path} holds {len(runs)} runs ({_some(runs)}): choose one, as in '{path.name}::{runs[0]}'")
     if run is not None and run not in runs:
         raise NoPoints(f"{path} holds no run {run!r}, but {_some(runs)}")
     columns = {number: key for number, (name, key) in top.columns.items() if run is None or name == run}
@@ -77,7 +77,8 @@ def records(path: Path, tell: Tell, run: str | None = None) -> Records:
             if step is None:
                 yield None
                 continue
-            data = {key: number for column, key in columns.items() if (number := _number(row[column])) is not None}
+            numbers = {key: _number(row[column]) for column, key in columns.items()}
+            data: dict[str, object] = {key: number for key, number in numbers.items() if number is not None}
             if data:  # an empty row belongs to the other runs of the table
                 yield step, data
 

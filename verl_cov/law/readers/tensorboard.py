@@ -1,7 +1,7 @@
-"""TensorBoard event files, what verl's `tensorboard` logger and others write.
+"""TensorBoard event files, as verl's `tensorboard` logger and others write them.
 
-Every launch writes a file of its own into the run's folder, so a resumed run is several files; of a step that was
-trained twice the later file's values count. Values are float32, as TensorBoard stores scalars.
+Each launch writes its own file into the run's folder, so a resumed run has several files; for a step that was trained
+twice the later file's values count. Values are float32, as TensorBoard stores scalars.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from verl_cov.law.readers.run import NoPoints, Records, Tell
 
 PATTERN = "*tfevents*"
 
-_FRAME = 16  # bytes round an event: its length and two checksums
+_FRAME = 16  # bytes around an event: its length and two checksums
 
 
 def recognises(head: bytes) -> bool:
-    """Whether a file that begins with `head` is an event file: its first record says which version of them it is."""
+    """Whether a file that begins with `head` is an event file, whose first record names the format's version."""
     return b"brain.Event:" in head[:64]
 
 
 def event_files(folder: Path) -> list[Path]:
-    """The event files right in `folder`, oldest first: the time stands in the name."""
+    """The event files directly in `folder`, oldest first, by the time in their names."""
 
     def started(path: Path) -> tuple[int, str]:
         match = re.search(r"tfevents\.(\d+)", path.name)
@@ -33,17 +33,17 @@ def event_files(folder: Path) -> list[Path]:
 
 
 def records(path: Path, tell: Tell) -> Records:
-    """The scalars of one file, those that were written one after the other for a step in one record.
+    """The scalars of one file; those written for one step in a row make one record.
 
     Raises NoPoints if tensorboard is not installed.
     """
     try:
-        # The raw loader: the usual one first turns every scalar into a tensor, and does not say how far it came.
+        # The raw loader: the usual one turns every scalar into a tensor first, and does not report its progress.
         from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
         from tensorboard.compat.proto.event_pb2 import Event
     except ImportError as error:
         raise NoPoints(f"{path} is a TensorBoard file: to read it, pip install tensorboard") from error
-    step, data = -1, dict[str, Any]()
+    step, data = -1, dict[str, object]()
     size, done = path.stat().st_size, 0
     for raw in RawEventFileLoader(str(path)).Load():
         done += len(raw) + _FRAME
@@ -61,7 +61,7 @@ def records(path: Path, tell: Tell) -> Records:
     if data:
         yield step, data
     if done < size:
-        yield None  # the loader stops, without a word, at the first event that is damaged or cut off
+        yield None  # at a damaged or cut-off event the loader stops silently
 
 
 def _scalar(value: Any) -> float | None:

@@ -1,6 +1,6 @@
-"""trainer_state.json of the Hugging Face trainers (TRL's among them): what they keep of a run without any logger.
+"""trainer_state.json of the Hugging Face trainers, TRL's among them, which they write without any logger.
 
-It lies in every checkpoint, with the history up to there: `{"log_history": [{"step": n, key: value, ...}, ...], ...}`.
+Every checkpoint has one, with the history so far: `{"log_history": [{"step": n, key: value, ...}, ...], ...}`.
 Training and evaluation of one step are two entries.
 """
 

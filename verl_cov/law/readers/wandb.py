@@ -1,8 +1,8 @@
 """W&B's local runs: wandb/run-*/run-*.wandb and wandb/offline-run-*/run-*.wandb.
 
 The file is a log in LevelDB's format with a header of its own: blocks of 32 KiB, in them chunks with a checksum, and
-one or several chunks make a record, a protobuf message of wandb's. wandb 0.31 has its reader of that in Go only, where
-Python cannot call it; the messages are still read with wandb's own classes.
+one or several chunks make a record, a protobuf message of wandb's. wandb 0.31 reads it in Go, which Python cannot call;
+so the chunks are read here, and the messages by wandb's own classes.
 
 https://github.com/google/leveldb/blob/main/doc/log_format.md (the checksum here is plain CRC-32)
 """
@@ -29,7 +29,7 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def recognises(head: bytes) -> bool:
-    """Whether a file that begins with `head` is one of W&B's."""
+    """Whether a file that begins with `head` is a W&B run."""
     return head.startswith(_MAGIC)
 
 
@@ -53,14 +53,14 @@ def records(path: Path, tell: Tell) -> Records:
 
 
 def run_name(path: Path) -> str | None:
-    """The name that the run has in W&B, None if it cannot be told."""
+    """The run's name in W&B, or None if it cannot be read."""
     try:
         message = _message(path)
         for _, raw in zip(range(8), _messages(path, lambda done: None), strict=False):
             record = message.FromString(raw) if raw else None
             if record is not None and record.WhichOneof("record_type") == "run":
                 return record.run.display_name or None
-    except Exception:  # a name is not worth an error: reading the run will tell
+    except Exception:  # a missing name is no error; if the file is damaged, reading the run reports it
         pass
     return None
 
@@ -74,7 +74,7 @@ def _message(path: Path) -> Any:
 
 
 def _messages(path: Path, tell: Tell) -> Iterator[bytes | None]:
-    """The records of the file, None for one that is damaged: reading goes on with the next block."""
+    """The records of the file. A damaged record is None, and reading goes on with the next block."""
     with path.open("rb") as file:
         position = _HEADER
         parts: list[bytes] = []
@@ -83,7 +83,7 @@ def _messages(path: Path, tell: Tell) -> Iterator[bytes | None]:
                 checksum, length, kind = _CHUNK.unpack_from(block, position)
                 data = block[position + _CHUNK.size : position + _CHUNK.size + length]
                 if kind == 0 and length == 0:
-                    break  # zeros: the block is filled up, or the file was allocated ahead
+                    break  # zeros: padding of the block, or space allocated in advance
                 if len(data) < length or zlib.crc32(data, zlib.crc32(bytes([kind]))) != checksum:
                     parts = []
                     yield None
@@ -101,7 +101,7 @@ def _key(item: Any) -> str:
     return item.key or ".".join(item.nested_key)
 
 
-def _json(text: str) -> Any:
+def _json(text: str) -> object:
     try:
         return json.loads(text)
     except ValueError:

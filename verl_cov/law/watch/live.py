@@ -1,4 +1,4 @@
-"""The loop: look for news, draw, wait."""
+"""The loop of `verl-cov watch`: read new records, draw, wait."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from verl_cov.watch.board import board
-from verl_cov.watch.sources import Source, find
+from verl_cov.law.watch.board import board
+from verl_cov.law.watch.sources import Source, find
 
 
 def watch(runs: Sequence[Path], interval: float, once: bool, png: Path | None) -> None:
-    """Show the runs until Ctrl-C, or once where ``once`` says so or nobody is at the terminal.
+    """Show the runs until Ctrl-C, or only once if ``once`` is set or the output is no terminal.
 
-    Raises FileNotFoundError: an argument holds no run; ValueError: ``png`` cannot be written there.
+    interval: seconds between updates. png: a picture to draw as well.
+
+    Raises FileNotFoundError: an argument holds no run; ValueError: ``png`` cannot be written.
     """
     sources = find(runs)
     if png is not None and (png.suffix.lower() != ".png" or not png.parent.is_dir()):
@@ -31,8 +33,8 @@ def watch(runs: Sequence[Path], interval: float, once: bool, png: Path | None) -
 
 
 def _follow(console: Console, runs: Sequence[Path], sources: list[Source], interval: float, png: Path | None) -> None:
-    # On the terminal's second screen, cut at its height: a taller board could not be drawn over. What is left when it
-    # ends is printed by the caller.
+    # On the terminal's alternate screen, cropped to its height, as a taller board could not be overwritten. The caller
+    # prints the last board at the end.
     with Live(console=console, screen=True, auto_refresh=False, vertical_overflow="crop") as view:
         try:
             shown = None
@@ -47,23 +49,23 @@ def _follow(console: Console, runs: Sequence[Path], sources: list[Source], inter
 
 
 def _with_new(runs: Sequence[Path], sources: Sequence[Source]) -> list[Source]:
-    """The runs that are there now, with what has been read of those that were there before."""
+    """The runs that exist now; those known before keep what was read of them."""
     try:
-        found = find(runs)
+        current = find(runs)
     except OSError:
         return list(sources)
     known = {tuple(source.paths): source for source in sources}
-    for source in found:
+    for source in current:
         known.setdefault(tuple(source.paths), source).name = source.name
-    return [known[tuple(source.paths)] for source in found]
+    return [known[tuple(source.paths)] for source in current]
 
 
 def _poll(sources: Sequence[Source], png: Path | None) -> bool:
-    """Look for news, and draw them. Returns whether there were any."""
+    """Read new records and redraw the picture. Returns whether there were any."""
     news = [source.poll() for source in sources]
     if png is None or not any(news):
         return any(news)
-    from verl_cov.watch.figure import plot  # matplotlib: a second that only a picture is worth
+    from verl_cov.law.watch.figure import plot  # here, as only a picture is worth loading matplotlib
 
     plot({source.name: source.run for source in sources if source.run is not None}, png)
     return True

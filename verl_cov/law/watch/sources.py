@@ -1,4 +1,4 @@
-"""What is new in the runs: `verl_cov.law.readers` finds and reads them."""
+"""The logs of the watched runs, read again when they change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from verl_cov.law.readers import Run, find_runs, log_files, read_metrics
 
 @dataclass
 class Source:
-    """One run's log, read again whenever it has changed (a resumed run's is truncated by verl)."""
+    """One run's log. It is read whole whenever it has changed, as verl truncates the log of a resumed run."""
 
     name: str
     paths: Sequence[Path]
@@ -19,18 +19,18 @@ class Source:
     _seen: tuple[tuple[int, int], ...] | None = None
 
     def poll(self) -> bool:
-        """Read the log if it is new or has changed; returns whether it was read."""
+        """Read the log if it is new or has changed. Returns whether it was read."""
         try:
             states = [file.stat() for path in self.paths for file in log_files(path)]
             seen = tuple((state.st_mtime_ns, state.st_size) for state in states)
             if seen == self._seen:
                 return False
             self.run, self._seen = read_metrics(self.paths), seen
-        except OSError:  # NoLog among them: gone or not readable just now; what was there stays on the board
+        except OSError:  # includes NoLog: the log is gone or unreadable for now, and the board keeps its last state
             return False
         return True
 
 
 def find(arguments: Sequence[Path]) -> list[Source]:
-    """The runs that the arguments mean. Raises NoLog, with what was looked for."""
+    """The runs that the arguments name. Raises NoLog, which says what was looked for."""
     return [Source(name, paths) for name, paths in find_runs(arguments)]

@@ -1,4 +1,4 @@
-"""The terminal view: one column a run, one row a quantity, the past as a sparkline and the present as a number."""
+"""The terminal view: one column for each run, one row for each quantity, with a sparkline and the last value."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from rich.text import Text
 from verl_cov.core.metrics import LADDER, PREFIX
 from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.law.fit import fit
-from verl_cov.law.plots import ENTROPY_KEY, law_points, score_key
+from verl_cov.law.points import ENTROPY_KEY, law_points, score_key
 from verl_cov.law.readers import Run
 
 _BARS = "▁▂▃▄▅▆▇█"
 _LABELS = 16  # columns of the terminal for the names of the rows
 _NUMBERS = 28  # for the number beside each sparkline
-_SPARK = (8, 40)  # and for the sparkline, at least and at most
+_SPARK = (8, 40)  # least and most for the sparkline
 _DOWN, _UP = "red", "green"  # what pulls entropy down, what lifts it
 
 Cell = Callable[[Run, int], Text]
 
 
 def board(runs: Mapping[str, Run | None], width: int = 100) -> RenderableType:
-    """The runs (None: nothing written yet) side by side, as many as ``width`` columns of a terminal hold, the others
-    below."""
+    """The runs (None: nothing written yet) side by side, as many as fit into ``width`` columns, the others below."""
     known = {name: run for name, run in runs.items() if run is not None and run.steps.size}
     beside = max(1, (width - _LABELS) // (_SPARK[0] + _NUMBERS))
     names = list(runs)
@@ -91,7 +90,7 @@ def _score(run: Run, width: int) -> Text:
 
 
 def _ceiling(run: Run, width: int) -> Text:
-    """Where the law says the run ends: its score with no entropy left."""
+    """The score at which the run ends according to the law: the one with no entropy left."""
     entropy, score = law_points(run)
     try:
         law = fit(entropy, score)
@@ -112,7 +111,7 @@ def _entropy(run: Run, width: int) -> Text:
 
 def _theorem(number: int) -> Cell:
     def cell(run: Run, width: int) -> Text:
-        """What was predicted of the steps so far, under what was measured, then of the step to come."""
+        """The predicted changes of the steps so far, each below the measured one, and that of the next step."""
         predicted = run.column(f"{PREFIX}theorem{number}_predicted")
         correlation = _finite(run.column(f"{PREFIX}theorem{number}_correlation"))
         if not np.isfinite(predicted).any():
@@ -120,7 +119,7 @@ def _theorem(number: int) -> Cell:
         change = run.column(PREFIX + "entropy_change")
         if not np.isfinite(change).any():
             return Text("-")
-        # Predicted at a step is what the next step's change turns out to be.
+        # The prediction made at a step is for the change that the next step measures.
         past = predicted[:-1][np.isfinite(change[1:])]
         past = np.concatenate([np.full(np.isfinite(change).sum() - past.size, np.nan), past])
         latest = _finite(predicted)[-1]
@@ -148,7 +147,7 @@ def _kind(kind: str, colour: str) -> Cell:
 
 
 def _difficulties(run: Run, width: int) -> Text:
-    """Within-prompt covariance of hard, medium and easy prompts, over the last ten rollouts: few prompts make noise."""
+    """Within-prompt covariance of hard, medium and easy prompts, over the last ten rollouts, as few are noisy."""
     text = Text()
     for name, label in (("hard", "hard"), ("medium", "mid"), ("easy", "easy")):
         values = _finite(run.column(f"{PREFIX}prompt_cov_{name}")[-10:])
@@ -193,8 +192,11 @@ def _line(
 
 
 def sparkline(values: ArrayLike, width: int, low: float | None = None, high: float | None = None) -> str:
-    """``values`` as at most ``width`` bars between ``low`` and ``high`` (by default theirs): means where there are more
-    values than bars, a space where none is finite."""
+    """``values`` as at most ``width`` bars.
+
+    low, high: values of the lowest and highest bar, by default those of the data. If there are more values than bars,
+    each bar is a mean; a bar without a finite value is a space.
+    """
     array = np.asarray(values, dtype=np.float64)
     if not array.size or width < 1:
         return ""

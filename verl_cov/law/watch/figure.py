@@ -1,11 +1,10 @@
-"""The board as a picture: all runs together in the first row, then one row of panels a run."""
+"""The picture of `watch`: all runs together in the first row, then one row of panels for each run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,14 +18,12 @@ from verl_cov.law.readers import Run
 
 # What pulls entropy down in warm colours, what lifts it in cold ones (Okabe and Ito).
 _KIND_COLOURS = ("#D55E00", "#E69F00", "#56B4E9", "#0072B2")
-_LEGEND: Any = {"fontsize": 8.5, "framealpha": 0.85, "edgecolor": "none"}
 _DIFFICULTIES = (("easy", "#009E73"), ("medium", "#E69F00"), ("hard", "#D55E00"))
 
 
 def plot(runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
     """Write the figure of ``runs`` to ``path`` (PNG)."""
-    # A name may hold what matplotlib takes for mathematics.
-    runs = {name.replace("$", r"\$"): run for name, run in runs.items()}
+    runs = {literal(name): run for name, run in runs.items()}
     with rc_context(TEXT):
         figure = Figure(figsize=(17, 3.6 * (1 + len(runs))), layout="constrained")
         grid = figure.subplots(1 + len(runs), 4, squeeze=False)
@@ -43,7 +40,7 @@ def plot(runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
 
 
 def _fitted(runs: Mapping[str, Run]) -> str:
-    """The run the law is drawn for: the paper's is about runs without control."""
+    """The run whose law is drawn: the first without a control, as the paper's law is about those."""
     free = [name for name, run in runs.items() if not np.isfinite(run.column(PREFIX + "selected_tokens")).any()]
     return (free or list(runs))[0]
 
@@ -86,7 +83,7 @@ def _ladder(axes: Axes, run: Run, name: str) -> None:
     axes.set_yscale("symlog", linthresh=0.1, linscale=0.5)
     axes.axhline(0, color="black", linewidth=0.8)
     by_step(axes)
-    axes.legend(ncols=2, **_LEGEND)
+    axes.legend(ncols=2, **LEGEND)
 
 
 def _kinds(axes: Axes, run: Run, name: str) -> None:
@@ -104,7 +101,7 @@ def _kinds(axes: Axes, run: Run, name: str) -> None:
     by_step(axes)
     axes.margins(x=0)
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc="upper right", **_LEGEND)
+    axes.legend(handles[::-1], labels[::-1], loc="upper right", **LEGEND)
 
 
 def _changes(axes: Axes, run: Run, name: str) -> None:
@@ -123,10 +120,10 @@ def _changes(axes: Axes, run: Run, name: str) -> None:
         if before.size:
             correlation = _points(run, f"theorem{number}_correlation")[1]
             known = f", correlation {correlation[-1]:.2f}" if correlation.size else ""
-            # Predicted at a step is the change that the next step measures.
+            # The prediction made at a step is for the change that the next step measures.
             axes.plot(before + 1, predicted, color=colour, linestyle="--", label=f"Theorem {number}{known}")
     by_step(axes)
-    axes.legend(**_LEGEND)
+    axes.legend(**LEGEND)
 
 
 def _prompts(axes: Axes, run: Run, name: str) -> None:
@@ -142,7 +139,7 @@ def _prompts(axes: Axes, run: Run, name: str) -> None:
         return
     axes.axhline(0, color="black", linewidth=0.8)
     by_step(axes)
-    axes.legend(**_LEGEND)
+    axes.legend(**LEGEND)
 
 
 def _points(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:

@@ -72,32 +72,6 @@ def shown(runs, width=120):
 # --- sources ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_a_file_a_folder_or_a_folder_of_those(tmp_path):
-    for name in ("vanilla", "kl_cov"):
-        write(tmp_path / "demo" / name / "metrics.jsonl", records(3))
-    write(tmp_path / "verl" / "project" / "experiment.jsonl", records(3))
-    for arguments, names in (
-        (["demo"], ["kl_cov", "vanilla"]),
-        (["demo/vanilla"], ["vanilla"]),
-        (["demo/vanilla/metrics.jsonl", "demo"], ["vanilla", "kl_cov"]),
-        (["verl"], ["experiment"]),
-        (["verl/project/experiment.jsonl"], ["experiment"]),
-    ):
-        found = sources.find([tmp_path / argument for argument in arguments])
-        assert [source.name for source in found] == names
-
-
-def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path):
-    for seed in (0, 1):
-        write(tmp_path / f"seed{seed}" / "vanilla" / "metrics.jsonl", records(3))
-    found = sources.find([tmp_path / "seed0", tmp_path / "seed1"])
-    assert [source.name for source in found] == ["seed0/vanilla", "seed1/vanilla"]
-    for node in ("x", "y"):
-        write(tmp_path / node / "g" / "run" / "metrics.jsonl", records(3))
-    found = sources.find([tmp_path / "x" / "g" / "run", tmp_path / "y" / "g" / "run"])
-    assert [source.name for source in found] == ["x/g/run", "y/g/run"]
-
-
 def test_a_console_log_is_watched_like_the_file_loggers(tmp_path):
     path = tmp_path / "job.out"
     for line in records(3):
@@ -110,13 +84,6 @@ def test_a_console_log_is_watched_like_the_file_loggers(tmp_path):
     result = CliRunner().invoke(cli.app, ["watch", str(path), "--once"])
     assert result.exit_code == 0
     assert "job" in result.output
-
-
-def test_nothing_to_watch_says_what_is_looked_for(tmp_path):
-    result = CliRunner().invoke(cli.app, ["watch", str(tmp_path / "nowhere")])
-    assert result.exit_code == 2
-    assert "trainer.logger" in result.output
-    assert "Traceback" not in result.output
 
 
 def test_a_file_is_read_again_when_it_has_grown_or_was_truncated(tmp_path):

@@ -1,0 +1,178 @@
+"""Figures of a set of runs: entropy and validation score against step, and the law between the two.
+
+Each run has one colour and marker in all panels. Nothing is smoothed or interpolated: the points are the logged values.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from verl_cov.law.fit import LawFit, fit
+from verl_cov.law.plots.style import (
+    TEXT,
+    by_step,
+    dress,
+    entropy_axis,
+    from_zero,
+    is_log,
+    look,
+    save,
+    say_empty,
+)
+from verl_cov.law.points import ENTROPY_KEY, law_points, score_key
+from verl_cov.law.readers import Run
+
+FIT_RUN = "vanilla"  # the run the law is fitted to: the paper's law is about policies without entropy control
+
+_Draw: TypeAlias = Callable[[Axes, Mapping[str, Run]], None]
+
+
+def fit_law(runs: Mapping[str, Run], name: str = FIT_RUN) -> LawFit:
+    """The law of the run called `name`. Raises ValueError with the reason if it cannot be fitted."""
+    if name not in runs:
+        raise ValueError("there is no such run")
+    return fit(*law_points(runs[name]))
+
+
+def plot_entropy(runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
+    """Entropy (nats per token) against step."""
+    return _single(draw_entropy, runs, path)
+
+
+def plot_score(runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
+    """Validation score against step."""
+    return _single(draw_score, runs, path)
+
+
+def plot_law(runs: Mapping[str, Run], path: str | PathLike[str], fit_run: str = FIT_RUN) -> Path:
+    """Validation score against entropy, which falls from left to right as in the paper, with the law of `fit_run`."""
+    return _single(lambda axes, runs: draw_law(axes, runs, fit_run), runs, path)
+
+
+def plot_demo(runs: Mapping[str, Run], path: str | PathLike[str], fit_run: str = FIT_RUN) -> Path:
+    """The three figures side by side, for a README: 1800 x 675 pixels, to be shown 1200 wide."""
+    with rc_context(TEXT):
+        figure = Figure(figsize=(12, 4.5), layout=ConstrainedLayoutEngine(wspace=0.06))
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.12))
+        draw_entropy(left, runs)
+        draw_score(middle, runs)
+        draw_law(right, runs, fit_run)
+        handles, labels = left.get_legend_handles_labels()
+        if handles:  # one legend of the runs for all three panels; the law keeps its own
+            figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=11)
+        for axes in (left, middle, right):
+            law = [pair for pair in zip(*axes.get_legend_handles_labels(), strict=True) if pair[1] not in runs]
+            if law:
+                axes.legend(*zip(*law, strict=True), loc="lower right", edgecolor="#d0d0d0")
+            elif axes.get_legend() is not None:
+                axes.get_legend().remove()
+        return save(figure, path, dpi=150)
+
+
+def plot_all(runs: Mapping[str, Run], folder: str | PathLike[str], fit_run: str = FIT_RUN) -> list[Path]:
+    """Write entropy.png, score.png, law.png and demo.png to `folder` (created if missing); return their paths."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        plot_entropy(runs, folder / "entropy.png"),
+        plot_score(runs, folder / "score.png"),
+        plot_law(runs, folder / "law.png", fit_run),
+        plot_demo(runs, folder / "demo.png", fit_run),
+    ]
+
+
+def _single(draw: _Draw, runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
+    with rc_context(TEXT):
+        figure = Figure(figsize=(6, 4.2), layout="constrained")
+        draw(figure.subplots(), runs)
+        return save(figure, path, dpi=160)
+
+
+def _series(axes: Axes, runs: Mapping[str, Run], key_of: Callable[[Run], str | None], dense: bool) -> bool:
+    """Draw one line for each run; return whether there was any point. dense: too many values to mark them all."""
+    drawn = False
+    for name, run in runs.items():
+        key = key_of(run)
+        values = run.column(key) if key is not None else np.full(run.steps.shape, np.nan)
+        finite = np.isfinite(values)
+        style = look(runs, name)
+        every = max(1, -(-int(finite.sum()) // 12)) if dense else 1
+        # An empty line still has its entry in the legend, which shows that the run exists.
+        axes.plot(run.steps[finite], values[finite], label=name, linewidth=1.8, markersize=5, markevery=every, **style)
+        drawn |= bool(finite.any())
+    return drawn
+
+
+def draw_entropy(axes: Axes, runs: Mapping[str, Run]) -> None:
+    """Panel of the entropy against the step."""
+    drawn = _series(axes, runs, lambda run: ENTROPY_KEY, dense=True)
+    dress(axes, "Policy entropy", "training step", "entropy (nats per token)")
+    if not drawn:
+        say_empty(axes, "no training step yet")
+        return
+    by_step(axes)
+    from_zero(axes)
+    axes.legend(frameon=False)
+
+
+def draw_score(axes: Axes, runs: Mapping[str, Run]) -> None:
+    """Panel of the validation score against the step."""
+    drawn = _series(axes, runs, score_key, dense=False)
+    dress(axes, "Validation score", "training step", _score_label(runs))
+    if not drawn:
+        say_empty(axes, "no validation yet")
+        return
+    by_step(axes)
+    from_zero(axes)
+    axes.legend(frameon=False)
+
+
+def _score_label(runs: Mapping[str, Run]) -> str:
+    """`validation score (mean@4)`: with what the score averages over, if it is the same for all runs."""
+    kinds = {key.rsplit("/", 1)[-1].replace("_", " ") for key in map(score_key, runs.values()) if key is not None}
+    return f"validation score ({kinds.pop()})" if len(kinds) == 1 else "validation score"
+
+
+def draw_law(axes: Axes, runs: Mapping[str, Run], fit_run: str) -> None:
+    """Panel of the validation score against the entropy, with the law of `fit_run`."""
+    dress(axes, "Score against entropy", "entropy (nats per token), falling", _score_label(runs))
+    points = {name: law_points(run) for name, run in runs.items()}
+    spans = [entropy for entropy, _ in points.values() if entropy.size]
+    if not spans:
+        say_empty(axes, "no step with both\nentropy and validation yet")
+        return
+    for name, (entropy, score) in points.items():
+        marker = look(runs, name)
+        axes.plot(entropy, score, label=name, ls="none", ms=6.5, markeredgecolor="white", markeredgewidth=0.6, **marker)
+
+    entropies = np.concatenate(spans)
+    low, high = float(entropies.min()), float(entropies.max())
+    try:
+        law = fit_law(runs, fit_run)
+    except ValueError as error:
+        axes.plot([], [], " ", label=textwrap.fill(f"no fit to {fit_run}: {error}", 36))
+    else:
+        grid = np.geomspace(low, high, 400) if is_log(low, high) else np.linspace(low, high, 400)
+        label = (
+            rf"$R = -a\,e^{{H}} + b$  (fit to {fit_run})" + "\n"
+            rf"$a$ = {law.a:.3f}, $b$ = {law.b:.3f}, $R^2$ = {law.r2:.2f}" + "\n"
+            f"ceiling at H = 0: {law.ceiling:.3f}"
+        )
+        fitted = points[fit_run][0]
+        # Solid over the fitted points, dotted beyond them.
+        inside = (grid >= fitted.min()) & (grid <= fitted.max())
+        axes.plot(grid, law.predict(grid), ":", color="black", linewidth=1.5, zorder=1.5)
+        axes.plot(grid[inside], law.predict(grid[inside]), "-", color="black", linewidth=1.5, zorder=1.5, label=label)
+    entropy_axis(axes, low, high)
+    from_zero(axes)
+    axes.legend(loc="lower right", edgecolor="#d0d0d0")  # free, as the law rises from left to right
