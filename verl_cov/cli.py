@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from verl_cov import __version__, patch, terminal
 from verl_cov.doctor.cli import doctor
+from verl_cov.law import cli as law
 from verl_cov.recipes import cli as recipes
 from verl_cov.tasks import data_cli
+from verl_cov.tokens import tokens
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,32 +32,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit()
 
 
-@app.command()
-def tokens(
-    file: Annotated[
-        Path, typer.Argument(help="A dump: cov_dump_dir/tokens.jsonl (cov_dump_every), or the folder it is in.")
-    ],
-    step: Annotated[int | None, typer.Option(help="Rollout step; the last one if not given.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many tokens.")] = 20,
-) -> None:
-    """Show the tokens with the highest covariance, in context: what Clip-Cov and KL-Cov act on."""
-    from rich.console import Console
-
-    from verl_cov.core import token_file
-
-    path = file / token_file.FILE if file.is_dir() else file
-    console = Console(highlight=False)
-    try:
-        dump = token_file.read(path)
-        console.print(token_file.view(dump, step, top))
-    except FileNotFoundError:
-        terminal.fail(f"there is no {path}: train with policy_loss.cov_dump_every=10, say, to have it written")
-    except (OSError, ValueError) as error:
-        terminal.fail(f"{path}: {error}")
-    if dump.damaged:
-        console.print(f"Damaged lines left out: {dump.damaged}")
-
-
+app.command()(tokens)
 for command in law.COMMANDS:
     app.command()(command)
 

@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 
+from docs import pages
 from verl_cov.core import metrics
 from verl_cov.core.metrics import PREFIX, TABLE
 from verl_cov.core.selection import Totals
@@ -38,7 +39,7 @@ def totals(**changes):
 
 
 def test_the_page_holds_the_table():
-    assert metrics.with_table(PAGE.read_text()) == PAGE.read_text(), "run `python -m verl_cov.core.metrics`"
+    assert pages.with_metrics(PAGE.read_text()) == PAGE.read_text(), "run `python -m docs.pages`"
     for key in KEYS:
         assert f"| `{key}` |" in PAGE.read_text()
 

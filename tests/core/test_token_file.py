@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from verl_cov import cli
+from verl_cov import cli, tokens
 from verl_cov.core import token_file
 from verl_cov.core.token_file import Token
 
@@ -67,7 +67,7 @@ def test_a_step_written_again_by_a_resumed_run_counts_once(tmp_path):
 
 def shown(dump, **options):
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(token_file.view(dump, **options))
+    console.print(tokens.view(dump, **options))
     return console.export_text()
 
 
@@ -112,4 +112,4 @@ def test_an_empty_file_is_said_to_be_empty(tmp_path):
     path = tmp_path / token_file.FILE
     path.touch()
     with pytest.raises(ValueError, match="no token"):
-        token_file.view(token_file.read(path))
+        tokens.view(token_file.read(path))

@@ -26,7 +26,7 @@ from verl_cov import cli
 from verl_cov.core.metrics import LADDER, PREFIX
 from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.law.readers import Run, read_metrics
-from verl_cov.watch import board, figure, sources
+from verl_cov.law.watch import board, figure, sources
 
 
 def records(steps=20, control=True, metrics=True):

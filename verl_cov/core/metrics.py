@@ -1,6 +1,4 @@
-"""What a run reports: one table that is the documentation (docs/metrics.md is written from it) and the code's keys.
-
-    python -m verl_cov.core.metrics        # writes the table into docs/metrics.md
+"""What a run reports: one table, which gives the keys of the code and, by docs/pages.py, the page docs/metrics.md.
 
 Keys stand under ``actor/cov/`` in verl's metrics. None contains "min", "max", "sum" or "total": verl would reduce it by
 that. Knows nothing about verl.
@@ -316,38 +314,3 @@ def _shape(totals: Totals) -> dict[str, float]:
         for kind, count, covariance in zip(UPDATE_KINDS, totals.kind_tokens, totals.kind_covariance_sums, strict=True):
             values |= {f"{kind}_frac": count / tokens, f"{kind}_cov_frac": abs(covariance) / whole}
     return values
-
-
-# --- documentation ----------------------------------------------------------------------------------------------------
-
-_BEGIN, _END = "<!-- table of verl_cov/core/metrics.py: begin -->", "<!-- table of verl_cov/core/metrics.py: end -->"
-
-
-def markdown() -> str:
-    """:data:`TABLE` as it stands in docs/metrics.md."""
-    lines = ["| key | unit | meaning | `cov_metrics` | reduction | paper |", "|---|---|---|---|---|---|"]
-    reductions = {"update": "mean over a rollout's updates", "rollout": "one value a rollout"}
-    for metric in TABLE:
-        level = {"off": "any, with a control", "basic": "basic, full", "full": "full"}[metric.level]
-        if metric.key in ("tokens", "non_finite_tokens"):
-            level = "any"
-        if metric.key == "threshold":
-            level = "any, with KL-Cov"
-        meaning = metric.meaning.replace("|", "\\|")
-        cells = (f"`{metric.key}`", metric.unit, meaning, level, reductions[metric.per], metric.source)
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def with_table(page: str) -> str:
-    """``page`` with the table between its two marks brought up to date. Raises ValueError if they are missing."""
-    head, begin, rest = page.partition(_BEGIN)
-    _, end, tail = rest.partition(_END)
-    if not (begin and end):
-        raise ValueError(f"the page must have the lines {_BEGIN!r} and {_END!r}")
-    return f"{head}{_BEGIN}\n\n{markdown()}\n\n{_END}{tail}"
-
-
-if __name__ == "__main__":
-    path = Path(__file__).parents[1] / "docs" / "metrics.md"
-    path.write_text(with_table(path.read_text()))

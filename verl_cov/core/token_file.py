@@ -1,23 +1,17 @@
-"""The tokens with the highest covariance, decoded and in context: what a control acts on (``cov_dump_every``).
+"""The file of the tokens with the highest covariance (``cov_dump_every``): JSON lines, one a token, appended to.
 
-A file of JSON lines, one a token, appended to. ``verl-cov tokens FILE`` shows it. Knows nothing about verl.
+``verl-cov tokens FILE`` shows it. Knows nothing about verl.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from os import SEEK_END, PathLike
 from pathlib import Path
 from typing import Any
-
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 FILE = "tokens.jsonl"
 
@@ -104,72 +98,3 @@ def _token(record: Any) -> Token:
 
 
 _TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
-
-
-def view(dump: Dump, step: int | None = None, top: int = 20) -> RenderableType:
-    """The ``top`` tokens of ``step`` (the last one if None) as a table, and which tokens are most often among them.
-
-    Raises ValueError: the dump is empty or has no such step.
-    """
-    steps = sorted({token.step for token in dump.tokens})
-    if not steps:
-        raise ValueError("the file holds no token")
-    step = steps[-1] if step is None else step
-    if step not in steps:
-        raise ValueError(f"step {step} was not dumped; the file has {_listed(steps)}")
-    tokens = [token for token in dump.tokens if token.step == step]
-    shown = f"{min(top, len(tokens))} of {len(tokens)} dumped"
-    table = Table(
-        title=f"Step {step}: highest covariances of its first mini-batch ({shown})",
-        title_justify="left",
-        box=None,
-        padding=(0, 2, 0, 0),
-        header_style="bold",
-    )
-    for column in ("#", "cov", "log-prob", "A"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
-    table.add_column("acted on", no_wrap=True)
-    table.add_column("context", ratio=1)
-    for token in tokens[:top]:
-        table.add_row(
-            str(token.rank),
-            f"{token.covariance:.3g}",
-            f"{token.log_prob:.2f}",
-            f"{token.advantage:+.2f}",
-            token.kind,
-            "yes" if token.selected else "",
-            context(token),
-        )
-    return Group(table, Text(""), _most_often(tokens))
-
-
-def context(token: Token) -> Text:
-    """The token in its text, on one line, the token marked."""
-    text = Text(_visible(token.before)[-48:], style="dim", overflow="fold")
-    text.append(_visible(token.token) or "∅", style="bold red underline")
-    text.append(_visible(token.after)[:16], style="dim")
-    return text
-
-
-def _most_often(tokens: Sequence[Token]) -> Text:
-    counts = Counter(token.token for token in tokens)
-    listed = ", ".join(f"{_visible(word)!r} x{count}" for word, count in counts.most_common(8))
-    negative = sum(token.advantage < 0 for token in tokens)
-    chosen = sum(token.selected for token in tokens)
-    return Text(
-        f"Of {len(tokens)} tokens {chosen} acted on, {negative} with a negative advantage. Most often: {listed}"
-    )
-
-
-def _visible(text: str) -> str:
-    """Text that takes up its own place: what would move the cursor, ring or turn the line round is escaped."""
-    return "".join(_escaped(letter) if unicodedata.category(letter)[0] == "C" else letter for letter in text)
-
-
-def _escaped(letter: str) -> str:
-    return letter.encode("unicode_escape", errors="replace").decode()
-
-
-def _listed(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps)) if len(steps) <= 10 else f"{len(steps)} steps from {steps[0]} to {steps[-1]}"

@@ -21,6 +21,7 @@ import psutil
 
 from verl_cov import __version__
 from verl_cov.hooks import versions
+from verl_cov.hooks.status import status
 
 Level = Literal["ok", "note", "warn", "FAIL"]
 
@@ -103,10 +104,10 @@ def _check_plugin(release: versions.Release, registry: dict[str, object]) -> Ite
     plugin = sys.modules.get(PLUGIN)
     if plugin is None and route.level == "ok":
         yield Check("FAIL", "plugin", f'verl did not load it: python -c "import {PLUGIN}" says why')
-    elif plugin is not None and plugin.status.error:
-        yield Check("FAIL", "plugin", f"not everything is registered: {plugin.status.error}. Mend that cause")
+    elif plugin is not None and status.error:
+        yield Check("FAIL", "plugin", f"not everything is registered: {status.error}. Mend that cause")
     elif plugin is not None:
-        yield Check("ok", "hooks", ", ".join(plugin.status.registered))
+        yield Check("ok", "hooks", ", ".join(status.registered))
         missing = [name for name in LOSSES if name not in registry]
         fix = f"{', '.join(missing)} not in verl's registry: install verl-cov again"
         yield Check("FAIL", "losses", fix) if missing else Check("ok", "losses", ", ".join(LOSSES))

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from verl_cov.core.metrics import LADDER, PREFIX
 from verl_cov.core.update_kinds import UPDATE_KINDS
-from verl_cov.law.plots import TEXT, by_step, draw_entropy, draw_law, draw_score, dress, look, save, say_empty
+from verl_cov.law.plots.runs import draw_entropy, draw_law, draw_score
+from verl_cov.law.plots.style import LEGEND, TEXT, by_step, dress, literal, look, save, say_empty
 from verl_cov.law.readers import Run
 
 # What pulls entropy down in warm colours, what lifts it in cold ones (Okabe and Ito).
