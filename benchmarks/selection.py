@@ -10,7 +10,7 @@ import torch.distributed as dist
 from benchmarks.timing import milliseconds, paired, ratio, table
 from verl_cov.core.covariance import Covariances
 from verl_cov.core.identity import mix
-from verl_cov.core.metrics import LADDER
+from verl_cov.core.metric_table import LADDER
 from verl_cov.core.selection import Control, largest_means, select, select_tokens
 
 BAND = (1.0, 5.0)

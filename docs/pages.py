@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from verl_cov.core.metrics import TABLE
+from verl_cov.core.metric_table import TABLE
 
 METRICS_PAGE = Path(__file__).with_name("metrics.md")
 _BEGIN, _END = "<!-- table of metrics: begin -->", "<!-- table of metrics: end -->"

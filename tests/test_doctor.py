@@ -17,13 +17,13 @@ from omegaconf import OmegaConf
 from typer.testing import CliRunner
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
-from verl_cov import plugin
 from verl_cov.cli import app
 from verl_cov.doctor import checks, run
 from verl_cov.hooks import versions
+from verl_cov.hooks.status import status
 
 ROOT = Path(__file__).parents[1]
-RELEASE = versions.this()
+RELEASE = versions.installed_release()
 NEEDS_NO_PATCH = pytest.mark.skipif(RELEASE.legacy, reason="this verl's default actor needs the patch")
 
 
@@ -89,7 +89,7 @@ def test_the_table_ends_with_what_it_comes_to(monkeypatch):
     done = CliRunner().invoke(app, ["doctor"])
     last = done.stdout.splitlines()[-1]
     assert last == (f"{len(lacking())} FAILED" if lacking() else "1 to look at" if RELEASE.legacy else "all is well")
-    monkeypatch.setattr(plugin.status, "error", "ImportError: [no] module")
+    monkeypatch.setattr(status, "registration_error", "ImportError: [no] module")
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 1
     assert done.stdout.splitlines()[-1] == f"{len(lacking()) + 1} FAILED"

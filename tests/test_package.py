@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
@@ -237,31 +236,8 @@ def test_a_module_of_ours_that_is_missing_is_no_extra():
 # --- in verl's processes ----------------------------------------------------------------------------------------------
 
 
-def imports_of(path: Path) -> set[str]:
-    """The packages that a module imports, at its head and in its functions."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {name.name.partition(".")[0] for name in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add((node.module or "").partition(".")[0])
-    return found
-
-
-def test_what_runs_in_verls_processes_imports_nothing_of_an_extra():
-    """Neither at its load nor later: a worker that misses something dies in the middle of a run."""
-    package = ROOT / "verl_cov"
-    modules = [*package.glob("*.py"), *package.glob("host/**/*.py"), *package.glob("prime/*.py")]
-    assert len(modules) > 40
-    # verl itself requires pyarrow and datasets, and hands our validation a `datasets.Dataset`.
-    verls_too = {"pyarrow", "datasets"}
-    for path in modules:
-        assert not imports_of(path) & {*LAW, *TASKS} - verls_too, path
-    assert "pyarrow" in imports_of(package / "host" / "validation_sampling.py")
-
-
 def test_the_plugin_loads_without_the_extras():
-    code = _BARE.partition("sys.argv = ")[0] + "from verl_cov import plugin\nprint(status)"
+    code = _BARE.partition("sys.argv = ")[0] + "from verl_cov import plugin\nprint(plugin.status)"
     absent = [*LAW, "math_verify", "latex2sympy2_extended"]
     absent.remove("pandas")  # verl's own
     done = subprocess.run([sys.executable, "-c", code, json.dumps(absent)], capture_output=True, text=True, timeout=120)

@@ -11,7 +11,7 @@ import pytest
 
 from docs import pages
 from verl_cov.core import metrics
-from verl_cov.core.metrics import PREFIX, TABLE
+from verl_cov.core.metric_table import PREFIX, TABLE
 from verl_cov.core.selection import Totals
 from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.hooks import versions

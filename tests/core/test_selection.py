@@ -18,7 +18,7 @@ from tests.ranks import run_ranks
 from verl_cov.core import selection
 from verl_cov.core.covariance import Covariances
 from verl_cov.core.identity import row_identity, row_values, token_identity
-from verl_cov.core.metrics import LADDER
+from verl_cov.core.metric_table import LADDER
 from verl_cov.core.selection import (
     EXCLUDED,
     Control,

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from verl_cov.core import token_file
-from verl_cov.core.metrics import LADDER
+from verl_cov.core.metric_table import LADDER
 from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.tasks import countdown
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.core.test_rollout import by_definition
 from tests.hooks import engine
-from verl_cov.core.metrics import LADDER, PREFIX
+from verl_cov.core.metric_table import LADDER, PREFIX
 from verl_cov.core.update_kinds import UPDATE_KINDS
 
 

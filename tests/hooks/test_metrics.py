@@ -16,7 +16,7 @@ from tests.hooks.numpys_metrics import check, expected, ours
 from tests.hooks.test_invariance import CLIP, KL, LAYOUTS, RANDOM_ORDER, RATIO, WIDE, relative
 from tests.ranks import run_ranks
 from verl_cov.core import token_file
-from verl_cov.core.metrics import TABLE
+from verl_cov.core.metric_table import TABLE
 
 VARIANTS = {
     "kl_cov": KL,

@@ -23,7 +23,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from verl_cov import cli
-from verl_cov.core.metrics import LADDER, PREFIX
+from verl_cov.core.metric_table import LADDER, PREFIX
 from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.law.readers import Run, read_metrics
 from verl_cov.law.watch import board, figure, sources

@@ -24,6 +24,7 @@ from verl_cov.core import metrics
 from verl_cov.core.advice import Advice
 from verl_cov.core.collectives import all_reduce
 from verl_cov.core.covariance import Covariances
+from verl_cov.core.metric_table import LADDER
 from verl_cov.core.selection import NUMBERS, Selected, Totals, count, largest_means, select, totals_of
 from verl_cov.hooks import batch, token_dump
 from verl_cov.hooks.batch import RankTokens
@@ -83,7 +84,7 @@ class MiniBatch:
         covariances: of the whole mini-batch; None if neither a selection over it nor metrics need them.
         selected: the selection over the whole mini-batch; None if there is none.
         micro_batches: with ``cov_scope=micro_batch`` what selects, within each micro-batch, during the update.
-        ladder: [shares] of :data:`verl_cov.core.metrics.LADDER`, with ``cov_metrics=full``.
+        ladder: [shares] of :data:`verl_cov.core.LADDER`, with ``cov_metrics=full``.
         overlap, seconds: with ``cov_log_prob=current``: how many of the selected tokens ``old`` would have selected,
             and the forward's time.
     """
@@ -152,7 +153,7 @@ def select_and_measure(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, st
             selected_by_old, selected = selected, choose(covariances)
             overlap = all_reduce((selected_by_old.mask & selected.mask).sum(), group)
         tokens.write_selection(selected.mask)
-    ladder = largest_means(covariances.values, metrics.LADDER, group) if cov.cov_metrics == "full" else None
+    ladder = largest_means(covariances.values, LADDER, group) if cov.cov_metrics == "full" else None
     return MiniBatch(tokens, log_prob, covariances, selected, micro_batches, ladder, overlap, seconds)
 
 

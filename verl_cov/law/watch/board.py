@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from verl_cov.core.metrics import LADDER, PREFIX
+from verl_cov.core.metric_table import LADDER, PREFIX
 from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.law.fit import fit
 from verl_cov.law.points import ENTROPY_KEY, law_points, score_key

@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from verl_cov.core.metrics import LADDER, PREFIX
+from verl_cov.core.metric_table import LADDER, PREFIX
 from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.law.plots.runs import draw_entropy, draw_law, draw_score
 from verl_cov.law.plots.style import LEGEND, TEXT, by_step, dress, literal, look, save, say_empty

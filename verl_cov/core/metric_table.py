@@ -1,0 +1,256 @@
+"""What a run reports: one table, which gives the keys of the code and, by docs/pages.py, the page docs/metrics.md.
+
+Keys stand under ``actor/cov/`` in verl's metrics. None contains "min", "max", "sum" or "total": verl would reduce it by
+that. Knows nothing about verl.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PREFIX = "actor/cov/"
+LEVELS = ("off", "basic", "full")
+# Paper Table 1: the mean covariance of the largest tokens, by their share.
+LADDER = (0.0002, 0.002, 0.02, 0.2, 0.5)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One key.
+
+    Args:
+        key: without :data:`PREFIX`.
+        unit: "1" for shares and correlations.
+        meaning: over one optimizer mini-batch (per update) or one rollout batch (per rollout), all ranks.
+        level: the lowest ``cov_metrics`` that reports it. What is at "off" comes with a control only: the selection's
+            own counts.
+        per: "update": computed at each optimizer step, and verl logs the mean over those of a rollout; "rollout": once.
+        source: where it comes from in the paper (arXiv 2505.22617).
+    """
+
+    key: str
+    unit: str
+    meaning: str
+    level: str
+    per: str
+    source: str = ""
+
+
+_COV = "nats x advantage"
+_NATS = "nats/token"
+
+
+def ladder_key(share: float) -> str:
+    return f"top_{share:g}"
+
+
+def _updates() -> list[Metric]:
+    kinds = {
+        "exploitation": "likely tokens with better than average advantage: pulls entropy down",
+        "confirmation": "unlikely tokens with worse than average advantage: pulls entropy down",
+        "exploration": "unlikely tokens with better than average advantage: lifts entropy",
+        "correction": "likely tokens with worse than average advantage: lifts entropy",
+    }
+    table_1 = {0.0002: "5.654", 0.002: "3.112", 0.02: "1.385", 0.2: "0.351", 0.5: "0.152"}
+    return [
+        Metric(
+            "tokens", "tokens", "valid response tokens with finite values, N of the paper", "off", "update", "Eq. 10"
+        ),
+        Metric(
+            "mean",
+            _COV,
+            "mean token covariance over the mini-batch; positive: likely tokens gain, which lowers entropy. Taken, as "
+            "all that follows, with the log-probs of `cov_log_prob`; with verl's losses and with "
+            "`cov_scope=micro_batch` with `old` ones",
+            "basic",
+            "update",
+            "Eq. 10, Theorem 2; Table 1: 0.003",
+        ),
+        Metric("std", _COV, "standard deviation of the token covariance", "basic", "update", "Eq. 10"),
+        *(
+            Metric(
+                f"{kind}_frac", "1", f"share of the tokens: {meaning}; the four add to 1", "basic", "update", "Eq. 10"
+            )
+            for kind, meaning in kinds.items()
+        ),
+        *(
+            Metric(
+                f"{kind}_cov_frac",
+                "1",
+                f"share in the sum of |covariance| of {meaning.split(':')[0]}; the four add to 1",
+                "basic",
+                "update",
+                "Eq. 10",
+            )
+            for kind, meaning in kinds.items()
+        ),
+        *(
+            Metric(
+                ladder_key(share),
+                _COV,
+                f"mean covariance of the {100 * share:g} % largest",
+                "full",
+                "update",
+                f"Table 1: {table_1[share]}",
+            )
+            for share in LADDER
+        ),
+        Metric("selected_tokens", "tokens", "tokens the control acted on", "off", "update", "Eq. 11, 13"),
+        Metric("selected_frac", "1", "selected_tokens / tokens", "off", "update", "Eq. 11, 13"),
+        Metric("selected_mean", _COV, "mean covariance of the selected tokens (0 if none)", "off", "update"),
+        Metric(
+            "selected_negative_frac",
+            "1",
+            "share of the selected tokens with a negative advantage (0 if none)",
+            "off",
+            "update",
+        ),
+        Metric("threshold", _COV, "KL-Cov: the smallest covariance selected (0 if none)", "off", "update", "Eq. 13"),
+        Metric(
+            "candidate_tokens",
+            "tokens",
+            "tokens the control could choose from (Clip-Cov: those in the band)",
+            "off",
+            "update",
+            "Eq. 11",
+        ),
+        Metric(
+            "tied_tokens",
+            "tokens",
+            "tokens with the smallest chosen covariance, if some were left out",
+            "off",
+            "update",
+        ),
+        Metric(
+            "non_finite_tokens",
+            "tokens",
+            "tokens left out because log-prob or advantage is not finite",
+            "off",
+            "update",
+        ),
+        Metric(
+            "overlap_old",
+            "1",
+            "with `cov_log_prob=current`: share of the selected tokens that `old` would have selected too",
+            "off",
+            "update",
+        ),
+        Metric("forward_seconds", "s", "with `cov_log_prob=current`: time of the additional forward", "off", "update"),
+    ]
+
+
+def _rollouts() -> list[Metric]:
+    found = [
+        Metric(
+            "entropy",
+            _NATS,
+            "entropy of the policy that sampled this rollout: mean over each response's tokens, then over responses "
+            "(verl's `actor/entropy` follows `loss_agg_mode` and by default weights long responses more). "
+            "Absent if verl computes no entropy (`rollout_correction.bypass_mode`)",
+            "full",
+            "rollout",
+            "Eq. 5",
+        ),
+        Metric(
+            "entropy_error",
+            _NATS,
+            "standard error of `entropy`: what it owes to the prompts that happened to be drawn",
+            "full",
+            "rollout",
+        ),
+        Metric(
+            "entropy_sampled",
+            _NATS,
+            "-log pi of the sampled tokens, averaged as `entropy` and an estimate of it",
+            "full",
+            "rollout",
+            "Eq. 5",
+        ),
+        Metric(
+            "entropy_change",
+            _NATS,
+            "this rollout's `entropy` (without it: `entropy_sampled`) less the previous rollout's: what the updates on "
+            "the *previous* rollout did",
+            "full",
+            "rollout",
+            "Lemma 1",
+        ),
+    ]
+    found.append(
+        Metric(
+            "clip_scale",
+            "1",
+            "what gradient clipping left of this rollout's steps: mean of min(1, clip_grad / grad_norm)",
+            "full",
+            "rollout",
+        )
+    )
+    found.append(
+        Metric(
+            "entropy_falls",
+            "1",
+            "share of the last 50 rollouts (from 5 on) whose `entropy_change` was negative: a constant guess has the "
+            "larger of this and 1 less this as its agreement",
+            "full",
+            "rollout",
+        )
+    )
+    for number, x in ((1, "pi A"), (2, "A")):
+        name = f"theorem{number}"
+        found += [
+            Metric(
+                name,
+                f"{_NATS} per unit step",
+                f"entropy change that Theorem {number} predicts of this rollout's updates, up to the step size: "
+                f"-Cov(log pi, {x}) within each token's state, by (log pi + H) {x} averaged as `entropy`",
+                "full",
+                "rollout",
+                f"Theorem {number}",
+            ),
+            Metric(
+                f"{name}_predicted",
+                _NATS,
+                f"`{name}` times `clip_scale` times the step size that fits the last 50 rollouts best: to be compared "
+                "with the *next* rollout's `entropy_change`",
+                "full",
+                "rollout",
+                f"Theorem {number}",
+            ),
+            Metric(
+                f"{name}_correlation",
+                "1",
+                f"correlation of `{name}` times `clip_scale` with the `entropy_change` one rollout later, over the "
+                "last 50 rollouts (from 5 on), less what both owe to the same draw of prompts",
+                "full",
+                "rollout",
+                "Figure 8",
+            ),
+            Metric(
+                f"{name}_agreement",
+                "1",
+                f"share of the last 50 rollouts (from 5 on) in which `{name}` had the sign of the `entropy_change`",
+                "full",
+                "rollout",
+                "Figure 8",
+            ),
+        ]
+    found.append(
+        Metric(
+            "prompt_cov",
+            _COV,
+            "covariance of log pi and pi A within a prompt's responses (log pi: a response's mean log-prob, pi its "
+            "exp), averaged over the prompts whose responses differ in advantage",
+            "full",
+            "rollout",
+            "Eq. 8, 9; Figure 8",
+        )
+    )
+    found.append(Metric("prompts", "prompts", "how many prompts that is", "full", "rollout", "Figure 8"))
+    for name, right in (("hard", "less than a third"), ("medium", "a third to two thirds"), ("easy", "more")):
+        of = f"of the {name} prompts, of whose responses {right} are right (absent unless the scores take two values)"
+        found.append(Metric(f"prompt_cov_{name}", _COV, f"`prompt_cov` {of}", "full", "rollout", "Figure 8"))
+        found.append(Metric(f"prompts_{name}", "prompts", f"number {of}", "full", "rollout", "Figure 8"))
+    return found
+
+
+TABLE: tuple[Metric, ...] = (*_updates(), *_rollouts())
