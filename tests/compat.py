@@ -46,7 +46,7 @@ class Group:
     paths: str
     engine: bool = False
     v1: bool = False
-    marker: str = "not (e2e or matrix or release)"
+    marker: str = "not (e2e or nightly or release)"
 
     def applies(self, release: Release) -> bool:
         return (release.engine or not self.engine) and (release.v1 or not self.v1)

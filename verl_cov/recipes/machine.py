@@ -1,4 +1,4 @@
-"""What a recipe needs and this machine lacks, found before anything starts: model, data, GPUs, memory, packages."""
+"""Checks, before anything starts, that this machine has what a recipe needs: model, data, GPUs, memory, packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
@@ -17,7 +19,7 @@ from verl_cov.recipes.memory import GB, STATE_BYTES, Estimate, estimate
 
 @dataclass(frozen=True)
 class Finding:
-    """what: model, data, ...; missing: whether it stands in the way; text: one line, with the fix if it does."""
+    """One thing checked. what: model, data, ..., note; missing: it stops the run; text: a line, with the fix."""
 
     what: str
     missing: bool
@@ -26,14 +28,8 @@ class Finding:
 
 def check(config: DictConfig) -> Iterator[Finding]:
     """Look at everything the composed, resolved `config` needs here. Starts nothing, fetches nothing."""
-    from verl_cov.host import recipe_check
-
     checkpoint = local_checkpoint(config.actor_rollout_ref.model.path)
-    try:
-        recipe_check.check(config, checkpoint)
-        yield Finding("config", False, "verl builds and validates it")
-    except ValueError as error:
-        yield Finding("config", True, str(error))
+    yield from _config(config, checkpoint)
     yield from _model(config, checkpoint)
     yield from _data(config)
     if config.trainer.device == "cpu":
@@ -45,6 +41,21 @@ def check(config: DictConfig) -> Iterator[Finding]:
             yield from _package("flash_attn", "packed sequences need it: pip install flash-attn")
         yield from _gpus(config)
     yield from _disk(config)
+
+
+def _config(config: DictConfig, checkpoint: Path | None) -> Iterator[Finding]:
+    from verl_cov.host import recipe_check
+
+    with redirect_stdout(StringIO()) as printed:  # verl's checks print; only the lines of verl-cov are worth showing
+        try:
+            recipe_check.check(config, checkpoint)
+            finding = Finding("config", False, "verl builds and validates it")
+        except ValueError as error:
+            finding = Finding("config", True, str(error))
+    yield from (
+        Finding("note", False, line) for line in printed.getvalue().splitlines() if line.startswith("verl-cov: ")
+    )
+    yield finding
 
 
 def local_checkpoint(path: str) -> Path | None:
