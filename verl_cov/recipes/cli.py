@@ -210,9 +210,10 @@ def _print(findings: Iterable[Finding], console: Console, only_missing: bool = F
 
 def _in_child(function: Callable[..., Result], *arguments: object, **options: object) -> Result:
     """Call `function` in a child process: verl and torch stay out of this one, which lives as long as the trainings."""
-    # Ctrl-C ends the child without a traceback of its own.
-    at_start = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_DFL)}
-    with ProcessPoolExecutor(1, mp_context=get_context("fork"), **at_start) as pool:
+    # SIG_DFL: Ctrl-C ends the child without a traceback of its own.
+    with ProcessPoolExecutor(
+        1, mp_context=get_context("fork"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL)
+    ) as pool:
         return pool.submit(function, *arguments, **options).result()
 
 
