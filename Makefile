@@ -1,7 +1,7 @@
 # make setup         .venv with the pinned CPU stack (idempotent)
-# make demo          trains vanilla GRPO, Clip-Cov and KL-Cov on this CPU, then a table and plots in runs/demo
+# make demo          trains vanilla GRPO, Clip-Cov and KL-Cov on this CPU; then a table, and report and plots in runs/demo
 # make test          unit, engine-level and end-to-end tests
-# make matrix        every cell of the recipes' matrix, composed and put through verl's checks
+# make nightly       every cell of the recipes' matrix, composed and put through verl's checks
 # make release-test  the wheel in clean environments and beside other versions of verl; needs a package index
 # make compat        the tests that apply with each verl release from 0.6.1 on; writes docs/compatibility.md
 # make bench         timings against verl's own losses, written to docs/benchmarks.md
@@ -12,7 +12,7 @@ VENV := .venv
 # order of the files' names, which has the long ones first; xdist's own order ends with them.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-fast matrix release-test compat bench check format
+.PHONY: help setup demo test test-fast nightly release-test compat bench check format
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -20,16 +20,16 @@ setup:
 	@$(PYTHON) requirements/setup.py --venv $(VENV)
 
 demo: setup
-	@$(VENV)/bin/python -m verl_cov.demo.run $(ARGS)
+	@$(VENV)/bin/verl-cov recipes run demo/vanilla demo/clip_cov demo/kl_cov --report $(ARGS)
 
 test: setup
-	$(VENV)/bin/python -m pytest -m "not (matrix or release)" $(PARALLEL) $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not (nightly or release)" $(PARALLEL) $(ARGS)
 
 test-fast: setup
-	$(VENV)/bin/python -m pytest -m "not (e2e or matrix or release)" --ignore tests/hooks $(PARALLEL) $(ARGS)
+	$(VENV)/bin/python -m pytest -m "not (e2e or nightly or release)" --ignore tests/hooks $(PARALLEL) $(ARGS)
 
-matrix: setup
-	$(VENV)/bin/python -m pytest -m matrix -n 2 --dist load $(ARGS)
+nightly: setup
+	$(VENV)/bin/python -m pytest -m nightly -n 2 --dist load $(ARGS)
 
 # One after the other: each fills a virtual environment.
 release-test: setup

@@ -44,9 +44,9 @@ def metrics(steps: int = 12) -> str:
 
 def _run(folder: Path, loss: str, level: str, steps: int) -> dict[str, float]:
     timers = folder.with_suffix(".timers")
-    command = [sys.executable, "-m", "verl_cov.demo.run", "--runs-dir", str(folder), "--cache-dir"]
-    command += [str(ROOT / "runs" / "cache"), "--only", loss, "--steps", str(steps), "--extra", "trainer.save_freq=-1"]
-    command += ["trainer.test_freq=-1", "trainer.val_before_train=false"]
+    command = [sys.executable, "-c", "from verl_cov.cli import main; main()", "recipes", "run", f"demo/{loss}"]
+    command += ["--runs", str(folder), "--toy", str(ROOT / "runs" / "cache"), "--steps", str(steps)]
+    command += ["trainer.save_freq=-1", "trainer.test_freq=-1", "trainer.val_before_train=false"]
     policy_loss = "actor_rollout_ref.actor.policy_loss"
     command += [f"{policy_loss}.cov_metrics={level}", f"{policy_loss}.cov_dump_every=0"]
     environment = {

@@ -12,23 +12,23 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import importlib.metadata
 import itertools
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from rich.console import Console
 
-from verl_cov.recipes import catalogue, compose, launch, machine
+from verl_cov.recipes import catalogue, compose, machine, plan
 from verl_cov.recipes.catalogue import Selection
 from verl_cov.recipes.memory import GB
+from verl_cov.recipes.progress import Progress
+from verl_cov.recipes.train import TrainingFailed
 from verl_cov.suggestions import unknown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,8 +69,7 @@ def digest(selection: Selection) -> str:
     """
     config = compose.resolved(compose.compose([*selection.hydra_overrides(), "recipe.name=cell", "recipe.toy=toy"]))
     flat = {key: value for key, value in compose.flat(config).items() if not key.startswith("recipe.")}
-    text = OmegaConf.to_yaml(OmegaConf.create({"verl": importlib.metadata.version("verl"), **flat}), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return compose.digest({"verl": importlib.metadata.version("verl"), **flat})
 
 
 def record() -> dict[str, dict]:
@@ -113,23 +112,13 @@ def train_one(
     """STEPS steps of verl's trainer, as `verl-cov recipes run` starts it. Returns what went wrong, and the metrics."""
     shorter = (f"trainer.total_training_steps={STEPS}", "trainer.save_freq=-1", "trainer.val_before_train=false")
     once = Selection(selection.choices, selection.experiment, selection.run, (*selection.overrides, *shorter))
-    started = launch.launch(once, data, toy, folder)
-    log = folder / "train.log"
-    with log.open("w") as file:
-        done = subprocess.run(
-            started.argv,
-            env={**os.environ, **started.environment},
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            start_new_session=True,
-            timeout=900,
-        )
-    metrics = started.folder / "001.jsonl"
-    if done.returncode != 0 or not metrics.is_file():
-        return "failed: " + " | ".join(log.read_text().splitlines()[-12:])[-1500:], []
-    steps = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
+    run = plan.planned(once, data, toy, folder)
+    try:
+        with Progress(Console(quiet=True)) as progress:
+            run.train(progress)
+    except TrainingFailed as error:
+        return f"failed: {error}", []
+    steps = [json.loads(line)["data"] for line in run.launch.metrics.read_text().splitlines()]
     return (None if len(steps) == STEPS else f"{len(steps)} steps logged, {STEPS} expected"), steps
 
 

@@ -15,7 +15,7 @@ for seed in ${SEEDS:-0}; do
   for run in $runs; do
     name=${run//\//-}-seed$seed
     echo "== $name"
-    verl-cov recipes run "$run" "recipe.seed=$seed" "recipe.name=$name" "$@" || { echo "== $name failed"; failed=1; }
+    verl-cov recipes run "$run" --skip-finished "recipe.seed=$seed" "recipe.name=$name" "$@" || { echo "== $name failed"; failed=1; }
   done
 done
 exit $failed

@@ -44,7 +44,7 @@ class Group:
     engine: bool = False
     v1: bool = False
     patch: bool = False
-    marker: str = "not (e2e or matrix or release)"
+    marker: str = "not (e2e or nightly or release)"
 
     def applies(self, release: Release) -> bool:
         patched = not self.patch or release.version in patch.patches()

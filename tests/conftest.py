@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,28 @@ def _seeded() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def verl_yaml_parsed_once() -> Iterator[None]:
+    """Hydra parses each of verl's YAML files once, not anew for each composition: that takes most of its time.
+
+    The composition stays Hydra's. Plain data is kept, because Hydra changes the configurations it composes from.
+    """
+    from omegaconf import OmegaConf
+
+    load = OmegaConf.load
+    parsed: dict[str, object] = {}
+
+    def load_once(file):
+        text = file.read()
+        if text not in parsed:
+            parsed[text] = OmegaConf.to_container(load(io.StringIO(text)))
+        return OmegaConf.create(parsed[text])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", load_once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -96,7 +96,8 @@ def test_a_validation_of_sampled_and_greedy_prompts_and_a_filtered_training(mode
     steps = train(
         tmp_path,
         model,
-        "+verl_cov_demo=kl_cov",
+        "+experiment=demo",
+        "recipe/entropy=kl_cov",
         "actor_rollout_ref.rollout.agent.default_agent_loop=verl_cov.single_turn",
         "actor_rollout_ref.rollout.temperature=0.7",
         "actor_rollout_ref.rollout.val_kwargs.temperature=0.7",

@@ -1,22 +1,29 @@
 """Recipes train: cells of the matrix, from an experiment of the paper by overriding nothing but model, task and scale.
 
 All 40 run by `python -m recipes.matrix train`, which takes the better part of an hour; recipes/ran.json holds that they
-did, as they are now (tests/recipes/test_matrix.py). Here one of them runs; the other training is on mathematics and
-code instead of the toy, strictly on-policy and with a reference policy.
+did, as they are now (tests/recipes/test_matrix.py). Here one of them is run, stopped and resumed by `verl-cov recipes
+run`; the other training is on mathematics and code instead of the toy, strictly on-policy, with a reference policy.
 """
 
 from __future__ import annotations
 
 import math
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from recipes import matrix
 from tests.conftest import save_untrained_model
+from verl_cov.law.readers import read_metrics
 from verl_cov.recipes import catalogue
+from verl_cov.recipes.train import session_members
 from verl_cov.tasks import countdown, tiny_model
 from verl_cov.tasks.prepare import prepare
 from verl_cov.tasks.sets import SETS
@@ -33,19 +40,71 @@ def toy(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("cell", ["prime/clip_cov"])
-def test_a_cell_trains(cell, toy, tmp_path):
-    problem, steps = matrix.train_one(matrix.trained()[cell], tmp_path, toy)
-    assert problem is None, problem
-    for step in steps:
-        assert step["actor/cov/tokens"] > 0
-        assert step["actor/cov/selected_tokens"] > 0
-        # The filter: every prompt that is trained on has an accuracy in PRIME's band, 2 to 6 right ones of 8.
-        assert 2 / 8 <= step["critic/score/mean"] <= 6 / 8
-        assert 0 < step["prime/prm_loss"] < 1
-        assert step["prime/process_reward_abs"] > 0  # its mini-batches after the first come from a PRM that has learnt
-        assert step["training/rollout_actor_probs_pearson_corr"] > 0.999
-        assert step["actor/lr"] == 4e-4
+# The toy's folder is the fixture's: `recipes run` itself would teach the tiny model for another minute.
+COMMAND = (
+    "from verl_cov.cli import main; from verl_cov.recipes import plan; plan.make_toy = lambda folder: None; main()"
+)
+
+
+def test_a_cell_is_run_stopped_and_resumed(toy, tmp_path):
+    """`verl-cov recipes run` of one cell: progress, Ctrl-C, the same command again, and once more when all is done."""
+    folder = tmp_path / "runs" / "cell"
+    swap = ["recipe/algorithm=prime", "recipe/entropy=clip_cov", "recipe/model=tiny", "recipe/task=toy"]
+    words = ["sec4-7b", *swap, "recipe/scale=cpu", "recipe.name=cell", "--steps", "3", "--skip-finished"]
+    words += ["trainer.save_freq=1", "trainer.val_before_train=false", "--toy", toy, "--runs", tmp_path / "runs"]
+    command = [sys.executable, "-c", COMMAND, "recipes", "run", *map(str, words)]
+
+    with (tmp_path / "printed").open("w+") as printed:
+        runner = subprocess.Popen(
+            command,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            # A suite that a script started in the background ignores SIGINT, and so would its children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        deadline = time.monotonic() + 3000
+        while "cell 1/3  entropy " not in (tmp_path / "printed").read_text():
+            assert runner.poll() is None, (tmp_path / "printed").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        session = int((folder / ".lock").read_text().split()[-1])
+        assert len(session_members(session)) > 5  # Ray's and vLLM's too
+        runner.send_signal(signal.SIGINT)
+        assert runner.wait(600) == 130
+        assert not session_members(session)
+    text = (tmp_path / "printed").read_text()
+    assert "cell: starting vLLM" in text
+    assert "Stopped. Nothing is lost: the same command resumes." in text
+    first = (folder / "001.jsonl").read_bytes()
+    log = (folder / "train.log").read_bytes()
+
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cell resumes after step " in done.stdout
+    assert "cell 3/3  entropy " in done.stdout
+    assert done.stdout.splitlines()[-1].split()[:2] == ["cell", "3"]  # the table of results
+    assert (folder / "001.jsonl").read_bytes() == first
+    assert (folder / "train.log").read_bytes().startswith(log)
+    assert not session_members(int((folder / ".lock").read_text().split()[-1]))
+
+    steps = read_metrics([folder / "001.jsonl", folder / "002.jsonl"])
+    assert steps.steps.tolist() == [1, 2, 3]
+    resumed = read_metrics(folder / "002.jsonl").steps
+    assert resumed[0] > 1
+    # The filter: every prompt that is trained on has an accuracy in PRIME's band, 2 to 6 right ones of 8.
+    assert np.all((steps.column("critic/score/mean") >= 2 / 8) & (steps.column("critic/score/mean") <= 6 / 8))
+    assert np.all((steps.column("prime/prm_loss") > 0) & (steps.column("prime/prm_loss") < 1))
+    # Its mini-batches after the first come from a PRM that has learnt.
+    for key in ("actor/cov/tokens", "actor/cov/selected_tokens", "prime/process_reward_abs"):
+        assert np.all(steps.column(key) > 0), key
+    assert np.all(steps.column("training/rollout_actor_probs_pearson_corr") > 0.999)
+    assert np.all(steps.column("actor/lr") == 4e-4)
+
+    before = sorted(folder.rglob("*"))
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "cell is finished: 3 steps" in done.stdout
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_mathematics_and_code_from_prepared_data_to_the_average(tmp_path):

@@ -118,7 +118,8 @@ def test_prime_with_kl_cov_trains_is_killed_and_goes_on(untrained_model, tmp_pat
     first = train(
         tmp_path,
         untrained_model,
-        "+verl_cov_demo=kl_cov",
+        "+experiment=demo",
+        "recipe/entropy=kl_cov",
         *PRIME,
         "trainer.total_training_steps=1000",
         "trainer.save_freq=2",
@@ -137,7 +138,8 @@ def test_prime_with_kl_cov_trains_is_killed_and_goes_on(untrained_model, tmp_pat
     second = train(
         tmp_path,
         untrained_model,
-        "+verl_cov_demo=kl_cov",
+        "+experiment=demo",
+        "recipe/entropy=kl_cov",
         *PRIME,
         f"trainer.total_training_steps={at + 1}",
         "trainer.save_freq=-1",
@@ -159,7 +161,8 @@ def test_two_data_parallel_ranks_with_clip_cov(untrained_model, tmp_path, v1):
     steps = train(
         tmp_path,
         untrained_model,
-        "+verl_cov_demo=clip_cov",
+        "+experiment=demo",
+        "recipe/entropy=clip_cov",
         *(PRIME if v1 else ()),
         "actor_rollout_ref.actor.policy_loss.clip_cov_lb=0.01",
         f"trainer.use_v1={v1}",
@@ -179,7 +182,7 @@ def test_metrics_of_verls_own_loss_on_the_legacy_trainer(untrained_model, tmp_pa
     steps = train(
         tmp_path,
         untrained_model,
-        "+verl_cov_demo=vanilla",
+        "+experiment=demo",
         "actor_rollout_ref.actor.ppo_mini_batch_size=8",  # one update a rollout: what is logged is one mini-batch's
         "actor_rollout_ref.actor.policy_loss.cov_dump_every=2",
         "actor_rollout_ref.actor.policy_loss.cov_dump_tokens=100000",

@@ -66,6 +66,18 @@ def test_an_experiment_and_its_runs():
     )
 
 
+def test_several_recipes_share_the_overrides():
+    recipes = catalogue.parse_all(["tiny/grpo/none/toy", "demo/kl_cov", "fig8-on_policy", "a=1"], scale="gpu1")
+    assert [str(recipe.folder) for recipe in recipes] == [
+        "tiny-grpo-none-toy",
+        "demo/kl_cov-gpu1",
+        "fig8-on_policy-gpu1",
+    ]
+    assert [recipe.name for recipe in recipes] == ["tiny-grpo-none-toy", "demo-kl_cov-gpu1", "fig8-on_policy-gpu1"]
+    assert {(recipe.overrides[-1], recipe.choices["scale"]) for recipe in recipes} == {("a=1", "gpu1")}
+    assert parse(["tiny/grpo/none/toy"]) == parse(["tiny", "grpo", "none", "toy"])
+
+
 def test_every_run_of_every_experiment_has_a_name_of_its_own():
     names = [
         catalogue.experiment(name).selection(run).name
@@ -92,9 +104,12 @@ def test_a_swapped_group_is_part_of_the_name_and_stands_once():
         (["qwen-7b", "grpo", "kl_cov", "math"], "no model 'qwen-7b': did you mean qwen2.5-7b"),
         (["qwen2.5-7b", "grpo", "kl_cov", "maths"], "no task 'maths': did you mean math"),
         (["qwen2.5-7b", "grpo", "zzz", "math"], "no entropy 'zzz': there are clip_1"),
-        (["qwen2.5-7b"], "is a model: give MODEL ALGORITHM ENTROPY TASK"),
+        (["qwen2.5-7b"], "begins with a model: give MODEL ALGORITHM ENTROPY TASK"),
         (["qwen2.5-7b", "grpo"], "not qwen2.5-7b grpo"),
-        (["trainer.nnodes=2"], "not nothing"),
+        (["trainer.nnodes=2"], "give a recipe: EXPERIMENT[/RUN] or"),
+        (["sec4-7b", "sec4-32b"], "give one recipe, not 2"),
+        (["sec4-7b/none", "sec4-7b"], "two of the recipes would share the folder sec4-7b/none"),
+        (["sec4-7b", "sec4-32b", "recipe.name=x"], "two of the recipes would share the folder x"),
         (["sec4-7b", "recipe/modell=tiny"], "no group 'modell': did you mean model"),
         (["sec4-7b", "recipe/model=tinny"], "no model 'tinny': did you mean tiny"),
     ],

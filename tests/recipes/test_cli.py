@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from verl_cov.cli import app
-from verl_cov.recipes import catalogue, launch
+from verl_cov.law.readers import find_runs, read_metrics
+from verl_cov.recipes import catalogue, cli, launch, plan
 
 ROOT = Path(__file__).parents[2]
 TOY = ["tiny", "grpo", "kl_cov", "toy"]
@@ -22,6 +22,12 @@ TOY = ["tiny", "grpo", "kl_cov", "toy"]
 
 def run(*words: str):
     return CliRunner().invoke(app, ["recipes", *map(str, words)], env={"COLUMNS": "200"})
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch):
+    """Not in a fork of it: pytest's process has torch, with threads."""
+    monkeypatch.setattr(cli, "_in_child", lambda function, *arguments, **options: function(*arguments, **options))
 
 
 def test_list_has_every_name():
@@ -51,7 +57,7 @@ def test_dry_run_prints_the_command_and_writes_nothing(tmp_path):
     assert done.exit_code == 0
     words = shlex.split(done.stdout)
     assert "VERL_PLATFORM=cpu" in words
-    assert f"{launch.LOG}='{tmp_path}/my runs/tiny-grpo-kl_cov-toy/001.jsonl'" in words
+    assert f"+{launch.METRICS_KEY}='{tmp_path}/my runs/tiny-grpo-kl_cov-toy/001.jsonl'" in words
     assert words[words.index("python") :][:3] == ["python", "-m", "verl.trainer.main_ppo"]
     assert "recipe.toy=/toy" in words
     assert words[-1] == "trainer.total_training_steps=2"
@@ -90,58 +96,108 @@ def test_bad_input_is_one_line_and_code_2(words, says):
 def test_run_refuses_what_is_missing(tmp_path):
     done = run("run", "qwen2.5-7b", "grpo", "none", "math", "--data", tmp_path, "--runs", tmp_path)
     assert done.exit_code == 1
-    assert "missing" in done.stdout
+    assert "missing model: Qwen/Qwen2.5-7B is not on this machine" in done.stdout
     assert "Not started" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_of_other_settings_is_not_gone_on_with(tmp_path):
-    folder = tmp_path / "tiny-grpo-kl_cov-toy"
-    folder.mkdir()
-    once = launch.launch(catalogue.parse([*TOY, "trainer.save_freq=1"]), tmp_path, tmp_path, tmp_path)
-    (folder / launch.COMMANDS).write_text(json.dumps(once.settings()) + "\n" + '["-m", "verl.tr')
-    where = ("--data", tmp_path, "--toy", tmp_path, "--runs", tmp_path)
-    done = run("run", *TOY, *where)
-    assert done.exit_code == 2
-    assert "was started with other settings (trainer.save_freq=1)" in done.stderr
-    assert launch.started_before(once) is None
-    # Finished or not: other settings are no reason to do nothing.
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("25")
-    assert run("run", *TOY, *where).exit_code == 2
-    assert "is finished: 25 steps" in run("run", *TOY, "trainer.save_freq=1", *where).stdout.replace("\n", " ")
+@pytest.fixture
+def demo(stand_in, tmp_path, monkeypatch):
+    """demo(*words, **do): `recipes run` of two recipes in tmp_path, with a stand-in for the trainer that does so."""
+    monkeypatch.setattr(plan, "make_toy", lambda folder: None)
+    monkeypatch.setattr(plan.machine, "check", lambda config: [])
+
+    def call(*words, recipes=("demo/vanilla", "demo/kl_cov"), **do):
+        stand_in(**do)
+        return run("run", *recipes, "--steps", "4", "--runs", tmp_path, "--toy", tmp_path, *words)
+
+    return call
 
 
-def test_a_finished_run_is_left_alone(tmp_path):
-    checkpoints = tmp_path / "tiny-grpo-kl_cov-toy" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / "latest_checkpointed_iteration.txt").write_text("5")
-    done = run("run", *TOY, "trainer.total_training_steps=5", "--runs", tmp_path)
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_several_recipes_one_after_the_other_and_the_next_set_beside_them(demo, tmp_path):
+    done = demo()
+    assert done.exit_code == 0, done.output
+    assert {name: read_metrics(paths).steps.tolist() for name, paths in find_runs([tmp_path / "demo"])} == {
+        name: [0, 1, 2, 3, 4] for name in ("vanilla", "kl_cov")
+    }
+    assert "kl_cov 4/4  entropy 0.464  score 0.582  val 0.380" in done.stdout
+    assert [line.split()[:3] for line in done.stdout.splitlines()[-2:]] == [
+        ["vanilla", "4", "0.917"],
+        ["kl_cov", "4", "0.917"],
+    ]
+    before = content(tmp_path / "demo")
+    done = demo("--skip-finished")
     assert done.exit_code == 0
-    assert "is finished: 5 steps" in done.stdout.replace("\n", " ")
+    assert "demo/kl_cov is finished: 4 steps" in done.stdout
+    assert not (tmp_path / "demo-2").exists()
+    done = demo("--seed", "1")  # finished: other settings do not matter
+    assert done.exit_code == 0
+    assert "demo-2/vanilla starts in" in done.stdout
+    assert "recipe.seed=1" in (tmp_path / "demo-2" / "vanilla" / launch.RECORD).read_text()
+    assert "recipe.name=demo-vanilla-2" in (tmp_path / "demo-2" / "vanilla" / launch.RECORD).read_text()
+    assert content(tmp_path / "demo") == before
 
 
-def test_two_launches_do_not_share_a_folder(tmp_path, monkeypatch):
-    """The lock outlives exec, as the training's."""
-    once = launch.launch(catalogue.parse(TOY), tmp_path, tmp_path, tmp_path)
-    sleeper = launch.Launch([sys.executable, "-c", "print('up', flush=True); input()"], {}, once.folder)
-    code = "import sys, pickle; from verl_cov.recipes import launch; launch.start(pickle.load(sys.stdin.buffer))"
-    # The pickle and the sleeper's line come through one pipe.
-    with subprocess.Popen([sys.executable, "-u", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        process.stdin.write(pickle.dumps(sleeper))
-        process.stdin.flush()
-        assert process.stdout.readline() == b"up\n"
-        with pytest.raises(ValueError, match="is being trained in by another process"):
-            launch.start(sleeper)
-        process.stdin.close()
-    monkeypatch.setattr(os, "execvpe", lambda *command: None)
-    launch.start(sleeper)
+def test_a_failure_ends_the_set_with_the_trainers_exit_code_and_the_next_call_resumes_it(demo, tmp_path):
+    done = demo(fail=3, who="vanilla")
+    assert done.exit_code == 3
+    assert "vanilla: failed, " in done.stdout
+    assert "demo/vanilla failed (exit code 3) after step 2." in done.stdout
+    assert not (tmp_path / "demo" / "kl_cov").exists()
+    done = demo()
+    assert done.exit_code == 0
+    assert "demo/vanilla resumes after step 2\ndemo/kl_cov starts in" in done.stdout
+    assert (tmp_path / "demo" / "vanilla" / "002.jsonl").is_file()
+    assert not (tmp_path / "demo-2").exists()
+
+
+def test_a_stopped_set_is_not_gone_on_with_in_other_settings(demo, tmp_path):
+    assert demo(fail=3, who="kl_cov").exit_code == 3
+    before = content(tmp_path)
+    for recipes in (("demo/vanilla", "demo/kl_cov"), ("demo/kl_cov",)):
+        done = demo("--seed", "1", recipes=recipes)
+        assert done.exit_code == 2
+        assert "was started with other settings (without recipe.seed=1), and verl would go on" in done.stderr
+    assert content(tmp_path) == before
+    assert demo("--seed", "1", "--changed").exit_code == 0
+    assert not (tmp_path / "demo-2").exists()
+
+
+def test_a_run_without_checkpoints_is_finished_all_the_same(demo, tmp_path):
+    assert demo(recipes=("demo/vanilla",)).exit_code == 0
+    shutil.rmtree(tmp_path / "demo" / "vanilla" / "checkpoints")
+    assert "demo/vanilla is finished" in demo("--skip-finished", recipes=("demo/vanilla",)).stdout
+    assert "demo-2/vanilla starts" in demo(recipes=("demo/vanilla",)).stdout
+
+
+def test_a_checkpoint_folder_of_the_users_own_is_not_trained_over(demo, tmp_path):
+    own = f"trainer.default_local_dir={tmp_path}/mine"
+    assert demo(own, recipes=("demo/vanilla",)).exit_code == 0
+    done = demo(own, recipes=("demo/vanilla",))
+    assert done.exit_code == 2
+    assert "trainer.default_local_dir holds a finished run" in done.stderr
+
+
+def test_the_report_is_missed_before_the_trainings(demo, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert isinstance(demo("--report").exception, ModuleNotFoundError)  # `main` tells the fix in one line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_preparation_is_one_line(tmp_path):
+    (tmp_path / "countdown").write_text("in the way")
+    with pytest.raises(ValueError, match=f"could not make {tmp_path}/countdown"):
+        plan.make_toy(tmp_path)
 
 
 def test_each_launch_has_a_log_of_its_own(tmp_path):
-    assert launch.next_segment(tmp_path).name == "001.jsonl"
+    assert launch.next_metrics_file(tmp_path).name == "001.jsonl"
     (tmp_path / "001.jsonl").touch()
-    assert launch.next_segment(tmp_path).name == "002.jsonl"
+    assert launch.next_metrics_file(tmp_path).name == "002.jsonl"
 
 
 def script(name: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -161,16 +217,20 @@ def test_run_sh():
     assert "trainer.save_freq=7" in done.stdout
 
 
-def test_sweep_sh_goes_through_runs_and_seeds():
-    done = script("sweep.sh", "ablation-clip_range", "--dry-run", SEEDS="0 1")
-    assert done.returncode == 0
-    names = [line.removeprefix("== ") for line in done.stdout.splitlines() if line.startswith("== ")]
-    assert names == [
-        f"ablation-clip_range-{run}-seed{seed}" for seed in (0, 1) for run in ("clip_0.2", "clip_1", "no_clip")
+def test_sweep_sh_goes_through_runs_and_seeds_and_past_a_failure(tmp_path):
+    stub = tmp_path / "verl-cov"  # says what it is called with; the second run fails
+    stub.write_text(
+        '#!/bin/sh\nif [ "$2" = commands ]; then echo e/a; echo e/b; exit; fi\necho "$@"; [ "$3" != e/b ]\n'
+    )
+    stub.chmod(0o755)
+    done = script("sweep.sh", "e", "x=1", SEEDS="0 1", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if line.startswith("recipes")] == [
+        f"recipes run e/{name} --skip-finished recipe.seed={seed} recipe.name=e-{name}-seed{seed} x=1"
+        for seed in (0, 1)
+        for name in ("a", "b")
     ]
-    commands = [line for line in done.stdout.splitlines() if "main_ppo" in line]
-    assert len(set(commands)) == 6
-    assert all(f"/runs/{name}/001.jsonl" in line for name, line in zip(names, commands, strict=True))
+    assert done.stdout.count(" failed\n") == 2
 
 
 def test_sweep_sh_says_what_is_unknown():

@@ -1,4 +1,8 @@
-"""Every cell of the matrix, composed by Hydra and put through the installed verl's own checks; and the record."""
+"""The matrix of recipes: what its cells compose to, verl's own checks of them, and the record of what was trained.
+
+No group sets what another one sets (tests/recipes/test_sources.py), and a cell is the union of its files (here). So one
+cell for each file stands for all of them in `make test`; `make nightly` composes and checks all 3,120.
+"""
 
 from __future__ import annotations
 
@@ -6,66 +10,74 @@ import contextlib
 import io
 
 import pytest
-from hydra import initialize_config_module
-from omegaconf import OmegaConf
 
 from recipes import matrix
 from verl_cov.hooks import versions
+from verl_cov.hooks.checks.configuration import notices
 from verl_cov.hooks.checks.recipe import check as check_recipe
-from verl_cov.recipes import catalogue, compose
+from verl_cov.recipes import catalogue, compose, sources
 
 
-@pytest.fixture(autouse=True)
-def parse_files_once(monkeypatch):
-    """Hydra parses all of verl's YAML for each composition, which is most of its time. The composition stays Hydra's.
-
-    What is kept is plain data: Hydra changes the configurations that it composes from.
-    """
-    real = OmegaConf.load
-    parsed: dict[str, object] = {}
-
-    def load(file):
-        text = file.read()
-        if text not in parsed:
-            parsed[text] = OmegaConf.to_container(real(io.StringIO(text)))
-        return OmegaConf.create(parsed[text])
-
-    monkeypatch.setattr(OmegaConf, "load", load)
+def representatives() -> list[catalogue.Selection]:
+    """As few cells as have every file of every group, and the one pair that a rule is about."""
+    options = {group: list(catalogue.options(group)) for group in catalogue.GROUPS}
+    words = [[names[number % len(names)] for names in options.values()] for number in range(12)]
+    assert all({row[column] for row in words} == set(names) for column, names in enumerate(options.values()))
+    pair = catalogue.parse(["qwen2.5-7b", "on_policy", "kl_cov", "math"])
+    return [pair, *(catalogue.parse(row[:-1], scale=row[-1]) for row in words)]
 
 
-def _models():
-    """The tiny one in every test run, the paper's by `make matrix`."""
-    for model in catalogue.options("model"):
-        yield pytest.param(model, marks=[] if model == "tiny" else pytest.mark.matrix)
+def check_cell(cell: catalogue.Selection, model) -> None:
+    config = compose.resolved(compose.compose(cell.hydra_overrides()))
+    for group, name in cell.choices.items():
+        assert config.recipe[group] == ("dapo_math" if name in matrix.ALIASES else name)
+    with contextlib.redirect_stdout(io.StringIO()):
+        check_recipe(config, model)
+    no_op = any("KL-Cov will do NOTHING" in notice for notice in notices(config))
+    assert no_op is (cell.choices["algorithm"] == "on_policy" and cell.choices["entropy"] == "kl_cov")
 
 
-@pytest.mark.parametrize("model", _models())
+def as_number(value):
+    """YAML 1.1, which the sources are read with, takes 5e-7 for a string."""
+    try:
+        return float(value) if isinstance(value, str | int | float) else value
+    except ValueError:
+        return value
+
+
+@pytest.mark.parametrize("cell", representatives(), ids=lambda cell: f"{cell.name}-{cell.choices['scale']}")
+def test_a_cell_is_the_union_of_its_files_and_verl_accepts_it(cell, untrained_model):
+    values = {setting.key: setting.value for setting in sources.by_key(cell).values()}
+    parents = {key.rsplit(".", n)[0] for key in values for n in range(1, key.count(".") + 1)}
+    defaults = {key: value for key, value in compose.flat(compose.compose([])).items() if key not in parents}
+    composed = compose.flat(compose.compose(cell.hydra_overrides()))
+    assert {k: as_number(v) for k, v in composed.items()} == {k: as_number(v) for k, v in (defaults | values).items()}
+    check_cell(cell, untrained_model)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("model", catalogue.options("model"))
 def test_every_cell_is_a_configuration_that_verl_accepts(model, untrained_model):
     """40 cells (algorithm x control) for each of seven tasks; verl's checks fail on the first bad field."""
-    count = 0
-    with initialize_config_module(compose.PRIMARY[0], version_base=None):
-        for cell in matrix.cells(model):
-            config = compose.resolved(compose.compose(cell.hydra_overrides()))
-            for group, name in cell.choices.items():
-                assert config.recipe[group] == name
-            with contextlib.redirect_stdout(io.StringIO()) as said:
-                check_recipe(config, untrained_model)
-            no_op = "KL-Cov will do NOTHING" in said.getvalue()
-            assert no_op is (cell.choices["algorithm"] == "on_policy" and cell.choices["entropy"] == "kl_cov")
-            count += 1
-    assert count == 40 * (1 if model == "tiny" else 7)
+    cells = list(matrix.cells(model))
+    for cell in cells:
+        check_cell(cell, untrained_model)
+    assert len(cells) == 40 * (1 if model == "tiny" else 7)
 
 
-@pytest.mark.parametrize("name", catalogue.options("experiment"))
-def test_every_run_of_every_experiment_is_accepted(name, untrained_model):
-    found = catalogue.experiment(name)
-    with initialize_config_module(compose.PRIMARY[0], version_base=None):
-        for run in found.runs or [None]:
-            selection = found.selection(run)
-            config = compose.resolved(compose.compose(selection.hydra_overrides()))
-            assert config.recipe.experiment == name
-            with contextlib.redirect_stdout(io.StringIO()):
-                check_recipe(config, untrained_model)
+def _runs():
+    """The first run of each experiment, and nightly the others."""
+    for name in catalogue.options("experiment"):
+        for number, run in enumerate(catalogue.experiment(name).runs or [None]):
+            yield pytest.param(name, run, marks=pytest.mark.nightly if number else [])
+
+
+@pytest.mark.parametrize(("name", "run"), _runs())
+def test_the_runs_of_experiments_are_accepted(name, run, untrained_model):
+    config = compose.resolved(compose.compose(catalogue.experiment(name).selection(run).hydra_overrides()))
+    assert config.recipe.experiment == name
+    with contextlib.redirect_stdout(io.StringIO()):
+        check_recipe(config, untrained_model)
 
 
 @pytest.mark.parametrize(
@@ -102,12 +114,12 @@ def test_the_record_of_trained_cells_is_of_the_files_as_they_are():
     assert len(matrix.record()) == len(matrix.trained()) == 40
 
 
-@pytest.mark.matrix
+@pytest.mark.nightly
 def test_the_tables_are_of_the_files_as_they_are():
     assert matrix.tables() in matrix.README.read_text(), "run `python -m recipes.matrix write`"
 
 
-@pytest.mark.matrix
+@pytest.mark.nightly
 def test_the_only_model_and_task_that_cannot_go_together():
     tasks = [task for task in catalogue.options("task") if task != "toy"]
     models = [model for model in catalogue.options("model") if model != "tiny"]

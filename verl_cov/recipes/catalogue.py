@@ -1,4 +1,4 @@
-"""Which recipes there are: the files of `verl_cov/conf/recipe` and `verl_cov/conf/experiment`. No verl, no Hydra.
+"""The catalogue of recipes: the files of `verl_cov/conf/recipe` and `verl_cov/conf/experiment`. Needs no verl or Hydra.
 
 A recipe is one file of each group, MODEL ALGORITHM ENTROPY TASK SCALE, or an experiment, which names them and may hold
 several runs: EXPERIMENT/RUN.
@@ -21,15 +21,12 @@ GROUPS = ("model", "algorithm", "entropy", "task", "scale")
 
 
 class UnknownRecipe(ValueError):
-    """A name that no file has; the message holds the nearest ones."""
+    """No file has the name that was given; the message suggests the nearest ones."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A recipe: `choices` (group -> file), or an experiment's; `overrides` are the run's own and the user's, in order.
-
-    name: of the run's folder, its checkpoints and its logs.
-    """
+    """A recipe. choices: group -> file; overrides: the experiment's run's and then the user's."""
 
     choices: Mapping[str, str]
     experiment: str | None = None
@@ -38,35 +35,42 @@ class Selection:
 
     @property
     def name(self) -> str:
-        """`recipe.name`, if it is given. Two recipes that differ in a group have two names."""
+        """`recipe.name`, which verl's loggers show: the user's, or one that tells the recipe's groups."""
+        return "-".join(self.folder.parts)
+
+    @property
+    def folder(self) -> Path:
+        """Where the run goes, below the folder of runs: NAME, or EXPERIMENT/RUN. Raises ValueError for a bad name."""
         given = [word.partition("=")[2] for word in self.overrides if word.lstrip("+").startswith("recipe.name=")]
         if given:
-            return _folder_name(given[-1].strip("'\""))
+            return Path(_folder_name(given[-1].strip("'\"")))
         if self.experiment is None:
-            return "-".join(self.choices[group] for group in GROUPS if group != "scale")
+            return Path("-".join(self.choices[group] for group in GROUPS if group != "scale"))
         usual = experiment(self.experiment).selection(self.run).choices
         swapped = [self.choices[group] for group in GROUPS if self.choices[group] != usual[group]]
-        return "-".join([self.experiment, *([self.run] if self.run else []), *swapped])
+        if self.run is None:
+            return Path("-".join([self.experiment, *swapped]))
+        return Path(self.experiment, "-".join([self.run, *swapped]))
 
     @property
     def uses_toy(self) -> bool:
-        """Whether it reads the folder of the tiny model and the toy task."""
+        """Whether it reads the tiny model or the toy task, which are made on this machine."""
         return self.choices["model"] == "tiny" or self.choices["task"] == "toy"
 
     def groups(self) -> list[str]:
-        """The words that name the files."""
+        """Hydra's overrides that select the files."""
         if self.experiment is None:
             return [f"+recipe/{group}={self.choices[group]}" for group in GROUPS]
         return [f"+experiment={self.experiment}"]
 
     def hydra_overrides(self) -> list[str]:
-        """What stands after `python -m verl.trainer.main_ppo`."""
+        """The command-line arguments of `python -m verl.trainer.main_ppo`."""
         return [*self.groups(), *self.overrides]
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A file of `verl_cov/conf/experiment`. choices: its groups; runs: name -> overrides, none if it is one run."""
+    """A file of `verl_cov/conf/experiment`. choices: its groups; runs: name -> overrides, empty if it is one run."""
 
     name: str
     about: str
@@ -74,7 +78,7 @@ class Experiment:
     runs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def selection(self, run: str | None = None, overrides: Sequence[str] = ()) -> Selection:
-        """The run of that name; None: the first if there are several. Raises UnknownRecipe."""
+        """The recipe of one run, the first if none is named. Raises UnknownRecipe."""
         if run is None and self.runs:
             run = next(iter(self.runs))
         if run is not None and run not in self.runs:
@@ -86,13 +90,13 @@ class Experiment:
 
 @functools.cache
 def options(group: str) -> dict[str, str]:
-    """name -> what its file says it is, of a group; shared parts (`_base`) left out. "experiment" is a group here."""
+    """The files of a group, or of "experiment": name -> description. Shared parts (`_base`) are left out."""
     folder = CONF / "experiment" if group == "experiment" else CONF / "recipe" / group
     return {path.stem: about(path) for path in sorted(folder.glob("[!_]*.yaml"))}
 
 
 def about(path: Path) -> str:
-    """The comment at the head of a file, in one line."""
+    """The comment at the head of a file, joined into one line."""
     lines = path.read_text().splitlines()[1:]  # after `# @package _global_`
     head = [line.lstrip("# ") for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
     return " ".join(head)
@@ -116,32 +120,54 @@ def experiment(name: str) -> Experiment:
 
 
 def parse(words: Sequence[str], scale: str | None = None) -> Selection:
-    """A recipe from the words of a command line: `EXPERIMENT[/RUN]` or `MODEL ALGORITHM ENTROPY TASK`, then overrides.
+    """The one recipe that the words of a command line mean; see `parse_all`. Raises UnknownRecipe."""
+    selections = parse_all(words, scale)
+    if len(selections) > 1:
+        raise UnknownRecipe(f"give one recipe, not {len(selections)}: only `verl-cov recipes run` takes several")
+    return selections[0]
 
+
+def parse_all(words: Sequence[str], scale: str | None = None) -> list[Selection]:
+    """The recipes that the words of a command line mean, each with all the overrides (key=value) among the words.
+
+    A recipe is EXPERIMENT[/RUN], MODEL/ALGORITHM/ENTROPY/TASK, or, if it is the only one, those four words.
     scale: the group `scale`; None: the experiment's, or what fits the model (`natural_scale`). Raises UnknownRecipe.
     """
-    names = [word for word in words if not _is_override(word)]
-    overrides = tuple(word for word in words if _is_override(word))
-    if len(names) == 1:
-        name, _, run = names[0].partition("/")
-        if name not in options("experiment") and run == "" and name in options("model"):
-            raise UnknownRecipe(f"{name} is a model: give MODEL ALGORITHM ENTROPY TASK, or an experiment")
-        if scale is not None:
-            overrides = (f"recipe/scale={check('scale', scale)}", *overrides)
-        return experiment(name).selection(run or None, overrides)
-    if len(names) != len(GROUPS) - 1:
+    recipes = [word for word in words if not _is_override(word)]
+    overrides = [word for word in words if _is_override(word)]
+    if scale is not None:
+        overrides.insert(0, f"recipe/scale={check('scale', scale)}")
+    if len(recipes) == len(GROUPS) - 1 and not any("/" in word or word in options("experiment") for word in recipes):
+        recipes = ["/".join(recipes)]
+    if len(recipes) > 1 and recipes[0] in options("model"):
+        raise UnknownRecipe(f"a recipe is EXPERIMENT[/RUN] or MODEL ALGORITHM ENTROPY TASK, not {' '.join(recipes)}")
+    if not recipes:
         raise UnknownRecipe(
-            f"a recipe is EXPERIMENT[/RUN] or MODEL ALGORITHM ENTROPY TASK, not {' '.join(names) or 'nothing'}"
-            "; `verl-cov recipes list` has them all"
+            "give a recipe: EXPERIMENT[/RUN] or MODEL ALGORITHM ENTROPY TASK; `verl-cov recipes list` has them all"
         )
-    choices = {group: check(group, name) for group, name in zip(GROUPS, names, strict=False)}
-    choices["scale"] = check("scale", scale) if scale is not None else natural_scale(choices["model"])
-    choices, others = _swap(choices, overrides)
-    return Selection(choices, overrides=others)
+    selections = [_selection(recipe, overrides) for recipe in recipes]
+    folders = [selection.folder for selection in selections]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise UnknownRecipe(f"two of the recipes would share the folder {folder}: run them one by one")
+    return selections
+
+
+def _selection(recipe: str, overrides: Sequence[str]) -> Selection:
+    words = recipe.split("/")
+    if len(words) == len(GROUPS) - 1:
+        choices = {group: check(group, word) for group, word in zip(GROUPS, words, strict=False)}
+        choices["scale"] = natural_scale(choices["model"])
+        choices, others = _swap(choices, overrides)
+        return Selection(choices, overrides=others)
+    name, _, run = recipe.partition("/")
+    if name not in options("experiment") and name in options("model"):
+        raise UnknownRecipe(f"{recipe} begins with a model: give MODEL ALGORITHM ENTROPY TASK, or an experiment")
+    return experiment(name).selection(run or None, overrides)
 
 
 def _swap(choices: Mapping[str, str], overrides: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Take `recipe/GROUP=NAME` (the last word on a group counts) out of overrides. Raises UnknownRecipe."""
+    """Apply `recipe/GROUP=NAME` words to choices; returns them and the other overrides. Raises UnknownRecipe."""
     swapped, others = dict(choices), []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -154,21 +180,21 @@ def _swap(choices: Mapping[str, str], overrides: Sequence[str]) -> tuple[dict[st
 
 
 def _folder_name(name: str) -> str:
-    """`name`, if it can name one folder. Raises ValueError."""
+    """Return `name` if it can name a single folder. Raises ValueError otherwise."""
     if re.fullmatch(r"[\w.+@-][\w.+@ -]*", name) and name not in (".", ".."):
         return name
-    raise ValueError(f"recipe.name={name} names the run's folder: letters, digits, blanks and ._+@- only")
+    raise ValueError(f"recipe.name={name} names the run's folder: use letters, digits, blanks and ._+@- only")
 
 
 def natural_scale(model: str) -> str:
-    """The smallest of our scales that a model's runs in the paper need: cpu, node8 or nodes4x8."""
+    """The smallest scale that holds a model's runs as in the paper: cpu, node8 or nodes4x8."""
     if model == "tiny":
         return "cpu"
     return "nodes4x8" if model in ("qwen2.5-32b", "mistral-small-24b") else "node8"
 
 
 def check(group: str, name: str) -> str:
-    """`name`, if the group has it. Raises UnknownRecipe."""
+    """Return `name` if the group has such a file. Raises UnknownRecipe otherwise."""
     if group not in GROUPS:
         raise UnknownRecipe(unknown("group", group, GROUPS))
     if name not in options(group):

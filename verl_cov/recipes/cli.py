@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import os
+import signal
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from verl_cov import terminal
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
     from rich.console import Console
 
     from verl_cov.recipes.catalogue import Selection
-    from verl_cov.recipes.launch import Launch
+    from verl_cov.recipes.machine import Finding
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="The paper's runs: list, show, check, run.")
 
+Result = TypeVar("Result")
 Words = Annotated[
     list[str],
     typer.Argument(help="EXPERIMENT, EXPERIMENT/RUN or MODEL ALGORITHM ENTROPY TASK; then overrides (key=value)."),
@@ -92,52 +95,85 @@ def check(
     runs: Runs = Path("runs"),
 ) -> None:
     """What a recipe needs and this machine lacks: model, data, GPUs, memory. Exit code 1 if something is missing."""
-    from verl_cov.recipes import launch
+    from verl_cov.recipes import machine, plan
 
     with terminal.one_line():
         selection = _selection(words, scale)
-        missing = _check(_composed(selection, launch.launch(selection, data, toy, runs)), terminal.console())
+        missing = _print(machine.check(plan.planned(selection, data, toy, runs).config), terminal.console())
     raise typer.Exit(1 if missing else 0)
 
 
 @app.command()
 def run(
-    words: Words,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help="Recipes: EXPERIMENT, EXPERIMENT/RUN or MODEL/ALGORITHM/ENTROPY/TASK; or one as MODEL ALGORITHM "
+            "ENTROPY TASK. Then overrides (key=value) for all of them."
+        ),
+    ],
     scale: Scale = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and end.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="The same as recipe.seed=N.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="The same as trainer.total_training_steps=N.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and end.")] = False,
     unchecked: Annotated[bool, typer.Option("--unchecked", help="Start even if something is missing.")] = False,
     changed: Annotated[bool, typer.Option("--changed", help="Go on with a run, with other settings.")] = False,
+    skip_finished: Annotated[
+        bool, typer.Option("--skip-finished", help="If all is finished, do not train again as NAME-2.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show verl's log instead of the progress.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="At the end write report.html and plots/ into the folder of the runs.")
+    ] = False,
     data: Data = Path("data"),
     toy: Toy = Path("runs/cache"),
     runs: Runs = Path("runs"),
 ) -> None:
-    """Check, then train; the same command goes on with a stopped run. An experiment without /RUN: its first."""
-    from verl_cov.recipes import launch
+    """Check, then train, one recipe after the other. The same command goes on with what was stopped.
 
+    When all of them are finished, the same command leaves them alone and trains anew, as NAME-2. verl's output goes to
+    train.log in the run's folder. Exit code: the trainer's own if it fails, and the recipes after it are not started;
+    130 when stopped, 1 if something is missing, 2 for bad input.
+    """
+    from verl_cov.recipes import catalogue, plan, results
+    from verl_cov.recipes.progress import Progress
+    from verl_cov.recipes.train import TrainingFailed, signals_as_interrupt
+
+    words = [
+        *([f"recipe.seed={seed}"] if seed is not None else []),
+        *([f"trainer.total_training_steps={steps}"] if steps is not None else []),
+        *words,
+    ]
+    console = terminal.console()
     with terminal.one_line():
-        selection = _selection(words, scale)
-        started = launch.launch(selection, data, toy, runs)
-        config = _composed(selection, started)
+        selections = catalogue.parse_all(words, scale)
         if dry_run:
-            typer.echo(started.shell())
+            for selection in selections:
+                typer.echo(plan.planned(selection, data, toy, runs).launch.shell())
             return
-        before = launch.started_before(started)
-        if before is not None and not changed:
-            others = " ".join(word for word in before if word not in started.argv) or "fewer overrides"
-            raise ValueError(
-                f"{started.folder} was started with other settings ({others}), and verl would go on from its "
-                "checkpoint: give this run a name of its own (recipe.name=NAME), or --changed to go on with that one"
-            )
-        console = terminal.console()
-        if launch.finished(Path(config.trainer.default_local_dir), config.trainer.total_training_steps):
-            console.print(f"{started.folder} is finished: {config.trainer.total_training_steps} steps", markup=False)
-            return
-        if selection.uses_toy:
-            _make_toy(toy)
-        if _check(config, console) and not unchecked:
+        if report:
+            import matplotlib  # noqa: F401  # missed now, not after the trainings
+        where = (data, toy, runs)
+        planned, findings = _in_child(plan.prepare, selections, *where, again=not skip_finished, changed=changed)
+        for run in planned:
+            console.print(run.note, markup=False, soft_wrap=True)
+        if _print(findings, console, only_missing=True) and not unchecked:
             console.print("Not started. --unchecked starts it all the same.")
             raise typer.Exit(1)
-        launch.start(started)
+        try:
+            with signals_as_interrupt(), Progress(console, verbose=verbose) as progress:
+                for run in planned:
+                    run.train(progress)
+        except TrainingFailed as error:
+            console.print(str(error), markup=False, soft_wrap=True)
+            raise typer.Exit(error.code) from None
+        except KeyboardInterrupt:
+            console.print("Stopped. Nothing is lost: the same command resumes.", markup=False)
+            raise typer.Exit(130) from None
+        launches = [run.launch for run in planned]
+        console.print(results.table(results.read_runs(launches)))
+        if report:
+            results.write_report(launches, console)
 
 
 @app.command()
@@ -148,9 +184,9 @@ def commands(
     from verl_cov.recipes import catalogue
 
     with terminal.one_line():
-        found = catalogue.experiment(name)
-    for one in found.runs or [""]:
-        typer.echo(f"{name}/{one}".rstrip("/"))
+        experiment = catalogue.experiment(name)
+    for run in experiment.runs or [""]:
+        typer.echo(f"{name}/{run}".rstrip("/"))
 
 
 def _selection(words: list[str], scale: str | None) -> Selection:
@@ -159,48 +195,26 @@ def _selection(words: list[str], scale: str | None) -> Selection:
     return catalogue.parse(words, scale)
 
 
-def _composed(selection: Selection, started: Launch) -> DictConfig:
-    """The resolved configuration of exactly what would run. Raises ValueError."""
-    from verl_cov.recipes import compose
-
-    if selection.choices["scale"] == "cpu":
-        os.environ.setdefault("VERL_PLATFORM", "cpu")  # before verl is imported
-    argv = started.argv[3:]
-    return compose.resolved(compose.compose([word for word in argv if not word.startswith("hydra.")]))
-
-
-def _check(config: DictConfig, console: Console) -> int:
-    """Print what was looked at; how much is missing."""
-    from contextlib import redirect_stdout
-    from io import StringIO
-
-    from verl_cov.recipes import machine
-
+def _print(findings: Iterable[Finding], console: Console, only_missing: bool = False) -> int:
+    """Print what was checked; returns how much is missing."""
     missing = 0
-    findings = machine.check(config)
-    while True:
-        with redirect_stdout(StringIO()) as said:  # verl's checks print; what they print of ours is worth a line
-            finding = next(findings, None)
-        for line in said.getvalue().splitlines():
-            if line.startswith("verl-cov: "):
-                console.print(line, markup=False, soft_wrap=True, style="yellow")
-        if finding is None:
-            break
+    for finding in findings:
         missing += finding.missing
-        mark = "[red]missing[/red]" if finding.missing else "[green]ok[/green]     "
-        console.print(f"{mark} {finding.what}: ", end="")
-        console.print(finding.text, markup=False, soft_wrap=True)
+        if finding.what == "note":
+            console.print(finding.text, markup=False, soft_wrap=True, style="yellow")
+        elif finding.missing or not only_missing:
+            console.print("[red]missing[/red]" if finding.missing else "[green]ok[/green]     ", end=" ")
+            console.print(f"{finding.what}: {finding.text}", markup=False, soft_wrap=True)
     return missing
 
 
-def _make_toy(toy: Path) -> None:
-    from verl_cov.demo.folder import DemoError
-    from verl_cov.demo.launch import prepare
-
-    try:
-        prepare(toy)
-    except DemoError as error:
-        raise ValueError(str(error)) from None
+def _in_child(function: Callable[..., Result], *arguments: object, **options: object) -> Result:
+    """Call `function` in a child process: verl and torch stay out of this one, which lives as long as the trainings."""
+    # SIG_DFL: Ctrl-C ends the child without a traceback of its own.
+    with ProcessPoolExecutor(
+        1, mp_context=get_context("fork"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL)
+    ) as pool:
+        return pool.submit(function, *arguments, **options).result()
 
 
 def _text(value: object) -> str:

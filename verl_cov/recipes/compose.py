@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 def compose_main_ppo(overrides: Sequence[str]) -> DictConfig:
     """What `python -m verl.trainer.main_ppo OVERRIDES` composes, interpolations not yet resolved.
 
-    Raises ValueError, in one line, for what Hydra refuses: an unknown file, a misspelt key.
+    Raises ValueError, with one line, for what Hydra refuses: an unknown file, a misspelt key.
     """
     if importlib.util.find_spec("verl") is None:  # Hydra would say that a module of configurations is not found
         raise ModuleNotFoundError("verl is not installed", name="verl")
@@ -56,7 +57,7 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def resolved(config: DictConfig) -> DictConfig:
-    """`config` with all interpolations resolved in place, as verl's task runner does it. Raises ValueError."""
+    """Resolve all interpolations of `config` in place, as verl's task runner does. Raises ValueError."""
     try:
         OmegaConf.resolve(config)
     except OmegaConfBaseException as error:
@@ -66,7 +67,7 @@ def resolved(config: DictConfig) -> DictConfig:
 
 @dataclass(frozen=True)
 class Change:
-    """A key that a recipe sets. default: verl's, or `ABSENT`; setting: file and comment, None: the command line's."""
+    """A key that a recipe sets. default: verl's, or `ABSENT`; setting: where it is set, None on the command line."""
 
     key: str
     default: Any
@@ -87,14 +88,16 @@ def changes(selection: Selection) -> list[Change]:
     given = {word.lstrip("+~").partition("=")[0] for word in selection.overrides if not word.startswith("recipe/")}
     before, after = flat(_defaults()), flat(resolved(compose(selection.hydra_overrides())))
     keys = [key for key in after if (key in wins or key in given) and not key.startswith("recipe.runs")]
-    found = [None if key in given else _explained(wins[key], wins, given) for key in keys]
-    return [Change(key, before.get(key, ABSENT), after[key], one) for key, one in zip(keys, found, strict=True)]
+    settings = [None if key in given else _explained(wins[key], wins, given) for key in keys]
+    return [
+        Change(key, before.get(key, ABSENT), after[key], setting) for key, setting in zip(keys, settings, strict=True)
+    ]
 
 
 def _explained(
     setting: sources.Setting, wins: Mapping[str, sources.Setting], given: set[str]
 ) -> sources.Setting | None:
-    """`lr: ${recipe.lr}` says nothing of itself: why is what stands beside recipe.lr, or the command line."""
+    """`lr: ${recipe.lr}` gets the source of recipe.lr, or None if the command line gives that."""
     refers = re.match(r"\$\{(?:oc\.select:)?(recipe\.[\w.]+)", str(setting.value))
     if refers and refers[1] in given:
         return None
@@ -119,3 +122,9 @@ def flat(config: DictConfig) -> dict[str, Any]:
 
     walk(OmegaConf.to_container(config), "")
     return flat
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Sixteen hex digits that name these values, whatever their order."""
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(values)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,111 +1,166 @@
-"""The command, environment and folder of a run: `runs/NAME/` holds its checkpoints and metrics, 001.jsonl, 002.jsonl...
+"""One launch of verl's trainer: its command, its environment and its folder.
 
-verl's file logger empties the file it is given (verl/utils/tracking.py opens it with "wb"), so that each launch gets a
-file of its own; `verl-cov watch`, `fit` and `report` read them as one run.
+runs/NAME/ (for a run of an experiment runs/EXPERIMENT/RUN/) holds, and no launch ever overwrites:
+
+  001.jsonl, 002.jsonl   verl's metrics, one file a launch, which `verl-cov watch`, `fit` and `report` read as one run;
+                         verl's file logger empties the file it is given (verl/utils/tracking.py opens it with "wb")
+  train.log              everything verl, Ray and vLLM printed, launch after launch
+  launches.jsonl         the command and the settings of each launch
+  checkpoints/, hydra/   verl's and Hydra's
+  .lock                  held while a training is alive
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from verl_cov.demo.folder import next_segment
-from verl_cov.demo.launch import quote
 from verl_cov.recipes.catalogue import Selection
 
-LOG = "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH"
-COMMANDS = "commands.jsonl"  # in a run's folder: the arguments of each launch
+METRICS_KEY = "ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH"
+RECORD = "launches.jsonl"
+TRAINER = [sys.executable, "-m", "verl.trainer.main_ppo"]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """argv and what is added to the environment; folder: of the run."""
+    """One start of the trainer.
 
-    argv: list[str]
+    name: what messages call it; overrides: Hydra's, for verl; environment: what is added to ours; metrics: the file
+    that verl logs to. Paths are absolute.
+    """
+
+    name: str
+    overrides: list[str]
     environment: Mapping[str, str]
     folder: Path
+    metrics: Path
 
-    def settings(self) -> list[str]:
-        """What makes this launch go on with an earlier one: its arguments, but for the log's name."""
-        return [word for word in self.argv[1:] if not word.startswith(LOG)]
+    @property
+    def argv(self) -> list[str]:
+        return [*TRAINER, *self.overrides]
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "train.log"
 
     def shell(self) -> str:
-        """As a line for a shell."""
+        """The launch as a line for a shell."""
         added = [f"{key}={shlex.quote(value)}" for key, value in self.environment.items()]
         return " ".join([*added, shlex.join(["python", *self.argv[1:]])])
 
+    def settings(self) -> list[str]:
+        """The overrides that the launches of one run share: all but the file of metrics."""
+        return [word for word in self.overrides if not word.startswith(f"+{METRICS_KEY}=")]
 
-def launch(selection: Selection, data: Path, toy: Path, runs: Path) -> Launch:
-    """data: where `verl-cov data prepare` wrote; toy: the tiny model's folder; runs: the folder of runs."""
-    folder = (runs / selection.name).absolute()
-    argv = [sys.executable, "-m", "verl.trainer.main_ppo", *overrides(selection, data, toy, folder)]
-    environment: dict[str, str] = {}
+    def record(self, digest: str) -> None:
+        """Append this launch to the folder's record. digest: of its configuration (`compose.digest`)."""
+        when = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S %z}"
+        self._append({"when": when, "metrics": self.metrics.name, "config": digest, "overrides": self.settings()})
+
+    def record_end(self, digest: str) -> None:
+        """Append that this launch has reached the end of its training."""
+        self._append({"finished": digest})
+
+    def has_finished(self, digest: str) -> bool:
+        """Whether a launch with this configuration has reached its end, also one that saved no checkpoints."""
+        return any(entry.get("finished") == digest for entry in self._entries())
+
+    def other_settings(self, digest: str) -> str | None:
+        """How the folder's last launch differs from this one, or None: verl would go on from its checkpoint."""
+        before = [entry for entry in self._entries() if "config" in entry]
+        if not before or before[-1]["config"] == digest:
+            return None
+        lost = [word for word in before[-1]["overrides"] if word not in self.settings()]
+        new = [word for word in self.settings() if word not in before[-1]["overrides"]]
+        if not lost and not new:
+            return "the files of the recipe, or verl's, have changed"
+        return " ".join(lost) or f"without {' '.join(new)}"
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        path = self.folder / RECORD
+        cut = path.is_file() and not path.read_bytes().endswith(b"\n")  # by a full disk or a kill
+        with path.open("a") as file:
+            file.write("\n" * cut + json.dumps(entry) + "\n")
+
+    def _entries(self) -> list[dict[str, Any]]:
+        path = self.folder / RECORD
+        entries = []
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            with suppress(json.JSONDecodeError):  # cut short by a full disk or a kill
+                entries.append(json.loads(line))
+        return entries
+
+
+def launch(selection: Selection, data: Path, toy: Path, runs: Path, number: int = 1) -> Launch:
+    """The next launch of a recipe.
+
+    data: where `verl-cov data prepare` wrote; toy: the folder of the tiny model and the toy task; runs: the folder of
+    runs; number: 2 for the second run of this name (NAME-2), and so on.
+    """
+    suffix = f"-{number}" if number > 1 else ""
+    first, *rest = selection.folder.parts
+    folder = Path(runs, first + suffix, *rest).absolute()
+    metrics = next_metrics_file(folder)
+    environment = {
+        "HYDRA_FULL_ERROR": "1",  # or Hydra drops the traceback that a failure is explained with
+        "PYTHONUNBUFFERED": "1",  # or the log comes in blocks, and progress looks like a hang
+    }
     if selection.choices["scale"] == "cpu":
-        environment |= {"VERL_PLATFORM": "cpu", "TOKENIZERS_PARALLELISM": "false"}
+        environment |= {"VERL_PLATFORM": "cpu", "TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0"}
         # Its own Ray: the logical GPUs and CPUs of +verl_cov=cpu cannot be given to a cluster that runs already.
         environment["RAY_ADDRESS"] = "local"
-    return Launch(argv, environment, folder)
+        environment["RAY_DEDUP_LOGS"] = "0"  # Ray would hold lines back, and drop repeated ones: worst in a failure
+    if selection.choices["model"] == "tiny":
+        environment["HF_HUB_OFFLINE"] = "1"  # made on this machine
+    words = _overrides(selection, selection.name + suffix, data, toy, folder, metrics)
+    return Launch(str(Path(first + suffix, *rest)), words, environment, folder, metrics)
 
 
-def overrides(selection: Selection, data: Path, toy: Path, folder: Path) -> list[str]:
-    """What stands on verl's command line. Paths are absolute: Ray's workers have working folders of their own."""
-    own = [f"recipe.name={_value(Path(selection.name))}"]
+def _overrides(selection: Selection, name: str, data: Path, toy: Path, folder: Path, metrics: Path) -> list[str]:
+    """verl's command line. Paths are absolute: Ray's workers have working folders of their own."""
+    own = [f"recipe.name={quote(Path(name))}"]
     if selection.uses_toy:
-        own.append(f"recipe.toy={_value(toy.absolute())}")
+        own.append(f"recipe.toy={quote(toy.absolute())}")
     if selection.choices["task"] != "toy":
-        own.append(f"recipe.data={_value(data.absolute())}")
-    own.append(f"trainer.default_local_dir={_value(folder / 'checkpoints')}")
-    own.append(f"hydra.run.dir={_value(folder / 'hydra')}")
+        own.append(f"recipe.data={quote(data.absolute())}")
+    own.append(f"trainer.default_local_dir={quote(folder / 'checkpoints')}")
+    own.append(f"hydra.run.dir={quote(folder / 'hydra')}")
     # Through Ray, not our environment: the trainer that logs is an actor, on a cluster maybe on another node, and verl
     # forwards a fixed list of variables (verl/trainer/constants_ppo.py).
-    own.append(f"{LOG}={_value(next_segment(folder))}")
+    own.append(f"+{METRICS_KEY}={quote(metrics)}")
     # The user's last, so that they win; the recipe's own groups and runs before ours, which name them.
     users = [word for word in selection.overrides if not word.lstrip("+").startswith("recipe.name=")]
     return [*selection.groups(), *own, *users]
 
 
-def _value(path: Path) -> str:
-    """A path in Hydra's override grammar, in quotes only where it needs them."""
-    return str(path) if re.fullmatch(r"[\w./-]+", str(path)) else quote(path)
+def quote(path: Path) -> str:
+    """A path as a value in Hydra's override grammar, in quotes only where it needs them.
+
+    Inside quotes a backslash is a plain character, except before a quote, where it escapes and so has to be doubled.
+    """
+    if re.fullmatch(r"[\w./-]+", str(path)):
+        return str(path)
+    inner = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), str(path))
+    return f"'{inner}'"
 
 
-def started_before(launch: Launch) -> list[str] | None:
-    """The arguments of the folder's last launch, if they were others: verl would go on from its checkpoint just so."""
-    record = launch.folder / COMMANDS
-    for line in reversed(record.read_text().splitlines() if record.is_file() else []):
-        try:
-            before = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut short by a full disk or a kill: the launch before it counts
-        return None if before == launch.settings() else before
-    return None
+def next_metrics_file(folder: Path) -> Path:
+    """The first of 001.jsonl, 002.jsonl, ... after those that are in `folder`."""
+    taken = (int(path.stem) for path in folder.glob("[0-9]*.jsonl") if path.stem.isdigit())
+    return folder / f"{max(taken, default=0) + 1:03d}.jsonl"
 
 
 def finished(checkpoints: Path, steps: int | None) -> bool:
-    """Whether the folder holds the checkpoint of the last of so many steps, which verl saves at every end."""
+    """Whether `checkpoints` holds the checkpoint of step `steps`; verl saves the last step of every run."""
     latest = checkpoints / "latest_checkpointed_iteration.txt"  # verl/utils/checkpoint
     saved = latest.read_text().strip() if latest.is_file() else ""
     return steps is not None and saved.isdigit() and int(saved) >= steps
-
-
-def start(launch: Launch) -> None:
-    """Become the training: signals and the exit code are its own. Raises ValueError if the folder is in use."""
-    launch.folder.mkdir(parents=True, exist_ok=True)
-    # Held until the training ends, whatever ends it: two at once would write one log and one set of checkpoints.
-    lock = os.open(launch.folder / ".lock", os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"{launch.folder} is being trained in by another process") from None
-    os.set_inheritable(lock, True)
-    with (launch.folder / COMMANDS).open("a") as file:
-        file.write(json.dumps(launch.settings()) + "\n")
-    sys.stdout.flush()
-    os.execvpe(launch.argv[0], launch.argv, {**os.environ, **launch.environment})

@@ -1,4 +1,4 @@
-"""What a recipe needs and this machine lacks, found before anything starts: model, data, GPUs, memory, packages."""
+"""Checks, before anything starts, that this machine has what a recipe needs: model, data, GPUs, memory, packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
@@ -17,7 +19,7 @@ from verl_cov.recipes.memory import GB, STATE_BYTES, Estimate, estimate
 
 @dataclass(frozen=True)
 class Finding:
-    """what: model, data, ...; missing: whether it stands in the way; text: one line, with the fix if it does."""
+    """One thing checked. what: model, data, ..., note; missing: it stops the run; text: a line, with the fix."""
 
     what: str
     missing: bool
@@ -26,15 +28,8 @@ class Finding:
 
 def check(config: DictConfig) -> Iterator[Finding]:
     """Look at everything the composed, resolved `config` needs here. Starts nothing, fetches nothing."""
-
-    from verl_cov.hooks.checks.recipe import check as check_recipe
-
     checkpoint = local_checkpoint(config.actor_rollout_ref.model.path)
-    try:
-        check_recipe(config, checkpoint)
-        yield Finding("config", False, "verl builds and validates it")
-    except ValueError as error:
-        yield Finding("config", True, str(error))
+    yield from _config(config, checkpoint)
     yield from _model(config, checkpoint)
     yield from _data(config)
     if config.trainer.device == "cpu":
@@ -46,6 +41,20 @@ def check(config: DictConfig) -> Iterator[Finding]:
             yield from _package("flash_attn", "packed sequences need it: pip install flash-attn")
         yield from _gpus(config)
     yield from _disk(config)
+
+
+def _config(config: DictConfig, checkpoint: Path | None) -> Iterator[Finding]:
+    from verl_cov.hooks.checks.configuration import notices
+    from verl_cov.hooks.checks.recipe import check as check_recipe
+
+    try:
+        with redirect_stdout(StringIO()):  # verl's checks print
+            check_recipe(config, checkpoint)
+    except ValueError as error:
+        yield Finding("config", True, str(error))
+        return
+    yield from (Finding("note", False, f"verl-cov: {notice}") for notice in notices(config))
+    yield Finding("config", False, "verl builds and validates it")
 
 
 def local_checkpoint(path: str) -> Path | None:
@@ -99,7 +108,7 @@ def _positions(checkpoint: Path | None) -> int | None:
 
 
 def _data(config: DictConfig) -> Iterator[Finding]:
-    """Every file; those that our reward function scores are held to its schema (verl_cov/tasks/rows.py)."""
+    """Check every data file; those that our reward function scores must follow its schema (verl_cov/tasks/rows.py)."""
     from verl_cov.tasks.prepare import SAMPLE, read_stamp
     from verl_cov.tasks.rows import check_file
     from verl_cov.tasks.sets import SETS
@@ -157,7 +166,7 @@ def _sandbox() -> Finding:
 
 
 def _rows(path: Path, prompt_key: str) -> int:
-    """How many rows a parquet file has. Raises ValueError if it is none, or lacks what verl reads of every row."""
+    """How many rows a parquet file has. Raises ValueError for another file, or without the columns that verl reads."""
     import pyarrow
     import pyarrow.parquet
 
@@ -182,29 +191,29 @@ def _gpus(config: DictConfig) -> Iterator[Finding]:
 
     from verl_cov.hooks.trainers import starts_own_ray
 
-    asked, nodes = config.trainer.n_gpus_per_node, config.trainer.nnodes
+    per_node, nodes = config.trainer.n_gpus_per_node, config.trainer.nnodes
     local = starts_own_ray(config)
     if not local:
-        yield _cluster(asked, nodes)
+        yield _cluster(per_node, nodes)
     elif nodes > 1:
         yield Finding(
             "GPUs",
             True,
-            f"{nodes} nodes of {asked} GPUs need a Ray cluster: start one with recipes/ray.sh and submit, or give "
+            f"{nodes} nodes of {per_node} GPUs need a Ray cluster: start one with recipes/ray.sh and submit, or give "
             "recipe/scale=node8 or gpu1",
         )
     else:
         have = torch.cuda.device_count()
-        text = f"{have} of {asked}"
+        text = f"{have} of {per_node}"
         fix = ": recipe/scale=gpu1 needs one; on a CPU, model tiny with task toy and scale cpu runs"
-        yield Finding("GPUs", have < asked, text + (fix if have < asked else ""))
+        yield Finding("GPUs", have < per_node, text + (fix if have < per_node else ""))
     gpu = torch.cuda.get_device_properties(0).total_memory if local and torch.cuda.is_available() else 80 * GB
     if "recipe" in config and "parameters" in config.recipe:
         yield from _fit(of_config(config, gpu), nodes == 1)
 
 
 def of_config(config: DictConfig, gpu: float = 80 * GB) -> Estimate:
-    """The memory of a resolved recipe on GPUs of so many bytes."""
+    """The memory that a resolved recipe needs on GPUs of `gpu` bytes each."""
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     return estimate(
         config.recipe.parameters,
@@ -229,8 +238,8 @@ def _fit(need: Estimate, here: bool) -> Iterator[Finding]:
         yield from _host_memory(need.host, "what is kept off the GPUs")
 
 
-def _cluster(asked: int, nodes: int) -> Finding:
-    """Of a running Ray cluster: nodes with enough GPUs. Connects to it, which takes seconds."""
+def _cluster(per_node: int, nodes: int) -> Finding:
+    """Whether the running Ray cluster has enough nodes with enough GPUs. Connecting to it takes seconds."""
     import ray
 
     try:
@@ -240,10 +249,10 @@ def _cluster(asked: int, nodes: int) -> Finding:
             "GPUs", True, f"no Ray cluster answers ({' '.join(str(error).split())[:120]}): recipes/ray.sh starts one"
         )
     try:
-        able = sum(node["Alive"] and node["Resources"].get("GPU", 0) >= asked for node in ray.nodes())
+        able = sum(node["Alive"] and node["Resources"].get("GPU", 0) >= per_node for node in ray.nodes())
     finally:
         ray.shutdown()
-    text = f"{able} nodes of the Ray cluster have {asked} GPUs, {nodes} are needed"
+    text = f"{able} nodes of the Ray cluster have {per_node} GPUs, {nodes} are needed"
     return Finding("GPUs", able < nodes, text + (": add workers with recipes/ray.sh" if able < nodes else ""))
 
 
@@ -256,7 +265,7 @@ def _host_memory(need: float, what: str) -> Iterator[Finding]:
 
 
 def _disk(config: DictConfig) -> Iterator[Finding]:
-    """Checkpoints: weights and Adam's moments in fp32, those that are kept and one being written."""
+    """Room for checkpoints (weights and Adam's moments in fp32): those that are kept, and one being written."""
     if config.trainer.save_freq <= 0 or "recipe" not in config or "parameters" not in config.recipe:
         return
     kept = (config.trainer.max_actor_ckpt_to_keep or 1) + 1

@@ -29,7 +29,7 @@ class Setting:
 
 @functools.cache
 def settings(file: str) -> tuple[Setting, ...]:
-    """What `file` (relative to verl_cov/conf, with .yaml) sets itself, in its order; not what its defaults add."""
+    """The settings of one file (relative to verl_cov/conf, with .yaml), in its order, without those of its defaults."""
     text = (CONF / file).read_text()
     lines = text.splitlines()
     root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -55,14 +55,13 @@ def _plain(node: yaml.Node) -> Any:
 
 
 def _beside(line: str, value: yaml.Node) -> str:
-    """The comment at the end of the line; a # inside a quoted value is none."""
+    """The comment at the end of the line. A # inside a quoted value does not start one."""
     start = value.end_mark.column if isinstance(value, yaml.ScalarNode) else 0
-    _, found, comment = line[start:].partition("# ")
-    return comment.strip() if found else ""
+    return line[start:].partition("# ")[2].strip()
 
 
 def _above(lines: Sequence[str], line: int) -> str:
-    """The comment lines directly above; the head of the file is about the file."""
+    """The comment lines directly above. The head of a file describes the file, no setting."""
     block: list[str] = []
     while line > 0 and lines[line - 1].lstrip().startswith("#"):
         line -= 1
@@ -76,12 +75,12 @@ def files(selection: Selection) -> list[str]:
         roots = [f"recipe/{group}/{name}" for group, name in selection.choices.items()]
     else:
         roots = [f"experiment/{selection.experiment}"]
-    found: list[str] = []
+    result: list[str] = []
     for root in roots:
         for file in _with_defaults(root, selection.choices):
-            if file not in found:
-                found.append(file)
-    return found
+            if file not in result:
+                result.append(file)
+    return result
 
 
 def _with_defaults(config: str, choices: Mapping[str, str]) -> Iterator[str]:
@@ -99,5 +98,5 @@ def _with_defaults(config: str, choices: Mapping[str, str]) -> Iterator[str]:
 
 
 def by_key(selection: Selection) -> dict[str, Setting]:
-    """The setting that wins, of each key the recipe's files set."""
+    """The setting that wins, for each key that the recipe's files set."""
     return {setting.key: setting for file in files(selection) for setting in settings(file)}

@@ -1,6 +1,6 @@
-"""Read a training's log: which phase it is in, and, when it failed, the error that began it.
+"""Reads a training's log: which phase it is in and, if it failed, the error that began it.
 
-The log is verl's, Ray's and vLLM's output mixed: lines carry colours and their process (`(WorkerDict pid=12)`), and
+The log mixes the output of verl, Ray and vLLM: lines carry colours and their process (`(WorkerDict pid=12)`), and
 progress bars overwrite themselves with carriage returns.
 """
 
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-# Last match wins, in the order of the table and never back: late lines of an earlier phase mean nothing.
+# The last phase whose mark has appeared. It never goes back: late lines of an earlier phase mean nothing.
 PHASES: tuple[tuple[str, re.Pattern[str] | None], ...] = (
     ("importing verl", None),
     ("starting Ray", re.compile(r"ray init kwargs")),
@@ -28,7 +28,7 @@ _VLLM = re.compile(r"(?:ERROR|WARNING|INFO|CRITICAL|DEBUG) \d\d-\d\d \d\d:\d\d:\
 _FRAME = re.compile(r'\s+File "[^"]*", line \d+')
 _RAISED = re.compile(r"([A-Za-z_][\w.]*)(?:\([\w.]*\))?(?::|$)")
 _LINK = re.compile(r"The above exception was the direct cause|During handling of the above exception")
-# What other processes say once one has failed, and how they are told to stop: never the cause.
+# What the other processes print after one has failed, and how they are told to stop: never the cause.
 _ECHO = re.compile(
     r"ray\.exceptions\.|KeyboardInterrupt|SystemExit|BrokenPipeError|ConnectionResetError|EOFError"
     r"|(?:asyncio\.|concurrent\.)?[\w.]*CancelledError"
@@ -36,7 +36,7 @@ _ECHO = re.compile(
 
 
 class LogTail:
-    """Follows one launch in train.log. phase: its name; total: training steps, once the log says so."""
+    """Follows one launch in train.log, from offset `start` on. total: training steps, once the log says so."""
 
     def __init__(self, path: Path, start: int):
         self._path, self._size, self._rest = path, start, ""
@@ -47,17 +47,18 @@ class LogTail:
     def phase(self) -> str:
         return PHASES[self._phase][0]
 
-    def poll(self) -> bool:
-        """Read what is new; returns whether anything was."""
+    def poll(self) -> str:
+        """Read and return what is new."""
         with self._path.open("rb") as file:
             file.seek(self._size)
-            fresh = file.read()
-        self._size += len(fresh)
+            raw = file.read()
+        self._size += len(raw)
+        fresh = raw.decode(errors="replace")
         # At \r too: a progress bar may go without a newline for hours. Half a line waits for its rest.
-        *lines, self._rest = re.split(r"[\r\n]", self._rest + fresh.decode(errors="replace"))
+        *lines, self._rest = re.split(r"[\r\n]", self._rest + fresh)
         for line in lines:
             self._take(_ANSI.sub("", line))
-        return bool(fresh)
+        return fresh
 
     def _take(self, line: str) -> None:
         for index in range(len(PHASES) - 1, self._phase, -1):
@@ -65,8 +66,8 @@ class LogTail:
             if mark is not None and mark.search(line):
                 self._phase = index
                 break
-        if found := _TOTAL.search(line):
-            self.total = int(found[1] or found[2])
+        if match := _TOTAL.search(line):
+            self.total = int(match[1] or match[2])
 
 
 @dataclass
@@ -83,10 +84,10 @@ class _Error:
 
 
 def first_error(log: str) -> tuple[int, list[str]] | None:
-    """(line number from 1, lines to show) of the exception that ended the training; None if the log has no traceback.
+    """Find the exception that ended the training: (its line number from 1, lines to show); None without a traceback.
 
-    The driver's last traceback says which error ended it, and its chain where that began. Ray's own exceptions are
-    only echoes: where the driver has nothing else (a worker died), the first other exception in the log is shown.
+    The driver's last traceback tells which error ended the training, and its chain tells where that error began. Ray's
+    own exceptions are only echoes: if the driver has nothing else (a worker died), the first other exception counts.
     """
     errors = _errors(log)
     if not errors:
@@ -105,7 +106,7 @@ def first_error(log: str) -> tuple[int, list[str]] | None:
 
 
 def _errors(log: str) -> list[_Error]:
-    """Every exception at the end of a traceback, in the log's order. Processes interleave: each is read by itself."""
+    """The exceptions at the end of tracebacks, in the log's order. Processes interleave, so each is read by itself."""
     streams: dict[str, list[tuple[int, str]]] = {}
     for number, raw in enumerate(re.split(r"\r?\n", log), 1):
         line = _ANSI.sub("", raw).rsplit("\r", 1)[-1].rstrip()

@@ -1,0 +1,117 @@
+"""Which runs a command stands for: new ones, stopped ones to go on with, or finished ones to leave alone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from verl_cov.recipes import compose, machine
+from verl_cov.recipes.catalogue import Selection
+from verl_cov.recipes.launch import METRICS_KEY, Launch, finished, launch
+from verl_cov.recipes.machine import Finding
+from verl_cov.recipes.progress import Progress
+from verl_cov.recipes.train import TrainingFailed, train
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run: how it would be launched, its resolved configuration, and whether it has reached its last step.
+
+    digest: names the configuration; the launches of one run share it.
+    """
+
+    launch: Launch
+    config: DictConfig
+    digest: str
+    finished: bool
+
+    @property
+    def note(self) -> str:
+        """One line: what happens to it."""
+        if self.finished:
+            return f"{self.launch.name} is finished: {self.config.trainer.total_training_steps} steps"
+        latest = Path(self.config.trainer.default_local_dir) / "latest_checkpointed_iteration.txt"
+        if latest.is_file():
+            return f"{self.launch.name} resumes after step {latest.read_text().strip()}"
+        if self.launch.folder.is_dir():
+            return f"{self.launch.name} starts over (no checkpoint yet)"
+        return f"{self.launch.name} starts in {self.launch.folder}"
+
+    def train(self, progress: Progress) -> None:
+        """Train it to its end, unless it is finished. Raises as `verl_cov.recipes.train.train`."""
+        if self.finished:
+            return
+        outcome = "stopped"
+        progress.begin(self.launch.folder.name, self.config.trainer.total_training_steps)
+        try:
+            train(self.launch, self.digest, progress)
+            outcome = "finished"
+        except TrainingFailed:
+            outcome = "failed"
+            raise
+        finally:
+            progress.end(outcome)
+
+
+def planned(selection: Selection, data: Path, toy: Path, runs: Path, number: int = 1) -> Planned:
+    """One recipe's run. Raises ValueError for a configuration that does not compose."""
+    made = launch(selection, data, toy, runs, number)
+    if selection.choices["scale"] == "cpu":
+        os.environ.setdefault("VERL_PLATFORM", "cpu")  # before verl is imported
+    config = compose.resolved(compose.compose([word for word in made.overrides if not word.startswith("hydra.")]))
+    digest = compose.digest({key: value for key, value in compose.flat(config).items() if key != METRICS_KEY})
+    saved = finished(Path(config.trainer.default_local_dir), config.trainer.total_training_steps)
+    return Planned(made, config, digest, saved or made.has_finished(digest))
+
+
+def prepare(
+    selections: Sequence[Selection], data: Path, toy: Path, runs: Path, *, again: bool = True, changed: bool = False
+) -> tuple[list[Planned], list[Finding]]:
+    """`plan`, the tiny model and the toy task made if they are needed, and what the machine check says of each run."""
+    made = plan(selections, data, toy, runs, again=again, changed=changed)
+    todo = [run for run in made if not run.finished]
+    if todo and any(selection.uses_toy for selection in selections):
+        make_toy(toy)
+    findings = [finding for run in todo for finding in machine.check(run.config)]
+    return made, list(dict.fromkeys(findings))
+
+
+def make_toy(folder: Path) -> None:
+    """Make the toy task and the tiny model in `folder`; what is there already is kept."""
+    for module, part in (("countdown", "countdown"), ("tiny_model", "model")):
+        argv = [sys.executable, "-m", f"verl_cov.tasks.{module}", str(folder / part)]
+        if subprocess.run(argv, stdout=subprocess.DEVNULL).returncode != 0:
+            raise ValueError(f"could not make {folder / part}: the error stands above")
+
+
+def plan(
+    selections: Sequence[Selection], data: Path, toy: Path, runs: Path, *, again: bool = True, changed: bool = False
+) -> list[Planned]:
+    """The runs NAME, NAME-2, ... of the first number at which not all recipes are finished.
+
+    So a stopped set of runs goes on, a finished one is left alone and the next stands beside it. again: False stays
+    with the first number. changed: go on with a run that was started with other settings, which is a ValueError
+    otherwise: nothing is trained over, and runs of different settings are never mixed in one set.
+    """
+    for number in itertools.count(1):
+        made = [planned(selection, data, toy, runs, number) for selection in selections]
+        if not again or not all(run.finished for run in made):
+            break
+        if not all(str(run.launch.folder) in run.config.trainer.default_local_dir for run in made):
+            raise ValueError("trainer.default_local_dir holds a finished run: give another folder, or leave it out")
+    for run in made:
+        other = None if changed else run.launch.other_settings(run.digest)
+        if other is not None:
+            raise ValueError(
+                f"{run.launch.folder} was started with other settings ({other}), and verl would go on from its "
+                "checkpoint: give this run a name or folder of its own (recipe.name=NAME, --runs FOLDER), or --changed "
+                "to go on with that one"
+            )
+    return made

@@ -1,0 +1,84 @@
+"""What came of a set of runs: a table, and on request the law's report and figures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from verl_cov.law.readers import NoLog, Run, find_runs, pick_score, read_metrics
+from verl_cov.recipes.launch import Launch
+from verl_cov.recipes.progress import ENTROPY_KEY, number
+
+SELECTED_KEY = "actor/cov/selected_tokens"  # tokens that Clip-Cov or KL-Cov acted on, mean over the step's updates
+STEP_TIME_KEY = "timing_s/step"  # seconds, without validation
+
+
+def read_runs(launches: Sequence[Launch]) -> dict[str, Run]:
+    """The runs that have metrics, by the name of their folder."""
+    runs = {}
+    for launch in launches:
+        try:
+            [(_, paths)] = find_runs([launch.folder])
+        except NoLog:
+            continue
+        runs[launch.folder.name] = read_metrics(paths)
+    return runs
+
+
+def table(runs: Mapping[str, Run]) -> Table:
+    """One row a run, at most 80 columns wide for the demo's names."""
+    title = "Entropy in nats per token; score on the validation prompts"
+    result = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    result.add_column("run", no_wrap=True)
+    for column in ("steps", "entropy\nstart → end", "score\nstart → best → end", "tokens\nselected", "s/step"):
+        result.add_column(column, justify="right", no_wrap=True)
+    for name, run in runs.items():
+        entropy = _finite(run.column(ENTROPY_KEY))
+        key = pick_score(run.keys())
+        score = _finite(run.column(key)) if key else np.empty(0)
+        result.add_row(
+            name,
+            str(int(run.steps[-1])) if run.steps.size else "0",
+            " → ".join(map(number, entropy[[0, -1]])) if entropy.size else "-",
+            " → ".join(map(number, (score[0], score.max(), score[-1]))) if score.size else "-",
+            number(_mean(run.column(SELECTED_KEY)), 1),
+            number(_mean(run.column(STEP_TIME_KEY)), 1),
+        )
+    return result
+
+
+def write_report(launches: Sequence[Launch], console: Console) -> None:
+    """Write report.html and plots/*.png into the runs' common folder. What cannot be made is told, with the reason."""
+    from verl_cov.law import (  # scipy and matplotlib: a second that nobody should wait for at the start
+        files,
+        report,
+        runs,
+    )
+    from verl_cov.law.plots import plot_all
+
+    folder = Path(os.path.commonpath([launch.folder for launch in launches]))
+    paths = plot_all(read_runs(launches), folder / "plots")
+    try:
+        points = runs.load([launch.folder for launch in launches])
+        files.write(folder / "report.html", report.page(points, 0.15).encode())
+        paths.append(folder / "report.html")
+    except ValueError as error:
+        console.print(f"No report: {error}", markup=False, soft_wrap=True)
+    for path in paths:
+        console.print(f"written: {path}", markup=False, soft_wrap=True)
+
+
+def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    finite: NDArray[np.float64] = values[np.isfinite(values)]
+    return finite
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    finite = _finite(values)
+    return float(finite.mean()) if finite.size else None
