@@ -13,7 +13,7 @@ import typer
 from verl_cov import __version__, terminal
 from verl_cov.patch import cli as patch
 from verl_cov.recipes import cli as recipes
-from verl_cov.tasks import data_cli
+from verl_cov.tasks.data import cli as data
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +24,7 @@ app = typer.Typer(
     help="Clip-Cov and KL-Cov for verl; where a run's entropy goes, and where its score ends.",
 )
 app.add_typer(recipes.app, name="recipes")
-app.add_typer(data_cli.app, name="data")
+app.add_typer(data.app, name="data")
 app.add_typer(patch.app, name="patch")
 
 

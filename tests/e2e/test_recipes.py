@@ -18,8 +18,8 @@ from recipes import matrix
 from tests.conftest import save_untrained_model
 from verl_cov.recipes import catalogue
 from verl_cov.tasks import countdown, tiny_model
-from verl_cov.tasks.prepare import prepare
-from verl_cov.tasks.sets import SETS
+from verl_cov.tasks.data.prepare import prepare
+from verl_cov.tasks.data.sets import SETS
 
 pytestmark = pytest.mark.e2e
 

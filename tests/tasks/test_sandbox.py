@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.tasks.test_process_pool import gone
-from verl_cov.tasks import sandbox
+from verl_cov.tasks.code import sandbox
+from verl_cov.tasks.code.sandbox import Limits, SandboxUnavailable, run
 from verl_cov.tasks.process_pool import ProcessPool
-from verl_cov.tasks.sandbox import Limits, SandboxUnavailable, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
 
@@ -312,7 +312,7 @@ class TestProcesses:
         script = textwrap.dedent(
             """
             import threading, time
-            from verl_cov.tasks import sandbox
+            from verl_cov.tasks.code import sandbox
             print(sandbox.run("import os; print(os.getppid())").stdout.strip(), flush=True)
             limits = sandbox.Limits(cpu_seconds=50, wall_seconds=50)
             sandbox.run("while True: pass", limits=limits)

@@ -367,7 +367,7 @@ def check_reward(config: DictConfig) -> None:
     # verl takes dots and slashes between the names.
     if path.replace("/", ".") != REWARD.replace("/", "."):
         return
-    from verl_cov.tasks.math_verifier import MATH_VERIFY
+    from verl_cov.tasks.math import MATH_VERIFY
     from verl_cov.tasks.reward import check_options
 
     found = versions.installed("math-verify")

@@ -1,16 +1,17 @@
-"""Runs one test against a program, inside the sandbox: the source that `code_verifier` hands to `sandbox.run`.
+"""Runs one test against a program, inside the sandbox: the source that `ground_truth` hands to `sandbox.run`.
 
-On stdin comes {prelude, program, nonce, kind, ...}; on stdout goes the nonce and the verdict, as the last thing. What
-the program itself prints goes nowhere. No verdict (it raised, left, hung, was killed) is a failed test.
+It reads {prelude, program, nonce, kind, ...} from stdin and, as its last act, writes the nonce and the verdict to
+stdout. What the program itself prints is dropped. No verdict (the program raised, exited, hung, was killed) is a failed
+test.
 
-- call: {function, arguments} -> {value}; what the function returned, as JSON. Comparing it is not this process's job.
-- assert: {test}: the statement -> true
-- pytest: {tests, shim, name}: the test module's source, `pytest_shim`'s, and which test to run -> true
+- call: {function, arguments} -> {value}, what the function returned, as JSON. The parent compares it.
+- assert: {test}, the statement -> true
+- pytest: {tests, shim, name}, the test module's source, `pytest_shim`'s source, and which test to run -> true
 
 What the verdict depends on is compiled, or bound to local names, before the program runs: a program that replaces
-`builtins.exec` or `json.dumps` gains nothing. The nonce stands in one closure, in no frame and no longer in stdin.
+`builtins.exec` or `json.dumps` gains nothing. The nonce is kept in one closure, in no frame and no longer in stdin.
 
-Only the standard library, and nothing of ours can be imported: this is a text that is run, not a module.
+Needs only the standard library, and can import nothing else of this package: it is run as a text, not as a module.
 """
 
 from __future__ import annotations
