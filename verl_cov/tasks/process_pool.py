@@ -43,7 +43,7 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def read_frame(stream: BinaryIO) -> Any | None:
+def read_frame(stream: BinaryIO) -> Any:
     """In the child: the next request, or None at the end of the stream. Blocks."""
     head = stream.read(4)
     if len(head) < 4:
@@ -52,13 +52,13 @@ def read_frame(stream: BinaryIO) -> Any | None:
     return json.loads(body)
 
 
-def write_frame(stream: BinaryIO, message: Any) -> None:
+def write_frame(stream: BinaryIO, message: object) -> None:
     """In the child: send an answer."""
     stream.write(frame(message))
     stream.flush()
 
 
-def frame(message: Any) -> bytes:
+def frame(message: object) -> bytes:
     """The bytes of a message in the pipe. As ASCII, so that lone surrogates, which a model can write, pass through."""
     body = json.dumps(message).encode("ascii")
     return len(body).to_bytes(4, "big") + body
@@ -85,7 +85,7 @@ class ProcessPool:
         self._lock = threading.Lock()
         self._idle: list[_Child] = []
 
-    def call(self, request: Any, seconds: float) -> Any:
+    def call(self, request: object, seconds: float) -> Any:
         """The child's answer to `request`, in at most `seconds` once a child is free; waiting for one does not count.
 
         Raises ChildFailed; the child is then gone, and a later call starts another.

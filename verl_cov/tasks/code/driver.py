@@ -24,6 +24,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+_Job = dict[str, Any]  # JSON
 _Test = Callable[[types.ModuleType], str]  # solution -> verdict
 
 
@@ -39,7 +40,7 @@ def _code(source: str, name: str) -> types.CodeType:
     return compile(source, name, "exec", dont_inherit=True)
 
 
-def _call(job: dict[str, Any]) -> _Test:
+def _call(job: _Job) -> _Test:
     name, arguments, encode, get = job["function"], job["arguments"], json.JSONEncoder(default=_as_json).encode, getattr
 
     def test(solution: types.ModuleType) -> str:
@@ -51,7 +52,7 @@ def _call(job: dict[str, Any]) -> _Test:
     return test
 
 
-def _assert(job: dict[str, Any]) -> _Test:
+def _assert(job: _Job) -> _Test:
     statement, run = _code(job["test"], "test.py"), exec
 
     def test(solution: types.ModuleType) -> str:
@@ -61,7 +62,7 @@ def _assert(job: dict[str, Any]) -> _Test:
     return test
 
 
-def _pytest(job: dict[str, Any]) -> _Test:
+def _pytest(job: _Job) -> _Test:
     shim, tests, modules, run = types.ModuleType("pytest"), types.ModuleType("test_solution"), sys.modules, exec
     # A copy of the builtins: its functions look them up when they run.
     shim.__dict__["__builtins__"] = dict(vars(__import__("builtins")))
@@ -77,7 +78,7 @@ def _pytest(job: dict[str, Any]) -> _Test:
     return test
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> object:
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if isinstance(value, (range, map, filter, zip, type({}.keys()), type({}.values()))):

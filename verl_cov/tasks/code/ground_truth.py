@@ -33,6 +33,8 @@ from verl_cov.tasks.code.comparison import same_output, same_value
 
 FIELD = "reward_model.ground_truth"
 
+JsonObject = dict[str, Any]
+
 # For each kind, the fields that hold the tests, and their types.
 _FIELDS: dict[str, dict[str, type]] = {
     "stdio": {"inputs": list, "outputs": list},
@@ -54,7 +56,7 @@ PRELUDE = "\n".join(
 RunTest = Callable[[str, sandbox.Limits], tuple[sandbox.Result, bool]]  # (program, limits) -> (how it ended, passed)
 
 
-def check_tests(ground_truth: str) -> dict[str, Any]:
+def check_tests(ground_truth: str) -> JsonObject:
     """The tests as a dict, checked for their format only: no statement is parsed.
 
     Raises ValueError, one line that names the field.
@@ -93,7 +95,7 @@ def load_tests(ground_truth: str) -> list[RunTest]:
     return tests
 
 
-def _load_stdio(truth: dict[str, Any]) -> Iterator[RunTest]:
+def _load_stdio(truth: JsonObject) -> Iterator[RunTest]:
     for stdin, expected in zip(truth["inputs"], truth["outputs"], strict=True):
 
         def run(program: str, limits: sandbox.Limits, stdin: str = stdin, expected: str = expected):
@@ -105,14 +107,14 @@ def _load_stdio(truth: dict[str, Any]) -> Iterator[RunTest]:
         yield run
 
 
-def _load_calls(truth: dict[str, Any]) -> Iterator[RunTest]:
+def _load_calls(truth: JsonObject) -> Iterator[RunTest]:
     function = truth["function"]
     if not function.isidentifier():
         raise ValueError(f"{FIELD}.function must be a name, got {function!r}")
     for arguments, expected in zip(truth["inputs"], truth["outputs"], strict=True):
         job = {"kind": "call", "function": function, "arguments": arguments}
 
-        def run(program: str, limits: sandbox.Limits, job: dict[str, Any] = job, expected: object = expected):
+        def run(program: str, limits: sandbox.Limits, job: JsonObject = job, expected: object = expected):
             result, verdict = _drive(program, job, limits)
             if not (isinstance(verdict, dict) and "value" in verdict):
                 return result, False
@@ -123,7 +125,7 @@ def _load_calls(truth: dict[str, Any]) -> Iterator[RunTest]:
         yield run
 
 
-def _load_asserts(truth: dict[str, Any]) -> Iterator[RunTest]:
+def _load_asserts(truth: JsonObject) -> Iterator[RunTest]:
     for statement in truth["asserts"]:
         # A statement that asserts nothing would always pass.
         if not any(isinstance(node, ast.Assert) for node in ast.walk(_parse(statement, "asserts"))):
@@ -131,7 +133,7 @@ def _load_asserts(truth: dict[str, Any]) -> Iterator[RunTest]:
         yield _passes_if_true({"kind": "assert", "test": statement})
 
 
-def _load_pytest(truth: dict[str, Any]) -> Iterator[RunTest]:
+def _load_pytest(truth: JsonObject) -> Iterator[RunTest]:
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)  # the latter will fail: nothing awaits them
     for node in _parse(truth["tests"], "tests").body:
         names = []
@@ -145,7 +147,7 @@ def _load_pytest(truth: dict[str, Any]) -> Iterator[RunTest]:
                 yield _passes_if_true({"kind": "pytest", "tests": truth["tests"], "shim": shim, "name": name})
 
 
-_LOADERS: dict[str, Callable[[dict[str, Any]], Iterator[RunTest]]] = {
+_LOADERS: dict[str, Callable[[JsonObject], Iterator[RunTest]]] = {
     "stdio": _load_stdio,
     "call": _load_calls,
     "asserts": _load_asserts,
@@ -160,7 +162,7 @@ def _parse(source: str, field: str) -> ast.Module:
         raise ValueError(f"{FIELD}.{field} is not Python ({error}): {source[:60]!r}") from None
 
 
-def _passes_if_true(job: dict[str, Any]) -> RunTest:
+def _passes_if_true(job: JsonObject) -> RunTest:
     def run(program: str, limits: sandbox.Limits) -> tuple[sandbox.Result, bool]:
         result, verdict = _drive(program, job, limits)
         return result, verdict is True
@@ -168,7 +170,7 @@ def _passes_if_true(job: dict[str, Any]) -> RunTest:
     return run
 
 
-def _drive(program: str, job: dict[str, Any], limits: sandbox.Limits) -> tuple[sandbox.Result, object]:
+def _drive(program: str, job: JsonObject, limits: sandbox.Limits) -> tuple[sandbox.Result, object]:
     """Run `driver` on the program. Returns its verdict too, None if it gave none."""
     nonce = secrets.token_hex(16)
     stdin = json.dumps({**job, "prelude": PRELUDE, "program": program, "nonce": nonce})

@@ -19,13 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_cov.tasks.data.rows import batches, check_file, question_of
-from verl_cov.tasks.data.stamped_file import lock, read_stamp, replacing
+from verl_cov.tasks.data.stamped_file import Stamp, lock, read_stamp, replacing
 
 WORDS = 13
 COMMON = 10  # a 13-gram in more training questions than this is a common phrase
@@ -183,7 +182,7 @@ def remove(report: Contamination) -> int:
     return len(report.indexes)
 
 
-def _stamped(stamp: dict[str, Any], report: Contamination) -> dict[str, Any]:
+def _stamped(stamp: Stamp, report: Contamination) -> Stamp:
     removed = stamp.setdefault("contamination_removed", {})
     for overlap in report.overlaps:
         if overlap.total:

@@ -27,7 +27,7 @@ from verl_cov.tasks.data.formats.items import Elsewhere, Format, Item, Row, Unus
 from verl_cov.tasks.data.rows import with_instruction
 from verl_cov.tasks.data.sets import DataSet
 from verl_cov.tasks.data.sources import Files, Hub, HubRows, Source, is_hub_id
-from verl_cov.tasks.data.stamped_file import FORMAT, RowWriter, lock, read_stamp, replacing
+from verl_cov.tasks.data.stamped_file import FORMAT, RowWriter, Stamp, lock, read_stamp, replacing
 from verl_cov.tasks.data.tally import UNKNOWN, Tally, excerpt, nothing_usable, warnings
 
 SAMPLE = "sample"
@@ -40,7 +40,7 @@ class Prepared:
     """A prepared file. stamp: the content of the file beside it. fresh: it was made now, not found."""
 
     path: Path
-    stamp: dict[str, Any]
+    stamp: Stamp
     fresh: bool
 
     @property
@@ -117,7 +117,7 @@ def _write(dataset: DataSet, source: Source, target: Path, progress: Progress | 
                 writer.add(row_of(dataset, item, index))
     tally.written = tally.kept * dataset.copies
     if not tally.kept:
-        fields = sorted(next(iter(source.rows(())))[0]) if tally.read else []
+        fields = sorted(next(iter(source.rows(())))[0]) if UNKNOWN in tally.dropped else []
         raise ValueError(nothing_usable(dataset, source.name, tally, fields))
     return tally
 
@@ -222,7 +222,7 @@ def _digest(text: str) -> bytes:
 # --- the stamp --------------------------------------------------------------------------------------------------------
 
 
-def _same(stamp: Mapping[str, Any], source: Source, given: str | None) -> bool:
+def _same(stamp: Stamp, source: Source, given: str | None) -> bool:
     """Whether a file was made of this source: files by their content; the Hub is not asked for something newer."""
     made_of = stamp["source"]
     if isinstance(source, HubRows):
@@ -230,7 +230,7 @@ def _same(stamp: Mapping[str, Any], source: Source, given: str | None) -> bool:
     return made_of.get("digest") == source.digest and (made_of.get("kind") == SAMPLE) == (given == SAMPLE)
 
 
-def _stamp(dataset: DataSet, source: Source, given: str | None, tally: Tally) -> dict[str, Any]:
+def _stamp(dataset: DataSet, source: Source, given: str | None, tally: Tally) -> Stamp:
     kind = SAMPLE if given == SAMPLE else "hub" if isinstance(source, HubRows) else "files"
     name = SAMPLE if given == SAMPLE else source.name
     return {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from filelock import FileLock, Timeout
 from verl_cov.tasks.data.rows import SCHEMA
 
 FORMAT = 1  # raise it when the same source would give another file: prepared files of older formats are made again
+
+Stamp = dict[str, Any]  # JSON: what a file was made of
 
 # verl's reader decodes a row group at once, and a single row of code tests can take megabytes.
 _GROUP_ROWS, _GROUP_CHARACTERS = 4096, 32_000_000
@@ -42,7 +44,7 @@ def lock(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[tuple[Path, Callable[[Mapping[str, Any] | None], None]]]:
+def replacing(path: Path) -> Iterator[tuple[Path, Callable[[Stamp | None], None]]]:
     """Yields (where to write, a function that puts the file in place with its stamp). Hold `lock` meanwhile.
 
     If the function is not called, `path` stays as it was. What a killed process left behind is overwritten.
@@ -50,7 +52,7 @@ def replacing(path: Path) -> Iterator[tuple[Path, Callable[[Mapping[str, Any] | 
     partial = path.with_name(f".{path.name}.partial")  # always this name, since the lock is held
     partial_stamp = path.with_name(f".{stamp_of(path).name}.partial")
 
-    def finish(stamp: Mapping[str, Any] | None) -> None:
+    def finish(stamp: Stamp | None) -> None:
         if stamp is not None:  # written before anything is replaced, since it may fail (a full disk)
             text = json.dumps(stamp, indent=2, ensure_ascii=False) + "\n"
             # A source's name need not be Unicode; what "backslashreplace" makes of it is also JSON's escape.
@@ -72,7 +74,7 @@ def stamp_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def read_stamp(path: Path) -> dict[str, Any] | None:
+def read_stamp(path: Path) -> Stamp | None:
     """The stamp of a file; None without one, or if the file was changed since or has an older format."""
     try:
         stamp = json.loads(stamp_of(path).read_text(encoding="utf-8"))
