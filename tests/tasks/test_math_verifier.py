@@ -15,7 +15,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.tasks.test_process_pool import gone
 from verl_cov.tasks.math import verifier
 from verl_cov.tasks.math.verifier import judge, last_boxed, verify
 
@@ -159,14 +158,10 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("gold", "answer"), [(gold, answer) for gold, right, _ in TABLE for answer in right])
-def test_right(gold: str, answer: str):
-    assert verify(box(answer), gold)
-
-
-@pytest.mark.parametrize(("gold", "answer"), [(gold, answer) for gold, _, wrong in TABLE for answer in wrong])
-def test_wrong(gold: str, answer: str):
-    assert not verify(box(answer), gold)
+@pytest.mark.parametrize(("gold", "right", "wrong"), TABLE)
+def test_table(gold: str, right: list[str], wrong: list[str]):
+    assert [answer for answer in right if not verify(box(answer), gold)] == []
+    assert [answer for answer in wrong if verify(box(answer), gold)] == []
 
 
 @pytest.mark.parametrize(
@@ -341,19 +336,24 @@ class TestHostile:
         "answer",
         [
             "9^{9^{9^{9}}}",
-            "10^{10^{10}}",
-            "((((10!)!)!)!)!",
             r"\binom{10^9}{10^8}",
-            r"\prod_{i=1}^{10000000} i",
             r"\sum_{i=1}^{10^{12}} \frac{1}{i}",
             "(x+1)^{5000}",
             "{" * 400 + "1" + "}" * 400,
-            r"\sqrt{" * 100 + "2" + "}" * 100,
-            "(" * 450 + "1" + ")" * 450,
             "1" + "+1" * 450,
-            "x" * 990,
-            r"\int_0^1 x^{x^{x^x}} dx",
-            r"\lim_{n\to\infty} \frac{n!}{n^n}",
+            *(
+                pytest.param(monster, marks=pytest.mark.nightly)
+                for monster in (
+                    "10^{10^{10}}",
+                    "((((10!)!)!)!)!",
+                    r"\prod_{i=1}^{10000000} i",
+                    r"\sqrt{" * 100 + "2" + "}" * 100,
+                    "(" * 450 + "1" + ")" * 450,
+                    "x" * 990,
+                    r"\int_0^1 x^{x^{x^x}} dx",
+                    r"\lim_{n\to\infty} \frac{n!}{n^n}",
+                )
+            ),
         ],
     )
     def test_monsters_end_in_time(self, answer: str):
@@ -408,23 +408,6 @@ class TestThreads:
         )
         ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert ran.stdout.strip() == "[]"
-
-    def test_children_die_with_the_parent(self):
-        script = textwrap.dedent(
-            r"""
-            import time
-            from verl_cov.tasks.math import verifier as m
-            assert m.verify(r"\boxed{\sqrt{12}}", r"2\sqrt{3}")
-            print(m._POOL._idle[0]._process.pid, flush=True)
-            time.sleep(60)
-            """
-        )
-        parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        parent.kill()
-        parent.communicate()
-        assert gone(child)
 
 
 def test_the_child_finds_what_the_parent_finds(tmp_path: Path):
