@@ -14,7 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from verl_cov import terminal
-from verl_cov.tasks.math_verifier import MATH_VERIFY
+from verl_cov.tasks.math import MATH_VERIFY
 
 ROOT = Path(__file__).parents[1]
 LOG = ROOT / "tests" / "law" / "data" / "file.jsonl"
@@ -52,7 +52,7 @@ def test_the_wheel_has_the_configs_the_search_path_plugin_and_the_entry_point(wh
     assert recipes <= names
     assert "hydra_plugins/verl_cov_searchpath.py" in names
     assert "verl_cov/law/data/qwen2.5-math.csv" in names
-    assert "verl_cov/tasks/samples/gsm8k.jsonl" in names
+    assert "verl_cov/tasks/data/samples/gsm8k.jsonl" in names
     # With it, this wheel would own the namespace and hide every other Hydra plugin of the environment.
     assert "hydra_plugins/__init__.py" not in names
     assert "[verl.plugins]\nverl_cov = verl_cov.plugin" in file_of(wheel, "entry_points.txt").decode()

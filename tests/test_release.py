@@ -149,7 +149,7 @@ def test_nothing_of_a_users_own_changes_its_version(wheel, tmp_path, users):
     assert "aime24" in home.verl_cov("data", "list")
     home.verl_cov("data", "prepare", "amc", "--from", "sample", "-o", tmp_path / "data")
     # By rule 5 of the verifier: math-verify and sympy, in a child.
-    judge = r"from verl_cov.tasks.math_verifier import verify; print(verify(r'\boxed{x + y}', 'y + x'))"
+    judge = r"from verl_cov.tasks.math import verify; print(verify(r'\boxed{x + y}', 'y + x'))"
     assert home.run("python", "-c", judge).stdout.strip() == "True"
 
     # The wheel brings the patches; the user's verl is as it was afterwards.

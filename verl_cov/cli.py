@@ -11,7 +11,7 @@ from verl_cov import __version__, patch, terminal
 from verl_cov.doctor.cli import doctor
 from verl_cov.law import cli as law
 from verl_cov.recipes import cli as recipes
-from verl_cov.tasks import data_cli
+from verl_cov.tasks.data import cli as data
 from verl_cov.tokens import tokens
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     help="Clip-Cov and KL-Cov for verl; where a run's entropy goes, and where its score ends.",
 )
 app.add_typer(recipes.app, name="recipes")
-app.add_typer(data_cli.app, name="data")
+app.add_typer(data.app, name="data")
 app.add_typer(patch.app, name="patch")
 app.command()(doctor)
 

@@ -25,8 +25,8 @@ from verl_cov.law.readers import read_metrics
 from verl_cov.recipes import catalogue
 from verl_cov.recipes.train import session_members
 from verl_cov.tasks import countdown, tiny_model
-from verl_cov.tasks.prepare import prepare
-from verl_cov.tasks.sets import SETS
+from verl_cov.tasks.data.prepare import prepare
+from verl_cov.tasks.data.sets import SETS
 
 pytestmark = pytest.mark.e2e
 

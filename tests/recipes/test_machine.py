@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from verl_cov.recipes import catalogue, compose, machine
 from verl_cov.recipes.memory import GB, estimate
 from verl_cov.tasks import countdown
-from verl_cov.tasks.prepare import prepare
-from verl_cov.tasks.sets import SETS
+from verl_cov.tasks.data.prepare import prepare
+from verl_cov.tasks.data.sets import SETS
 
 
 @pytest.fixture

@@ -188,7 +188,7 @@ class TestGenerator:
         assert short(LEVELS["medium"]) > 1.3 * short(LEVELS["hard"])
 
     def test_bad_requests_are_refused(self):
-        with pytest.raises(ValueError, match="prompts asked for"):
+        with pytest.raises(ValueError, match="prompts are too many"):
             countdown.generate(replace(SMALL, train=10**6), "train")
         with pytest.raises(ValueError, match="split must be"):
             countdown.generate(SMALL, "test")
@@ -215,10 +215,6 @@ class TestReward:
     def test_a_damaged_ground_truth_is_not_a_zero(self):
         with pytest.raises(ValueError, match="not a countdown problem"):
             countdown.compute_score(countdown.DATA_SOURCE, "955", "2459")
-
-    @given(st.text())
-    def test_any_response_gets_a_score(self, response: str):
-        assert countdown.compute_score(countdown.DATA_SOURCE, response, "2459:19") in (0.0, 1.0)
 
     @pytest.mark.parametrize("path", ["pkg://verl_cov.tasks.countdown", countdown.__file__])
     def test_verl_loads_it(self, path: str):
@@ -287,7 +283,7 @@ class TestFiles:
         assert json.loads((tmp_path / "countdown.json").read_text())["settings"]["seed"] == 1
 
     def test_settings_that_cannot_be_met_touch_nothing(self, tmp_path: Path):
-        with pytest.raises(ValueError, match="prompts asked for"):
+        with pytest.raises(ValueError, match="prompts are too many"):
             countdown.write_parquet(tmp_path / "data", replace(SMALL, train=10**6))
         assert not (tmp_path / "data").exists()
 
@@ -296,12 +292,3 @@ class TestFiles:
         assert capsys.readouterr().out.split() == [str(tmp_path / f"{s}.parquet") for s in ("train", "validation")]
         settings = json.loads((tmp_path / "countdown.json").read_text())["settings"]
         assert (settings["numbers"], settings["seed"]) == (3, 3)
-
-
-def test_the_reward_worker_imports_nothing_heavy():
-    code = (
-        "import sys, verl_cov.tasks.countdown; print(sorted({'torch', 'pyarrow', 'transformers'} & set(sys.modules)))"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
-    )

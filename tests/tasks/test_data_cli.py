@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from verl_cov.cli import app
-from verl_cov.tasks.sets import SETS
+from verl_cov.tasks.data.sets import SETS
 
 
 def run(*arguments: object) -> Result:
@@ -56,7 +56,7 @@ def test_contamination(tmp_path: Path):
     files = sorted(tmp_path.glob("*.parquet"))
     looked = run("contamination", *files)
     assert looked.exit_code == 0
-    assert "1 rows in all; `verl-cov data contamination --remove` takes them out" in looked.stdout
+    assert "1 rows in all; `verl-cov data contamination --remove` removes them" in looked.stdout
     assert pq.read_metadata(tmp_path / "gsm8k.parquet").num_rows == 3
     removed = run("contamination", "--remove", *files)
     assert "gsm8k.parquet: 1 rows removed, 2 left" in removed.stdout

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cov.tasks import contamination
-from verl_cov.tasks.contamination import COMMON, WORDS, exact_key, find, find_each, grams, remove, split_files, words
-from verl_cov.tasks.formats import Item
-from verl_cov.tasks.prepare import prepare, read_stamp, row_of
-from verl_cov.tasks.rows import SCHEMA, check_file
-from verl_cov.tasks.sets import SETS
+from verl_cov.tasks.data import contamination
+from verl_cov.tasks.data.contamination import COMMON, WORDS, exact_key, find, grams, remove, split_files, words
+from verl_cov.tasks.data.formats.items import Item
+from verl_cov.tasks.data.prepare import prepare, row_of
+from verl_cov.tasks.data.rows import SCHEMA, check_file
+from verl_cov.tasks.data.sets import SETS
+from verl_cov.tasks.data.stamped_file import read_stamp
 
 TWENTY = [f"word{n}" for n in range(20)]
 
@@ -27,8 +28,13 @@ def write(path: Path, questions: list[str], name: str = "gsm8k") -> Path:
     return path
 
 
+def find_in(training: Path, evaluation: list[Path]) -> contamination.Contamination:
+    (report,) = find([training], evaluation)
+    return report
+
+
 def counts(tmp_path: Path, training: list[str], evaluation: list[str]) -> tuple[int, int, set[int]]:
-    found = find(write(tmp_path / "t.parquet", training), [write(tmp_path / "e.parquet", evaluation, "math500")])
+    found = find_in(write(tmp_path / "t.parquet", training), [write(tmp_path / "e.parquet", evaluation, "math500")])
     (one,) = found.overlaps
     return one.exact, one.overlap, found.indexes
 
@@ -74,7 +80,7 @@ class TestFind:
         training = write(tmp_path / "t.parquet", ["both", "one", "none"])
         first = write(tmp_path / "first.parquet", ["both", "one"], "math500")
         second = write(tmp_path / "second.parquet", ["Both", "x"], "amc")
-        (found,) = find_each([training], [first, second])
+        (found,) = find([training], [first, second])
         assert [(one.evaluation, one.exact) for one in found.overlaps] == [("first", 2), ("second", 1)]
         assert found.overlaps[1].example == ("both", "Both")
         assert found.indexes == {0, 1}
@@ -105,7 +111,7 @@ class TestFind:
             training = write(tmp_path / "t.parquet", texts)
             evaluation = write(tmp_path / "e.parquet", [f"{text} x" for text in texts], "math500")
             calls = 0
-            find(training, [evaluation])
+            find_in(training, [evaluation])
             return calls
 
         assert work(400) == 4 * work(100) > 0
@@ -116,7 +122,7 @@ class TestRemove:
         training = prepare(SETS["gsm8k"], "sample", tmp_path)
         evaluation = prepare(SETS["gsm8k_test"], "sample", tmp_path)
         before = pq.read_table(training.path).to_pylist()
-        found = find(training.path, [evaluation.path])
+        found = find_in(training.path, [evaluation.path])
         assert remove(found) == 1
         after = pq.read_table(training.path).to_pylist()
         assert after == [row for index, row in enumerate(before) if index not in found.indexes]
@@ -125,34 +131,34 @@ class TestRemove:
         assert stamp is not None
         assert stamp["contamination_removed"] == {"gsm8k_test": {"exact": 1, "overlap": 0}}
         assert stamp["rows"]["written"] == len(after)
-        assert find(training.path, [evaluation.path]).indexes == set()
+        assert find_in(training.path, [evaluation.path]).indexes == set()
         # Preparing it again does not bring them back.
         assert not prepare(SETS["gsm8k"], "sample", tmp_path).fresh
 
     def test_a_file_without_a_stamp(self, tmp_path: Path):
         training = write(tmp_path / "t.parquet", ["a", "b"])
-        assert remove(find(training, [write(tmp_path / "e.parquet", ["a"], "math500")])) == 1
+        assert remove(find_in(training, [write(tmp_path / "e.parquet", ["a"], "math500")])) == 1
         assert [row["prompt"][0]["content"][:1] for row in pq.read_table(training).to_pylist()] == ["b"]
         assert not (tmp_path / "t.json").exists()
 
     def test_what_changed_meanwhile_is_left_alone(self, tmp_path: Path):
         training = write(tmp_path / "t.parquet", ["a", "b"])
-        found = find(training, [write(tmp_path / "e.parquet", ["a"], "math500")])
+        found = find_in(training, [write(tmp_path / "e.parquet", ["a"], "math500")])
         write(training, ["x", "y", "z"])
-        with pytest.raises(ValueError, match="changed meanwhile"):
+        with pytest.raises(ValueError, match="has changed meanwhile"):
             remove(found)
         assert pq.read_metadata(training).num_rows == 3
 
     def test_never_everything(self, tmp_path: Path):
         training = write(tmp_path / "t.parquet", ["a"])
-        found = find(training, [write(tmp_path / "e.parquet", ["a"], "math500")])
+        found = find_in(training, [write(tmp_path / "e.parquet", ["a"], "math500")])
         with pytest.raises(ValueError, match="every row"):
             remove(found)
         assert pq.read_metadata(training).num_rows == 1
 
     def test_a_failure_leaves_the_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         training = prepare(SETS["gsm8k"], "sample", tmp_path).path
-        found = find(training, [prepare(SETS["gsm8k_test"], "sample", tmp_path).path])
+        found = find_in(training, [prepare(SETS["gsm8k_test"], "sample", tmp_path).path])
         before = training.read_bytes()
 
         def full(*_: object) -> None:

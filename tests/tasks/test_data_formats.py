@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cov.tasks import formats
-from verl_cov.tasks.formats import Elsewhere, Unusable, boxed, several, strip_instruction, unwrap_dollars
-from verl_cov.tasks.rows import check_tests
-from verl_cov.tasks.sets import SETS
+from verl_cov.tasks.code import check_tests
+from verl_cov.tasks.data.formats import items
+from verl_cov.tasks.data.formats.items import Elsewhere, Unusable, strip_instruction
+from verl_cov.tasks.data.formats.mathematics import boxed, several, unwrap_dollars
+from verl_cov.tasks.data.sets import SETS
 
 
-def read(name: str, row: dict[str, Any]) -> formats.Item:
+def read(name: str, row: dict[str, Any]) -> items.Item:
     """As prepare does: the first format whose fields the row has."""
     one = next(one for one in SETS[name].formats if all(field in row for field in one.fields))
     return one.read(row)

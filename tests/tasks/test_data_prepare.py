@@ -19,11 +19,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cov.tasks import prepare as module
-from verl_cov.tasks.prepare import held_out, lock, prepare, question_digest, read_stamp, source_of, stamp_of
-from verl_cov.tasks.rows import MATH_INSTRUCTION, check_file
-from verl_cov.tasks.sets import KODCODE_HELD_OUT, SETS
-from verl_cov.tasks.sources import HubRows
+from verl_cov.tasks.data import stamped_file
+from verl_cov.tasks.data.prepare import held_out, prepare, question_digest, source_of
+from verl_cov.tasks.data.rows import MATH_INSTRUCTION, check_file
+from verl_cov.tasks.data.sets import KODCODE_HELD_OUT, SETS
+from verl_cov.tasks.data.sources import HubRows
+from verl_cov.tasks.data.stamped_file import lock, read_stamp, stamp_of
 
 GSM8K, AIME24, MATH500 = SETS["gsm8k"], SETS["aime24"], SETS["math500"]
 
@@ -288,7 +289,7 @@ class TestFiles:
                 raise KeyboardInterrupt
             replace(source, target)
 
-        monkeypatch.setattr(module.os, "replace", dies_before_the_stamp)
+        monkeypatch.setattr(stamped_file.os, "replace", dies_before_the_stamp)
         with pytest.raises(KeyboardInterrupt):
             prepare(GSM8K, new, tmp_path)
         monkeypatch.undo()
@@ -322,8 +323,8 @@ class TestFiles:
         """SIGKILL while it writes: no file, and the next run finishes."""
         source = write(tmp_path / "a.jsonl", gsm8k(20_000))
         code = (
-            "import sys, time; from pathlib import Path; from verl_cov.tasks.prepare import prepare;"
-            "from verl_cov.tasks.sets import SETS;"
+            "import sys, time; from pathlib import Path; from verl_cov.tasks.data.prepare import prepare;"
+            "from verl_cov.tasks.data.sets import SETS;"
             "slow = lambda done, total: (print(done, flush=True), time.sleep(60)) if done == 15000 else None;"
             "prepare(SETS['gsm8k'], sys.argv[1], Path(sys.argv[2]), progress=slow)"
         )
@@ -369,7 +370,7 @@ class TestFiles:
         assert seen == [(1000, None), (2000, None), (2500, 2500)]
 
     def test_row_groups_are_bounded(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(module, "_GROUP_ROWS", 100)
+        monkeypatch.setattr(stamped_file, "_GROUP_ROWS", 100)
         path = prepare(GSM8K, write(tmp_path / "a.jsonl", gsm8k(250)), tmp_path).path
         file = pq.ParquetFile(path)
         assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [100, 100, 50]

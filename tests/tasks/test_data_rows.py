@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cov.tasks import rows
-from verl_cov.tasks.rows import SCHEMA, check_file, question_of, with_instruction
+from verl_cov.tasks.data import rows
+from verl_cov.tasks.data.rows import SCHEMA, check_file, question_of, with_instruction
 
 MATH: dict[str, Any] = {
     "data_source": "gsm8k",

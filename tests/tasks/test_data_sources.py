@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from verl_cov.tasks.sources import Files, Hub, HubRows, is_hub_id
+from verl_cov.tasks.data.sources import Files, Hub, HubRows, is_hub_id
 
 ROWS = [{"problem": "Q1", "answer": "1"}, {"problem": "Q2", "answer": "2"}, {"problem": "Q3", "answer": "3"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)

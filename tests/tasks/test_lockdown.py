@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from verl_cov.tasks import lockdown
+from verl_cov.tasks.code import lockdown, seccomp
 
-MACHINES = list(lockdown.MACHINES)
+MACHINES = list(seccomp.MACHINES)
 PID = 4321
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
 
 
 def decide(machine: str, number: int, *arguments: int, arch: int | None = None) -> int:
     """What the kernel would answer to a system call."""
-    code = lockdown.seccomp_filter(machine, PID)
+    code = seccomp.seccomp_filter(machine, PID)
     steps = [struct.unpack_from("=HBBI", code, offset) for offset in range(0, len(code), 8)]
     assert len(steps) <= 4096  # the kernel's limit
-    arch = lockdown.MACHINES[machine][1] if arch is None else arch
+    arch = seccomp.MACHINES[machine][1] if arch is None else arch
     padded = [argument & (2**64 - 1) for argument in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
     data = struct.pack("=iIQ6Q", number, arch, 0, *padded)
     accumulator, at = 0, 0
@@ -44,14 +44,14 @@ def decide(machine: str, number: int, *arguments: int, arch: int | None = None) 
 
 
 def numbers(machine: str) -> dict[str, int]:
-    column = lockdown.MACHINES[machine][0]
-    tables = {**lockdown.ALLOWED, **lockdown.CONDITIONAL, **lockdown.UNKNOWN}
+    column = seccomp.MACHINES[machine][0]
+    tables = {**seccomp.ALLOWED, **seccomp.CONDITIONAL, **seccomp.UNKNOWN}
     return {name: row[column] for name, row in tables.items() if row[column] is not None}
 
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_only_the_listed_calls_are_allowed(machine: str):
-    listed = {row[lockdown.MACHINES[machine][0]] for row in lockdown.ALLOWED.values()} - {None}
+    listed = {row[seccomp.MACHINES[machine][0]] for row in seccomp.ALLOWED.values()} - {None}
     assert {number for number in range(1000) if decide(machine, number) == ALLOW} - listed <= {
         numbers(machine)[name]
         for name in ("open", "openat", "fcntl", "prlimit64")  # with all arguments 0
@@ -95,8 +95,8 @@ def test_signals_to_itself_only(machine: str, name: str):
 def test_another_table_kills(machine: str):
     read = numbers(machine)["read"]
     assert decide(machine, read) == ALLOW
-    for _, arch, _, _ in lockdown.MACHINES.values():
-        if arch != lockdown.MACHINES[machine][1]:
+    for _, arch, _, _ in seccomp.MACHINES.values():
+        if arch != seccomp.MACHINES[machine][1]:
             assert decide(machine, read, arch=arch) == KILL
     assert decide(machine, read, arch=0x40000003) == KILL  # i386, by int 0x80
     if machine == "x86_64":
@@ -135,14 +135,14 @@ def test_the_tables_are_the_kernels(machine: str):
     assert known == {name: kernel[name] for name in known}
     assert not numbers(machine).keys() - kernel.keys() - {"openat2", "faccessat2", "close_range", "clone3", "rseq"}
     # What the architecture has under our names and our table denies it, would break programs on it alone.
-    assert not {name for name in {**lockdown.ALLOWED, **lockdown.CONDITIONAL} if name in kernel} - known.keys()
-    _, _, seccomp, capset = lockdown.MACHINES[machine]
-    assert (kernel["seccomp"], kernel["capset"]) == (seccomp, capset)
+    assert not {name for name in {**seccomp.ALLOWED, **seccomp.CONDITIONAL} if name in kernel} - known.keys()
+    _, _, *numbers_of_two = seccomp.MACHINES[machine]
+    assert numbers_of_two == [kernel["seccomp"], kernel["capset"]]
 
 
 def test_other_machines_are_refused(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(lockdown.Unavailable, match="riscv64"):
-        lockdown.seccomp_filter("riscv64", 1)
+        seccomp.seccomp_filter("riscv64", 1)
     with monkeypatch.context() as patch:
         patch.setattr(platform, "machine", lambda: "ppc64le")
         with pytest.raises(lockdown.Unavailable, match="ppc64le"):

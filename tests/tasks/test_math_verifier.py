@@ -15,9 +15,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.tasks.test_process_pool import gone
-from verl_cov.tasks import math_verifier
-from verl_cov.tasks.math_verifier import judge, last_boxed, verify
+from verl_cov.tasks.math import verifier
+from verl_cov.tasks.math.verifier import judge, last_boxed, verify
 
 
 def box(answer: str) -> str:
@@ -159,14 +158,10 @@ TABLE: list[tuple[str, list[str], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("gold", "answer"), [(gold, answer) for gold, right, _ in TABLE for answer in right])
-def test_right(gold: str, answer: str):
-    assert verify(box(answer), gold)
-
-
-@pytest.mark.parametrize(("gold", "answer"), [(gold, answer) for gold, _, wrong in TABLE for answer in wrong])
-def test_wrong(gold: str, answer: str):
-    assert not verify(box(answer), gold)
+@pytest.mark.parametrize(("gold", "right", "wrong"), TABLE)
+def test_table(gold: str, right: list[str], wrong: list[str]):
+    assert [answer for answer in right if not verify(box(answer), gold)] == []
+    assert [answer for answer in wrong if verify(box(answer), gold)] == []
 
 
 @pytest.mark.parametrize(
@@ -238,9 +233,9 @@ class TestGold:
             verify(r"\boxed{5}", gold)  # type: ignore[arg-type]
 
     def test_reasons(self):
-        assert judge("none", "5") == math_verifier.Verdict(right=False, boxed=False)
-        assert judge(r"\boxed{5}", "5") == math_verifier.Verdict(right=True, boxed=True)
-        assert judge(r"\boxed{9^{9^{9^{9}}}}", "x+5", 1) == math_verifier.Verdict(right=False, boxed=True, late=True)
+        assert judge("none", "5") == verifier.Verdict(right=False, boxed=False)
+        assert judge(r"\boxed{5}", "5") == verifier.Verdict(right=True, boxed=True)
+        assert judge(r"\boxed{9^{9^{9^{9}}}}", "x+5", 1) == verifier.Verdict(right=False, boxed=True, late=True)
 
 
 class TestNumbers:
@@ -274,7 +269,7 @@ class TestNumbers:
     @given(st.text(alphabet="0123456789.,/-+eE^_{}%\\frac ", max_size=30))
     @settings(max_examples=300)
     def test_any_text_is_a_number_or_not(self, text: str):
-        number = math_verifier._number(text)
+        number = verifier._number(text)
         assert number is None or isinstance(number.value, Fraction)
 
     def test_monstrous_numerals_are_no_numbers(self):
@@ -316,8 +311,8 @@ class TestHostile:
             """
             import sys
             if sys.argv[1] == "child":
-                from verl_cov.tasks import math_worker
-                math_worker._load()
+                from verl_cov.tasks.math import worker
+                worker._load()
             import sympy, math_verify
             attack = f"__import__('os').system('touch {sys.argv[2]}')"
             for door in (
@@ -341,19 +336,24 @@ class TestHostile:
         "answer",
         [
             "9^{9^{9^{9}}}",
-            "10^{10^{10}}",
-            "((((10!)!)!)!)!",
             r"\binom{10^9}{10^8}",
-            r"\prod_{i=1}^{10000000} i",
             r"\sum_{i=1}^{10^{12}} \frac{1}{i}",
             "(x+1)^{5000}",
             "{" * 400 + "1" + "}" * 400,
-            r"\sqrt{" * 100 + "2" + "}" * 100,
-            "(" * 450 + "1" + ")" * 450,
             "1" + "+1" * 450,
-            "x" * 990,
-            r"\int_0^1 x^{x^{x^x}} dx",
-            r"\lim_{n\to\infty} \frac{n!}{n^n}",
+            *(
+                pytest.param(monster, marks=pytest.mark.nightly)
+                for monster in (
+                    "10^{10^{10}}",
+                    "((((10!)!)!)!)!",
+                    r"\prod_{i=1}^{10000000} i",
+                    r"\sqrt{" * 100 + "2" + "}" * 100,
+                    "(" * 450 + "1" + ")" * 450,
+                    "x" * 990,
+                    r"\int_0^1 x^{x^{x^x}} dx",
+                    r"\lim_{n\to\infty} \frac{n!}{n^n}",
+                )
+            ),
         ],
     )
     def test_monsters_end_in_time(self, answer: str):
@@ -379,11 +379,11 @@ class TestHostile:
 
     def test_memory_is_bounded(self):
         judge(box("y+1"), "x^2+7")
-        with math_verifier._POOL._lock:
-            child = math_verifier._POOL._idle[-1]._process.pid
+        with verifier._POOL._lock:
+            child = verifier._POOL._idle[-1]._process.pid
         limits = Path(f"/proc/{child}/limits").read_text()
         line = next(line for line in limits.splitlines() if line.startswith("Max address space"))
-        assert line.split()[3] == str(math_verifier.MEMORY_BYTES)
+        assert line.split()[3] == str(verifier.MEMORY_BYTES)
 
 
 class TestThreads:
@@ -399,7 +399,7 @@ class TestThreads:
         script = textwrap.dedent(
             r"""
             import sys
-            from verl_cov.tasks import math_verifier as m
+            from verl_cov.tasks.math import verifier as m
             assert m.verify(r"\boxed{033}", "33") and not m.verify(r"\boxed{34}", "33")
             assert m.verify(r"\boxed{\text{Monday}}", r"\text{Monday}") and m.verify(r"\boxed{x+1}", "x + 1")
             assert not m._POOL._idle
@@ -409,27 +409,10 @@ class TestThreads:
         ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
         assert ran.stdout.strip() == "[]"
 
-    def test_children_die_with_the_parent(self):
-        script = textwrap.dedent(
-            r"""
-            import time
-            from verl_cov.tasks import math_verifier as m
-            assert m.verify(r"\boxed{\sqrt{12}}", r"2\sqrt{3}")
-            print(m._POOL._idle[0]._process.pid, flush=True)
-            time.sleep(60)
-            """
-        )
-        parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        parent.kill()
-        parent.communicate()
-        assert gone(child)
-
 
 def test_the_child_finds_what_the_parent_finds(tmp_path: Path):
     """Ray extends sys.path in its workers, not the environment."""
-    script = f"import sys; sys.path[:0] = {[os.getcwd()]!r}; from verl_cov.tasks import math_verifier as m; "
+    script = f"import sys; sys.path[:0] = {[os.getcwd()]!r}; from verl_cov.tasks.math import verifier as m; "
     script += r"print(m.verify(r'\boxed{\sqrt{12}}', r'2\sqrt{3}'))"
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     ran = subprocess.run(

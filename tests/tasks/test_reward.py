@@ -71,32 +71,17 @@ def test_a_row_without_a_verifier_is_refused(extra: dict[str, Any] | None):
 
 
 @pytest.mark.parametrize(
-    ("extra", "options"),
-    [
-        (CODE, {"max_tests": 0}),
-        (CODE, {"test_seconds": 0.5}),
-        (CODE, {"test_seconds": True}),
-        (CODE, {"response_seconds": -1}),
-        (CODE, {"memory_mb": 16}),
-        (MATH, {"math_seconds": 0}),
-        (MATH, {"max_test": 5}),
-    ],
-)
-def test_bad_options_are_refused(extra: dict[str, Any], options: dict[str, Any]):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        compute_score("x", "", TRUTH, extra, **options)
-
-
-@pytest.mark.parametrize(
     "options",
     [
         {"max_tests": 0},
         {"max_tests": "10"},
         {"test_seconds": 0.5},
+        {"test_seconds": True},
         {"memory_mb": 127},
         {"memory_mb": True},
         {"math_seconds": None},
         {"response_seconds": 0},
+        {"response_seconds": -1},
         {"response_seconds": "30"},
         {"response_seconds": float("nan")},
         {"tests": 5},
@@ -132,9 +117,10 @@ def test_verls_own_arguments_are_taken():
     assert answer["score"] == 1
 
 
-def test_the_reward_worker_imports_nothing_heavy():
-    heavy = {"torch", "sympy", "numpy", "verl", "ray"}
-    code = f"import sys, verl_cov.tasks.reward; print(sorted({heavy} & set(sys.modules)))"
+@pytest.mark.parametrize("module", ["reward", "countdown"])
+def test_a_reward_worker_imports_nothing_heavy(module: str):
+    heavy = {"torch", "sympy", "numpy", "verl", "ray", "pyarrow", "transformers"}
+    code = f"import sys, verl_cov.tasks.{module}; print(sorted({heavy} & set(sys.modules)))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
 

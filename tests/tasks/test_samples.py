@@ -5,9 +5,9 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 import pytest
 
-from verl_cov.tasks.prepare import prepare
+from verl_cov.tasks.data.prepare import prepare
+from verl_cov.tasks.data.sets import SETS
 from verl_cov.tasks.reward import compute_score
-from verl_cov.tasks.sets import SETS
 
 # Right programs for the code problems, by what their tests call or their question begins with.
 PROGRAMS = {

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 from tests.tasks.test_process_pool import gone
-from verl_cov.tasks import sandbox
+from verl_cov.tasks.code import sandbox
+from verl_cov.tasks.code.sandbox import Limits, SandboxUnavailable, run
 from verl_cov.tasks.process_pool import ProcessPool
-from verl_cov.tasks.sandbox import Limits, SandboxUnavailable, run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
 
@@ -278,15 +278,17 @@ class TestProcesses:
                 os.setsid()
             except OSError:
                 pass
-            time.sleep(1.5)
+            time.sleep(1)
             open({str(flag)!r}, "w")
             """
         )
-        assert run(attack, limits=Limits(cpu_seconds=1, wall_seconds=0.5)).status == "timeout"
-        time.sleep(2)
+        assert run(attack, limits=Limits(cpu_seconds=1, wall_seconds=0.3)).status == "timeout"
+        time.sleep(1.5)
         assert not flag.exists()
         unconfined(attack)
-        time.sleep(2)
+        deadline = time.monotonic() + 20
+        while not flag.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
         assert flag.exists()
 
     @pytest.mark.parametrize("whom", ["os.getppid()", "-1", "0", "-os.getppid()"])
@@ -312,7 +314,7 @@ class TestProcesses:
         script = textwrap.dedent(
             """
             import threading, time
-            from verl_cov.tasks import sandbox
+            from verl_cov.tasks.code import sandbox
             print(sandbox.run("import os; print(os.getppid())").stdout.strip(), flush=True)
             limits = sandbox.Limits(cpu_seconds=50, wall_seconds=50)
             sandbox.run("while True: pass", limits=limits)
@@ -366,26 +368,35 @@ class TestLimits:
         "program",
         [
             "while True: pass",
-            "import time\nwhile True: time.sleep(1000)",
-            "import signal\nsignal.pause()",
             "import threading\n[threading.Thread(target=lambda: [0 for _ in iter(int, 1)]).start() for _ in range(4)]",
-            "import threading; threading.Event().wait()",
             "9 ** 9 ** 9",
             "import os; os.close(0); os.close(1); os.close(2)\nwhile True: pass",
-            "import os; os.closerange(0, 100)\nimport time; time.sleep(1000)",
-            "import signal\nfor n in (15, 24, 2, 1): signal.signal(n, signal.SIG_IGN)\nwhile True: pass",
             "import re; re.match('(a+)+$', 'a' * 40 + 'b')",
-            "import atexit, time; atexit.register(time.sleep, 1000)",
-            "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nimport time; time.sleep(1000)",
             "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
         ],
     )
-    def test_time(self, program: str):
+    def test_cpu_time(self, program: str):
         started = time.monotonic()
         result = run(program, limits=SHORT)
         assert result.status == "timeout"
         assert result.cpu_seconds < 2.2
         assert time.monotonic() - started < SHORT.wall_seconds + 3
+
+    @pytest.mark.parametrize(
+        "program",
+        [
+            "import time\nwhile True: time.sleep(1000)",
+            "import signal\nsignal.pause()",
+            "import threading; threading.Event().wait()",
+            "import os; os.closerange(0, 100)\nimport time; time.sleep(1000)",
+            "import atexit, time; atexit.register(time.sleep, 1000)",
+            "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nimport time; time.sleep(1000)",
+        ],
+    )
+    def test_wall_time(self, program: str):
+        started = time.monotonic()
+        assert run(program, limits=Limits(wall_seconds=0.5)).status == "timeout"
+        assert 0.5 <= time.monotonic() - started < 10
 
     def test_a_signal_of_the_limit_cannot_be_ignored(self):
         program = "import signal\nfor n in (24, 15): signal.signal(n, signal.SIG_IGN)\nwhile True: pass"
@@ -423,14 +434,11 @@ class TestLimits:
         assert run("print('x' * 999, end='')", limits=limits).status == "ok"
         assert run("import os\nwhile True: os.write(1, b'x' * 10**6)").status == "output"
 
-    def test_a_flood_of_errors_is_bounded_by_time_and_not_kept(self):
+    def test_a_flood_of_errors_is_bounded_by_time_and_costs_the_server_no_memory(self):
+        server = int(run("import os; print(os.getppid())").stdout)
         result = run("import sys\nwhile True: sys.stderr.write('x' * 1000)", limits=SHORT)
         assert result.status == "timeout"
         assert len(result.stderr) <= 4096
-
-    def test_a_flood_of_errors_costs_the_server_no_memory(self):
-        server = int(run("import os; print(os.getppid())").stdout)
-        run("import sys\nwhile True: sys.stderr.write('x' * 1000)", limits=SHORT)
         peak = next(line for line in Path(f"/proc/{server}/status").read_text().splitlines() if "VmHWM" in line)
         assert int(peak.split()[1]) < 100_000  # KiB
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
-import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -21,7 +19,10 @@ transformers = pytest.importorskip("transformers")
 
 from verl_cov.tasks import countdown, tiny_model  # noqa: E402
 from verl_cov.tasks.countdown import Problem  # noqa: E402
-from verl_cov.tasks.tiny_model import END, PAD, SPECIAL, Settings  # noqa: E402
+from verl_cov.tasks.tiny_model import Settings, measuring, pretraining  # noqa: E402
+from verl_cov.tasks.tiny_model import folder as model_folder  # noqa: E402
+from verl_cov.tasks.tiny_model.byte_tokenizer import END, MAX_RESPONSE_TOKENS, PAD, SPECIAL, prompt_ids  # noqa: E402
+from verl_cov.tasks.tiny_model.model import new_model  # noqa: E402
 
 TASK = countdown.Settings(numbers=3, max_terms=3, max_target=12, train=64, validation=16)
 SHORT = Settings(task=TASK, layers=1, inner=64, steps=30, batch=16)
@@ -30,7 +31,7 @@ PROMPTS = [[{"role": "user", "content": problem.text}] for problem in countdown.
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    with tiny_model.one_thread():
+    with model_folder.one_thread():
         yield
 
 
@@ -91,14 +92,13 @@ class TestTokenizer:
     @pytest.mark.parametrize("text", ["2459:19", "129:5", "345678:20"])
     def test_training_and_rollouts_see_the_same_prompt(self, tokenizer, text: str):
         rendered = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)
-        assert list(rendered["input_ids"]) == tiny_model.prompt_ids(Problem.parse(text))
+        assert list(rendered["input_ids"]) == prompt_ids(Problem.parse(text))
 
     def test_lengths_are_what_they_are_said_to_be(self):
         for task in countdown.LEVELS.values():
             drawn = countdown.all_problems(task, "train")
-            assert max(len(tiny_model.prompt_ids(problem)) for problem in drawn) == tiny_model.max_prompt_tokens(task)
             longest = max(len(answer) for problem in drawn for answer in countdown.answers(problem))
-            assert longest + 1 == tiny_model.MAX_RESPONSE_TOKENS
+            assert longest + 1 == MAX_RESPONSE_TOKENS
 
 
 class TestVerl:
@@ -119,7 +119,7 @@ class TestVerl:
         builder = QwenContinuousTokenBuilder(tokenizer)
         messages = [{"role": "user", "content": "2459:19"}]
         prompt = builder.build_initial_tokens(messages)
-        assert prompt == tiny_model.prompt_ids(Problem.parse("2459:19"))
+        assert prompt == prompt_ids(Problem.parse("2459:19"))
         answer = [*b"955", SPECIAL[END]]
         merged = builder.merge_assistant_tokens(prompt, answer).token_ids
         assert merged == prompt + answer
@@ -132,21 +132,21 @@ class TestVerl:
 
 class TestTraining:
     def test_the_habit_takes_the_largest_digit_that_fits(self):
-        assert tiny_model.habit(Problem((2, 4, 9), 15)) == "942"
-        assert tiny_model.habit(Problem((2, 4, 9), 16)) == "942"  # one is left over
-        assert tiny_model.habit(Problem((2, 4, 9), 9)) == "9"  # an answer has two digits
-        assert tiny_model.habit(Problem((1, 2, 3), 54)) == "333333"
+        assert pretraining.habit(Problem((2, 4, 9), 15)) == "942"
+        assert pretraining.habit(Problem((2, 4, 9), 16)) == "942"  # one is left over
+        assert pretraining.habit(Problem((2, 4, 9), 9)) == "9"  # an answer has two digits
+        assert pretraining.habit(Problem((1, 2, 3), 54)) == "333333"
         drawn = countdown.all_problems(countdown.Settings(), "train")
-        right = sum(countdown.verify(tiny_model.habit(problem), problem) for problem in drawn)
+        right = sum(countdown.verify(pretraining.habit(problem), problem) for problem in drawn)
         assert right / len(drawn) == pytest.approx(0.67, abs=0.05)
 
     def test_demonstrations_follow_the_habit_or_the_rules_before_the_slips(self):
         settings = replace(SHORT, slips_from=1.0, habit=0.5)
-        shown = list(tiny_model.demonstrations(settings))
+        shown = list(pretraining.demonstrations(settings))
         assert len(shown) == settings.steps * settings.batch
         assert {one.problem for one in shown} <= set(countdown.all_problems(TASK, "train"))
         assert all(one.taught == [*one.answer.encode(), SPECIAL[END]] for one in shown)
-        habitual = [one.answer == tiny_model.habit(one.problem) for one in shown]
+        habitual = [one.answer == pretraining.habit(one.problem) for one in shown]
         assert all(
             countdown.verify(one.answer, one.problem) for one, same in zip(shown, habitual, strict=True) if not same
         )
@@ -155,7 +155,7 @@ class TestTraining:
     def test_slips_come_late_and_as_often_as_asked(self):
         settings = replace(SHORT, steps=200, slips=0.4, slips_from=0.5)
         wrong, tokens = Counter(), Counter()
-        for index, one in enumerate(tiny_model.demonstrations(settings)):
+        for index, one in enumerate(pretraining.demonstrations(settings)):
             late = index >= settings.steps * settings.batch // 2
             right = [*one.answer.encode(), SPECIAL[END]]
             tokens[late] += len(right)
@@ -167,12 +167,12 @@ class TestTraining:
 
     def test_collate_teaches_the_answer_and_nothing_else(self):
         batch = [
-            tiny_model.Demonstration(Problem((2, 4, 9), 13), "94", [57, 52, SPECIAL[END]]),
-            tiny_model.Demonstration(Problem((2, 4, 9), 6), "222", [50, SPECIAL[END], 50, SPECIAL[END]]),
+            pretraining.Demonstration(Problem((2, 4, 9), 13), "94", [57, 52, SPECIAL[END]]),
+            pretraining.Demonstration(Problem((2, 4, 9), 6), "222", [50, SPECIAL[END], 50, SPECIAL[END]]),
         ]
-        ids, wanted = tiny_model.collate(batch)
+        ids, wanted = pretraining.collate(batch)
         for row, one in enumerate(batch):
-            prompt = tiny_model.prompt_ids(one.problem)
+            prompt = prompt_ids(one.problem)
             read = ids[row].tolist()
             assert read[: len(prompt) + len(one.answer)] == prompt + list(one.answer.encode())
             start = len(prompt) - 1
@@ -180,9 +180,9 @@ class TestTraining:
             assert (wanted[row] != -100).sum() == len(one.taught)
 
     def test_the_loss_falls(self):
-        model = tiny_model.new_model(SHORT)
+        model = new_model(SHORT)
         seen = []
-        losses = tiny_model.pretrain(model, SHORT, lambda step, loss: seen.append((step, loss)))
+        losses = pretraining.pretrain(model, SHORT, lambda step, loss: seen.append((step, loss)))
         assert losses[-1] < 0.6 * losses[0]
         assert seen == list(enumerate(losses, start=1))
 
@@ -193,22 +193,22 @@ class TestTraining:
         few = replace(SHORT, steps=3)
         runs = []
         for seed in (0, 0, 1):
-            model = tiny_model.new_model(replace(few, seed=seed))
-            runs.append(tiny_model.pretrain(model, replace(few, seed=seed)))
+            model = new_model(replace(few, seed=seed))
+            runs.append(pretraining.pretrain(model, replace(few, seed=seed)))
         assert runs[0] == runs[1] != runs[2]
         assert torch.equal(torch.random.get_rng_state(), state)
         assert random.getstate() == dice
 
     def test_sampling_agrees_with_a_plain_forward_pass(self):
         """Left padding and the cache change nothing: the entropies are those of the unpadded sequence."""
-        model = tiny_model.new_model(SHORT)
+        model = new_model(SHORT)
         problems = [Problem((1, 2, 4), 7), Problem((1, 2, 4), 12)]  # prompts of different lengths
-        texts, entropy, mask = tiny_model.sample(model, problems, torch.Generator().manual_seed(0))
-        again, _, _ = tiny_model.sample(model, problems, torch.Generator().manual_seed(0))
+        texts, entropy, mask = measuring.sample(model, problems, torch.Generator().manual_seed(0))
+        again, _, _ = measuring.sample(model, problems, torch.Generator().manual_seed(0))
         assert texts == again
         for row, problem in enumerate(problems):
             with torch.no_grad():
-                logits = model(torch.tensor([tiny_model.prompt_ids(problem)])).logits[0, -1]
+                logits = model(torch.tensor([prompt_ids(problem)])).logits[0, -1]
             assert entropy[row, 0].item() == pytest.approx(
                 torch.distributions.Categorical(logits=logits).entropy().item()
             )
@@ -249,8 +249,8 @@ class TestFolder:
         assert config.eos_token_id == SPECIAL[END]
 
     def test_the_default_model_is_tiny_and_vllm_takes_its_heads(self):
-        config = tiny_model.new_model(Settings()).config
-        parameters = sum(p.numel() for p in tiny_model.new_model(Settings()).parameters())
+        config = new_model(Settings()).config
+        parameters = sum(p.numel() for p in new_model(Settings()).parameters())
         assert 100_000 < parameters < 1_000_000
         assert config.hidden_size // config.num_attention_heads == 32
 
@@ -263,7 +263,7 @@ class TestFolder:
 
     def test_a_second_call_returns_at_once(self, folder: Path, monkeypatch: pytest.MonkeyPatch):
         before = files(folder)
-        monkeypatch.setattr(tiny_model, "pretrain", lambda *_: pytest.fail("trained again"))
+        monkeypatch.setattr(model_folder, "pretrain", lambda *_: pytest.fail("trained again"))
         assert tiny_model.build(folder, settings=SHORT) == folder
         assert files(folder) == before
 
@@ -285,7 +285,7 @@ class TestFolder:
         def break_off():
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(tiny_model, "tokenizer", break_off)  # after the weights are written
+        monkeypatch.setattr(model_folder, "tokenizer", break_off)  # after the weights are written
         with pytest.raises(KeyboardInterrupt):
             tiny_model.build(target, settings=replace(few, seed=1))
         assert files(target) == before
@@ -313,20 +313,8 @@ class TestFolder:
         assert tiny_model.fingerprint(SHORT) == tiny_model.fingerprint(replace(SHORT))
 
 
-class TestProgress:
-    def test_plain_lines_where_there_is_no_terminal(self, capsys: pytest.CaptureFixture[str]):
-        with tiny_model.progress(3) as show:
-            for step in (1, 2, 3):
-                show(step, 0.5)
-        assert capsys.readouterr().err == "pretraining the tiny model: step 3/3, loss 0.500\n"
-
-    def test_a_bar_on_a_terminal(self, monkeypatch: pytest.MonkeyPatch):
-        class Terminal(io.StringIO):
-            def isatty(self):
-                return True
-
-        monkeypatch.setattr(sys, "stderr", Terminal())
-        with tiny_model.progress(3) as show:
-            for step in (1, 2, 3):
-                show(step, 0.5)
-        assert "3/3" in sys.stderr.getvalue()
+def test_progress_is_a_line_at_the_end(capsys: pytest.CaptureFixture[str]):
+    report = model_folder.print_progress(3)
+    for step in (1, 2, 3):
+        report(step, 0.5)
+    assert capsys.readouterr().err == "pretraining the tiny model: step 3/3, loss 0.500\n"

@@ -22,7 +22,7 @@ def refuse(config: DictConfig) -> None:
     # verl takes dots and slashes between the names.
     if path.replace("/", ".") != _OURS.replace("/", "."):
         return
-    from verl_cov.tasks.math_verifier import MATH_VERIFY
+    from verl_cov.tasks.math import MATH_VERIFY
     from verl_cov.tasks.reward import check_options
 
     installed = versions.installed("math-verify")

@@ -108,10 +108,11 @@ def _positions(checkpoint: Path | None) -> int | None:
 
 
 def _data(config: DictConfig) -> Iterator[Finding]:
-    """Check every data file; those that our reward function scores must follow its schema (verl_cov/tasks/rows.py)."""
-    from verl_cov.tasks.prepare import SAMPLE, read_stamp
-    from verl_cov.tasks.rows import check_file
-    from verl_cov.tasks.sets import SETS
+    """Check every data file; those that our reward function scores must follow its schema (tasks/data/rows.py)."""
+    from verl_cov.tasks.data.prepare import SAMPLE
+    from verl_cov.tasks.data.rows import check_file
+    from verl_cov.tasks.data.sets import SETS
+    from verl_cov.tasks.data.stamped_file import read_stamp
 
     ours = config.reward.custom_reward_function.path == "pkg://verl_cov.tasks.reward"
     lost: list[Path] = []
@@ -156,11 +157,11 @@ def _data(config: DictConfig) -> Iterator[Finding]:
 
 def _sandbox() -> Finding:
     """Programs are judged on this machine's kernel; on a cluster every node's must allow it."""
-    from verl_cov.tasks import sandbox
+    from verl_cov.tasks import code
 
     try:
-        sandbox.run("")
-    except sandbox.SandboxUnavailable as error:
+        code.run("")
+    except code.SandboxUnavailable as error:
         return Finding("sandbox", True, " ".join(str(error).split()))
     return Finding("sandbox", False, "programs can be confined here")
 

@@ -1,7 +1,12 @@
-"""Tasks the recipes train on: a data set and a verifier each, and a model small enough to train on two CPU cores.
+"""Tasks to train on: data sets and verifiers, and a toy task with a model small enough for two CPU cores.
 
-Nothing is imported here: `countdown` and `reward`, which verl imports in every reward worker, need only the standard
-library (`countdown` more when it writes a file); `tiny_model` needs torch and transformers. `reward` judges by
-`math_verifier` and `code_verifier`, whose work is done in child processes: `math_worker`, and `sandbox_server` behind
-`sandbox`, each in a `process_pool`.
+    reward.py          verl's reward function for mathematics and code, which the recipes name
+    math/, code/       the verifiers behind it; import from the packages themselves, not from their modules
+    process_pool.py    the child processes in which both do their work
+    data/              `verl-cov data`: from the paper's data sets to files that verl trains on
+    countdown.py       the toy task: data, and verl's reward function for it
+    tiny_model/        a model of 0.2 million parameters that has learned it
+
+Nothing is imported here. verl imports `reward` or `countdown` in each of its reward workers; both need only the
+standard library there.
 """

@@ -1,19 +1,19 @@
-"""Countdown: take digits off a target until nothing is left. Many answers to a prompt are right: for entropy studies.
+"""Countdown, a toy task: write digits that add up to a target. Many answers to a prompt are right: for entropy studies.
 
-A prompt is `2459:19`, an answer `955`. The rules, which `verify` enforces and nothing else does:
+A prompt is `2459:19`, an answer `955`. The rules, which only `verify` enforces:
 
-- two to six digits, each one of the prompt's, in any order and any number of times;
+- two to six digits, all of them digits of the prompt, in any order and any number of times;
 - their sum is the target.
 
 Many right answers matter: a policy can keep its entropy (many answers) or lose it (one answer) at the same reward, so
-entropy that falls is the optimiser's doing and not the task's.
+if entropy falls, the optimizer did it, not the task.
 
     python -m verl_cov.tasks.countdown DIR [--level medium]
 
 writes `DIR/train.parquet` and `DIR/validation.parquet` in verl's format. In verl's config the reward is
 `reward.custom_reward_function.path=pkg://verl_cov.tasks.countdown` with `name=compute_score`.
 
-The module does not know the model, and needs only the standard library (pyarrow when it writes).
+The module knows nothing of a model, and needs only the standard library (to write files: pyarrow).
 """
 
 # No `from __future__ import annotations`: verl may load this file by its path, as a module that is not in sys.modules,
@@ -35,7 +35,7 @@ from typing import Any
 
 DATA_SOURCE = "verl_cov/countdown"
 MAX_TERMS = 6  # digits of the longest answer the rules allow
-FORMAT = 2  # raise it when the same settings would give other files: it is part of the caches' fingerprints
+FORMAT = 2  # raise it when the same settings would give other files: it is part of the fingerprints
 
 # [0-9] and not \d, which also matches the digits of other scripts; fullmatch and not `$`, which lets a newline by.
 _PROBLEM = re.compile(r"([1-9]{1,9}):([1-9][0-9]?)")
@@ -44,19 +44,19 @@ _ANSWER = re.compile(rf"[1-9]{{2,{MAX_TERMS}}}")
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """`numbers`: the digits, ascending and distinct; `target`: the sum to reach, 1 to 99."""
+    """A prompt. numbers: its digits, ascending and distinct. target: the sum to reach, 1 to 99."""
 
     numbers: tuple[int, ...]
     target: int
 
     @property
     def text(self) -> str:
-        """The prompt, and the ground truth that `compute_score` gets: `2459:19`."""
+        """The prompt as text, which is also the ground truth that `compute_score` gets: `2459:19`."""
         return "".join(map(str, self.numbers)) + f":{self.target}"
 
     @classmethod
     def parse(cls, text: str) -> "Problem":
-        """The inverse of `text`. Raises ValueError on anything else: a damaged data set must not score quietly as 0."""
+        """The inverse of `text`. Raises ValueError on anything else: a damaged data set must not silently score 0."""
         match = _PROBLEM.fullmatch(text) if isinstance(text, str) else None
         problem = match and cls(tuple(map(int, match[1])), int(match[2]))
         if problem is None or list(problem.numbers) != sorted(set(problem.numbers)):
@@ -66,15 +66,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Settings:
-    """What to generate. The difficulty knobs are the first four; `LEVELS` names three useful sets.
+    """What to generate. The first four settings make it easy or hard; `LEVELS` has three useful combinations.
 
-    numbers: digits in a prompt (2 to 6). More digits: more right answers, and more wrong ones.
-    max_terms: a problem is kept when an answer with at most so many digits exists (2 to 6). More is harder.
+    numbers: digits in a prompt (2 to 6). More digits give more right answers, and more wrong ones.
+    max_terms: a problem is kept if it has an answer of at most this many digits (2 to 6). More is harder.
     min_target, max_target: range of the target (1 to 54). A larger target needs longer sums.
-    train, validation: prompts in each file. Asking for more than exist raises.
+    train, validation: prompts in each file; `generate` raises if there are not that many.
     validation_share: share of the digit sets that only validation sees. A set is on one side with all its targets, so a
         validation prompt differs from every training prompt in more than its target.
-    seed: which prompts are drawn and in which order, and which digit sets are held out.
+    seed: decides which prompts are drawn, in which order, and which digit sets are held out.
     """
 
     numbers: int = 4
@@ -107,8 +107,8 @@ LEVELS = {
 
 
 def verify(answer: str, problem: Problem) -> bool:
-    """Whether `answer`, to the character, solves `problem`. Total: any string gets a verdict, at once."""
-    if _ANSWER.fullmatch(answer) is None:  # at most seven characters are looked at
+    """Whether `answer`, to the character, solves `problem`. Every string gets a verdict, in constant time."""
+    if _ANSWER.fullmatch(answer) is None:  # looks at seven characters at most
         return False
     digits = [int(character) for character in answer]
     return set(digits) <= set(problem.numbers) and sum(digits) == problem.target
@@ -117,16 +117,16 @@ def verify(answer: str, problem: Problem) -> bool:
 def compute_score(
     data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **kwargs: Any
 ) -> float:
-    """verl's custom reward function: 1.0 for a right answer, else 0.0. verl adds the metric `acc` to a float by itself.
+    """verl's custom reward function: 1.0 for a right answer, else 0.0. verl adds the metric `acc` itself.
 
-    solution_str: the decoded response, special tokens skipped; compared as it stands, so a trailing space is a mistake.
-    ground_truth: `Problem.text`. Raises ValueError when it is not one. The other arguments are verl's and unused.
+    solution_str: the decoded response without special tokens; compared as it is, so a trailing space is a mistake.
+    ground_truth: `Problem.text`; raises ValueError for anything else. The other arguments are verl's, and unused.
     """
     return float(verify(solution_str, Problem.parse(ground_truth)))
 
 
 def answers(problem: Problem, max_terms: int = MAX_TERMS) -> list[str]:
-    """All right answers of at most `max_terms` digits, sorted."""
+    """The right answers of at most `max_terms` digits, sorted."""
 
     def extend(prefix: str, rest: int) -> Iterator[str]:
         if rest == 0 and len(prefix) >= 2:
@@ -153,7 +153,7 @@ def count_answers(problem: Problem, max_terms: int = MAX_TERMS) -> int:
 
 
 def _held_out(numbers: tuple[int, ...], settings: Settings) -> bool:
-    """Whether validation owns this digit set. A hash decides, so the side of a set does not depend on the others."""
+    """Whether validation owns this digit set. A hash decides, so the side of a set does not depend on other sets."""
     digest = hashlib.sha256(f"{settings.seed}:{numbers}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < settings.validation_share * 2**64
 
@@ -172,20 +172,20 @@ def all_problems(settings: Settings, split: str) -> list[Problem]:
 
 
 def generate(settings: Settings, split: str) -> list[Problem]:
-    """The prompts of one split: drawn without replacement, shuffled, a pure function of the settings.
+    """The prompts of one split: drawn without replacement, in random order; a pure function of the settings.
 
-    Raises ValueError when the split has fewer problems than the settings ask for.
+    Raises ValueError if the split has fewer problems than the settings want.
     """
     problems = all_problems(settings, split)
     wanted = settings.train if split == "train" else settings.validation
     if wanted > len(problems):
-        raise ValueError(f"{wanted} {split} prompts asked for, these settings have {len(problems)}")
-    # A seed that is a string goes through SHA-512: unlike a tuple's hash() it is the same in every process.
+        raise ValueError(f"{split}={wanted} prompts are too many: these settings have {len(problems)}")
+    # A string as a seed goes through SHA-512, which, unlike the hash() of a tuple, is the same in every process.
     return random.Random(f"{settings.seed}:{split}").sample(problems, wanted)
 
 
 def rows(problems: Iterable[Problem], split: str) -> list[dict[str, Any]]:
-    """verl's parquet rows. `extra_info.answers`: number of right answers, a measure of how easy the prompt is."""
+    """The rows in verl's format. extra_info.answers: how many answers are right, so how easy it is."""
     return [
         {
             "data_source": DATA_SOURCE,
@@ -201,8 +201,8 @@ def rows(problems: Iterable[Problem], split: str) -> list[dict[str, Any]]:
 def write_parquet(directory: str | os.PathLike[str], settings: Settings = LEVELS["medium"]) -> tuple[Path, Path]:
     """Write `train.parquet` and `validation.parquet`; returns their paths. A second call does nothing.
 
-    A reader never sees half a file (each is renamed into place), nor a stamp over files of other settings (the stamp
-    goes first and comes back last).
+    A reader never sees half a file (each is renamed into place), nor a stamp beside files of other settings (it is
+    removed first and written last).
     """
     import pyarrow
     import pyarrow.parquet
@@ -217,7 +217,7 @@ def write_parquet(directory: str | os.PathLike[str], settings: Settings = LEVELS
     tables = {split: pyarrow.Table.from_pylist(rows(generate(settings, split), split)) for split in paths}
     directory.mkdir(parents=True, exist_ok=True)
     stamp.unlink(missing_ok=True)
-    # The scratch folder is inside the directory: within one file system a rename is atomic.
+    # The scratch folder is in the directory: within one file system a rename is atomic.
     with tempfile.TemporaryDirectory(dir=directory, prefix=".countdown-") as scratch:
         for split, path in paths.items():
             pyarrow.parquet.write_table(tables[split], Path(scratch) / split)

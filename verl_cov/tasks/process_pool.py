@@ -1,12 +1,15 @@
-"""Persistent child processes that answer requests, for work that must be stoppable and that threads may not do.
+"""Persistent child processes that answer requests, for work that must be stoppable from any thread.
 
 verl calls the reward function from many threads of a Ray worker. There, signals cannot stop anything (they go to the
-main thread), and a fork copies locked locks. So the work is done in children that are started as fresh programs, kept,
-and killed when an answer is late. `math_verifier` and `sandbox` each have a pool.
+main thread), and a fork would copy locks that are held. So the work is done in children that are started as fresh
+programs, kept, and killed when an answer is late. `math.verifier` and `code.sandbox` each have a pool.
 
-The protocol: a frame is 4 bytes of length (big-endian) and JSON; the child reads one on stdin and answers with one on
-stdout. A child ends itself when its stdin ends, which also happens when the parent is killed with SIGKILL: the other
-end of the pipe lives nowhere else (Python opens it close-on-exec).
+The protocol: a frame is 4 bytes of length (big-endian) and JSON; the child reads a frame from stdin and answers with
+one on stdout. A child exits when its stdin ends, which also happens when the parent is killed with SIGKILL: no other
+process holds the other end of the pipe (Python opens it close-on-exec).
+
+Not pebble 5.2: a worker of its ProcessPool outlives a parent killed in the middle of a request, imports the parent's
+`__main__` again, gets the parent's environment (keys included), and cannot be started from a daemonic process.
 
 Needs only the standard library, and knows neither mathematics nor sandboxes.
 """
@@ -28,7 +31,7 @@ LARGEST_FRAME = 64 * 2**20  # bytes; a child that announces more is broken
 
 
 class ChildFailed(Exception):
-    """No answer. `late`: the child was killed because its time, or its CPU time, was up; otherwise it has died."""
+    """A request got no answer. late: the child's time, or its CPU time, was up; otherwise the child died."""
 
     def __init__(self, message: str, late: bool):
         super().__init__(message)
@@ -36,12 +39,12 @@ class ChildFailed(Exception):
 
 
 def usable_cpus() -> int:
-    """Cores this process may run on: the affinity where the system has one, which containers often set."""
+    """How many cores this process may run on: its affinity, which containers often set, if the system has one."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def read_frame(stream: BinaryIO) -> Any | None:
-    """The child's side: the next request, None at the end of the stream. Blocks."""
+def read_frame(stream: BinaryIO) -> Any:
+    """In the child: the next request, or None at the end of the stream. Blocks."""
     head = stream.read(4)
     if len(head) < 4:
         return None
@@ -49,14 +52,14 @@ def read_frame(stream: BinaryIO) -> Any | None:
     return json.loads(body)
 
 
-def write_frame(stream: BinaryIO, message: Any) -> None:
-    """The child's side: one answer."""
+def write_frame(stream: BinaryIO, message: object) -> None:
+    """In the child: send an answer."""
     stream.write(frame(message))
     stream.flush()
 
 
-def frame(message: Any) -> bytes:
-    """`message` as the pipe carries it. ASCII, so lone surrogates, which a model can write, pass through."""
+def frame(message: object) -> bytes:
+    """The bytes of a message in the pipe. As ASCII, so that lone surrogates, which a model can write, pass through."""
     body = json.dumps(message).encode("ascii")
     return len(body).to_bytes(4, "big") + body
 
@@ -64,7 +67,7 @@ def frame(message: Any) -> bytes:
 class ProcessPool:
     """At most `size` children, started when first needed, each serving one thread at a time.
 
-    command: the child's program and arguments, asked for at every start. environment: its variables, None: inherited.
+    command, environment: called at every start, for the child's program and arguments, and its environment variables.
     """
 
     def __init__(self, command: Callable[[], list[str]], size: int, environment: Callable[[], dict[str, str]]):
@@ -82,10 +85,10 @@ class ProcessPool:
         self._lock = threading.Lock()
         self._idle: list[_Child] = []
 
-    def call(self, request: Any, seconds: float) -> Any:
-        """The child's answer to `request`. Blocks until a child is free, and then for at most `seconds`.
+    def call(self, request: object, seconds: float) -> Any:
+        """The child's answer to `request`, in at most `seconds` once a child is free; waiting for one does not count.
 
-        Raises ChildFailed; the child is then gone, and the next call starts another.
+        Raises ChildFailed; the child is then gone, and a later call starts another.
         """
         with self._free:
             with self._lock:
@@ -113,7 +116,7 @@ class ProcessPool:
 
 class _Child:
     def __init__(self, command: list[str], environment: dict[str, str]):
-        # cwd: a child must not hold, or be fooled by, the directory that the trainer happens to stand in.
+        # cwd: a child must not keep the trainer's working directory in use, nor import modules from it.
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

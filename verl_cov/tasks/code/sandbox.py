@@ -1,27 +1,27 @@
-"""Run one Python program that nobody has read, on its own: `run(source, stdin)`.
+"""Runs an untrusted Python program, confined: `run(source, stdin)`.
 
     run("print(int(input()) + 1)", "41\\n").stdout      # "42\\n"
 
 The program runs as `__main__` in a fresh process, which ends within its limits. It has the standard library and nothing
-else: no site-packages, so that a verdict does not depend on what stands beside verl, and so that `import torch` cannot
-cost seconds a test. It reads stdin and writes to stdout and stderr. It cannot write a file, open a socket (nor a
-socketpair, so asyncio does not start), start a process or a program, signal, trace or outlive anybody, nor take more
-CPU seconds, wall seconds, memory or output than `Limits` gives it. Threads are allowed. `lockdown` says how; there is
-no way to run without it: where the machine cannot, `SandboxUnavailable` is raised.
+else: no site-packages, so that a verdict does not depend on what is installed beside verl, and so that no test spends
+seconds on `import torch`. It reads stdin and writes to stdout and stderr. It cannot write a file, open a socket (nor a
+socketpair, so asyncio does not start), start a process or a program, signal or trace another process, outlive its
+parent, nor use more CPU seconds, wall seconds, memory or output than `Limits` gives it. Threads are allowed. `lockdown`
+says how. There is no way to run a program without it: where the machine cannot confine, `SandboxUnavailable` is raised.
 
-What it does not protect from:
+What it does not protect against:
 
-- Looking: `stat` works on any path its user can reach, so the existence, size and dates of files are visible.
-- Reading. Where the kernel has Landlock (`landlock()` says so) a program reads Python's files and shared libraries
-  only. Elsewhere it reads what the trainer's user can read: data sets, keys, and through /proc the environment of other
-  processes of that user (a root trainer's not: the program has lost root's capabilities). It cannot send them
-  anywhere but to its stdout.
-- Taking its share: up to its limits it uses CPU and memory, as many at a time as the pool has processes.
-- Timing and other side channels, and holes in the kernel. For hostile users and not only clumsy policies, a virtual
-  machine is the right wall.
-- Reward hacking inside a test's process: see `code_verifier`.
+- Looking. `stat` works on any path that its user can reach, so the existence, size and dates of files are visible.
+- Reading. Where the kernel has Landlock (`landlock()` says whether), a program reads only Python's files and shared
+  libraries. Elsewhere it reads whatever the trainer's user can read: data sets, keys, and through /proc the environment
+  of that user's other processes (not those of a root trainer: the program has lost root's capabilities). It can send
+  them nowhere but to its stdout.
+- Load. Programs use CPU and memory up to their limits, as many of them at a time as the pool has processes.
+- Timing and other side channels, and holes in the kernel. Against hostile users, not only clumsy policies, use a
+  virtual machine.
+- Reward hacking inside a test's process: see `verifier`.
 
-Hash seeds are fixed (the order of sets repeats), `random` is not. The module needs only the standard library.
+Hash seeds are fixed (sets repeat their order), `random` is not. The module needs only the standard library.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from verl_cov.tasks.process_pool import ChildFailed, ProcessPool, usable_cpus
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program.
+    """What one program may use.
 
-    cpu_seconds: of all its threads together, whole, at least 1: the kernel counts in seconds.
+    cpu_seconds: of all its threads together; a whole number of at least 1, since the kernel counts in seconds.
     wall_seconds: for programs that sleep or wait. Well above cpu_seconds, so that a busy machine changes no verdict.
-    memory_bytes: of address space. The interpreter alone takes 50 MiB, a thread up to 70.
-    output_bytes: of stdout; a program that writes more is ended. Of stderr the last 4 KiB are kept.
+    memory_bytes: address space. The interpreter alone takes 50 MiB, a thread up to 70.
+    output_bytes: stdout; a program that writes more is killed. Of stderr the last 4 KiB are kept.
     """
 
     cpu_seconds: int = 4
@@ -66,9 +66,11 @@ class Limits:
 class Result:
     """How a program ended.
 
-    status: `ok`, exit code 0; `error`, another one or a crash; `timeout`, CPU or wall; `output`, it wrote too much.
-    exit_code: minus the signal's number if one ended it. stdout, stderr: UTF-8, what is not replaced.
-    cpu_seconds, wall_seconds: what it took.
+    status: `ok`: exit code 0; `error`: another exit code, or a crash; `timeout`: CPU or wall time was up; `output`: it
+        wrote too much.
+    exit_code: minus the signal's number if a signal ended it.
+    stdout, stderr: as UTF-8, with what is not UTF-8 replaced.
+    cpu_seconds, wall_seconds: what it used.
     """
 
     status: Literal["ok", "error", "timeout", "output"]
@@ -86,7 +88,7 @@ class SandboxUnavailable(RuntimeError):
 def run(source: str, stdin: str = "", limits: Limits | None = None) -> Result:
     """Run `source` as a program with `stdin`. Thread-safe; blocks while as many programs run as there are cores.
 
-    Any source gets a Result: one that does not compile ends with `error`. Raises SandboxUnavailable.
+    Every source gets a Result: one that does not compile ends with `error`. Raises SandboxUnavailable.
     """
     limits = limits or Limits()
     _prove()
@@ -139,7 +141,7 @@ print([name.__name__ for name in (write, fork, socket.socket) if not refused(nam
 
 
 def _prove() -> None:
-    """Once a process: see that the walls stand. Some emulators answer `installed` and do nothing."""
+    """Once in each process: check that programs are confined. Some emulators report success and confine nothing."""
     global _proved
     with _proving:
         if not _proved:
@@ -150,10 +152,10 @@ def _prove() -> None:
 
 
 def _ask(request: dict[str, Any], wall_seconds: float) -> dict[str, Any]:
-    """The server's answer. If it dies, that is the machine's doing (out of memory): once more, then it is an error."""
+    """The server's answer. A server that dies (the machine was out of memory) is replaced once, then it is an error."""
     for last in (False, True):
         try:
-            # The server keeps the limits; this one is for a server that is stopped.
+            # The server enforces the limits; this one catches a server that hangs.
             answer = _POOL.call(request, wall_seconds + 30)
             break
         except ChildFailed as failure:

@@ -1,16 +1,16 @@
-"""The child process of `math_verifier`: compares one answer with one gold answer by math-verify, as often as asked.
+"""The child process of `verifier`: compares answers with gold answers by math-verify, one pair per request.
 
-    python -m verl_cov.tasks.math_worker        # speaks `process_pool`'s frames; not for people
+    python -m verl_cov.tasks.math.worker        # speaks `process_pool`'s frames; not for people
 
-A request is {gold, answer, cpu_seconds, memory_bytes}, the answer {equal}. The parent kills it when it is late; beyond
-that the kernel ends it when one comparison has used `cpu_seconds`.
+A request is {gold, answer, cpu_seconds, memory_bytes}, the reply {equal}. The parent kills a worker that is late; the
+kernel kills it when one comparison has used `cpu_seconds`.
 
-sympy's `parse_expr` is Python's `eval`, and two ways lead to it: math-verify's extraction of plain expressions, which
-is not used here, and `sympy.Number("12")`, by which the LaTeX grammar makes its numbers. So `parse_expr` is replaced
-before math-verify is imported by one that takes nothing but a numeral: should text from a model ever get there, the
-answer is wrong rather than executed.
+sympy's `parse_expr` calls Python's `eval`, and two ways lead to it: math-verify's extraction of plain expressions,
+which is not used here, and `sympy.Number("12")`, by which the LaTeX grammar makes its numbers. So before math-verify is
+imported, `parse_expr` is replaced by a function that takes nothing but a numeral: should text from a model ever get
+there, the answer is wrong and nothing is executed.
 
-math-verify reads the text and compares expressions, relations and sets. What it is too generous with is decided here:
+math-verify reads the text and compares expressions, relations and sets. Where it is too generous, this module decides:
 its grammar takes N for n and drops a trailing letter as a unit, any equation stands for its last side, and lists are
 compared as sets, whatever their brackets say.
 """
@@ -51,7 +51,7 @@ def _load() -> None:
     math_verify.parser.latex2sympy = partial(latex2sympy, conversion_config=ConversionConfig(lowercase_symbols=False))
     last_side = math_verify.parser.get_last_eq  # what it reads of a chain of equations that it cannot parse
     math_verify.parser.get_last_eq = lambda text: last_side(text) if re.match(r"\s*[A-Za-z]", text) else text
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limit, SIGALRM, is off: it is
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own time limit is off, as intended
 
 
 _INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:leq?|geq?|lt|gt|neq?)(?![A-Za-z])")
@@ -66,14 +66,14 @@ def _read(text: str) -> list[Any]:
     from math_verify import LatexExtractionConfig, parse
     from math_verify.parser import NormalizationConfig
 
-    # units: any of c, d, g, h, l, m, s, t, ab, bc at the end would be one. `math_verifier` has dropped the real ones.
+    # units: any of c, d, g, h, l, m, s, t, ab, bc at the end would be one. `verifier` has dropped the real ones.
     normal = NormalizationConfig(units=False, malformed_operators=True, nits=True)
     extraction = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=normal)]
     return parse(rf"\boxed{{{text}}}", extraction_config=extraction, parsing_timeout=None)
 
 
 def _parse(text: str) -> list[Any]:
-    """`_read`, and inequalities joined by "or" or "and" as `x \\in` their set; math-verify makes a list of them."""
+    """`_read`, with inequalities joined by "or" or "and" as `x \\in` their set, where math-verify makes a list."""
     import sympy
     from math_verify.grader import is_relation
 
@@ -94,7 +94,7 @@ _parse_gold = lru_cache(maxsize=256)(_parse)  # the responses to one prompt arri
 
 
 def equal(gold: str, answer: str) -> bool:
-    """Whether the LaTeX `answer` is the LaTeX `gold`. No time limit of its own."""
+    """Whether the LaTeX `answer` equals the LaTeX `gold`. Has no time limit of its own."""
     return any(_same(one, other) for other in _parse(answer) for one in _parse_gold(gold))
 
 
@@ -124,7 +124,7 @@ def _same(gold: Any, answer: Any) -> bool:
 
 
 def _verify(gold: Any, answer: Any) -> bool:
-    """math-verify's comparison, where `i` is the imaginary unit and symbols differ if their case does."""
+    """math-verify's comparison, with `i` as the imaginary unit, and symbols that differ in case kept apart."""
     from math_verify import verify
     from sympy import Expr, I, Symbol
 
@@ -168,7 +168,10 @@ def _names(side: Any) -> bool:
 
 
 def _elements(value: Any) -> list[Any] | None:
-    """Of a list, a set or a tuple (`(1,2)` is read as an open interval); of an expression itself; else None."""
+    """The elements of a list, set or tuple; an expression is its own only element; None for anything else.
+
+    math-verify reads `(1,2)` as an open interval, which counts as a tuple here.
+    """
     from sympy import Expr, FiniteSet, Interval, Tuple
     from sympy.core.relational import Relational
 
@@ -183,7 +186,10 @@ def _elements(value: Any) -> list[Any] | None:
 
 
 def _same_elements(gold: list[Any], answer: list[Any], ordered: bool) -> bool:
-    """All of them, each once. Values alone for `x=1, y=2` only in its order, since nothing says which is which."""
+    """Whether the two have the same elements, each as often.
+
+    Bare values for `x=1, y=2` must come in its order, since nothing else says which is which.
+    """
     from math_verify.grader import is_assignment_relation, is_equation
 
     if len(gold) != len(answer):
@@ -218,8 +224,8 @@ def main() -> None:
         try:
             verdict = equal(request["gold"], request["answer"])
         except MemoryError:
-            sys.exit(1)  # what is left of the heap is not worth keeping
-        except Exception:  # RecursionError, and whatever a parser does with garbage
+            sys.exit(1)  # the parent starts a fresh worker
+        except Exception:  # RecursionError, and whatever a parser raises on garbage
             verdict = False
         write_frame(answers, {"equal": verdict})
 

@@ -1,16 +1,17 @@
-"""Runs one test against a program, inside the sandbox: the source that `code_verifier` hands to `sandbox.run`.
+"""Runs one test against a program, inside the sandbox: the source that `ground_truth` hands to `sandbox.run`.
 
-On stdin comes {prelude, program, nonce, kind, ...}; on stdout goes the nonce and the verdict, as the last thing. What
-the program itself prints goes nowhere. No verdict (it raised, left, hung, was killed) is a failed test.
+It reads {prelude, program, nonce, kind, ...} from stdin and, as its last act, writes the nonce and the verdict to
+stdout. What the program itself prints is dropped. No verdict (the program raised, exited, hung, was killed) is a failed
+test.
 
-- call: {function, arguments} -> {value}; what the function returned, as JSON. Comparing it is not this process's job.
-- assert: {test}: the statement -> true
-- pytest: {tests, shim, name}: the test module's source, `pytest_shim`'s, and which test to run -> true
+- call: {function, arguments} -> {value}, what the function returned, as JSON. The parent compares it.
+- assert: {test}, the statement -> true
+- pytest: {tests, shim, name}, the test module's source, `pytest_shim`'s source, and which test to run -> true
 
 What the verdict depends on is compiled, or bound to local names, before the program runs: a program that replaces
-`builtins.exec` or `json.dumps` gains nothing. The nonce stands in one closure, in no frame and no longer in stdin.
+`builtins.exec` or `json.dumps` gains nothing. The nonce is kept in one closure, in no frame and no longer in stdin.
 
-Only the standard library, and nothing of ours can be imported: this is a text that is run, not a module.
+Needs only the standard library, and can import nothing else of this package: it is run as a text, not as a module.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+_Job = dict[str, Any]  # JSON
 _Test = Callable[[types.ModuleType], str]  # solution -> verdict
 
 
@@ -38,7 +40,7 @@ def _code(source: str, name: str) -> types.CodeType:
     return compile(source, name, "exec", dont_inherit=True)
 
 
-def _call(job: dict[str, Any]) -> _Test:
+def _call(job: _Job) -> _Test:
     name, arguments, encode, get = job["function"], job["arguments"], json.JSONEncoder(default=_as_json).encode, getattr
 
     def test(solution: types.ModuleType) -> str:
@@ -50,7 +52,7 @@ def _call(job: dict[str, Any]) -> _Test:
     return test
 
 
-def _assert(job: dict[str, Any]) -> _Test:
+def _assert(job: _Job) -> _Test:
     statement, run = _code(job["test"], "test.py"), exec
 
     def test(solution: types.ModuleType) -> str:
@@ -60,7 +62,7 @@ def _assert(job: dict[str, Any]) -> _Test:
     return test
 
 
-def _pytest(job: dict[str, Any]) -> _Test:
+def _pytest(job: _Job) -> _Test:
     shim, tests, modules, run = types.ModuleType("pytest"), types.ModuleType("test_solution"), sys.modules, exec
     # A copy of the builtins: its functions look them up when they run.
     shim.__dict__["__builtins__"] = dict(vars(__import__("builtins")))
@@ -76,7 +78,7 @@ def _pytest(job: dict[str, Any]) -> _Test:
     return test
 
 
-def _as_json(value: Any) -> Any:
+def _as_json(value: object) -> object:
     if isinstance(value, (set, frozenset)):
         return sorted(value)
     if isinstance(value, (range, map, filter, zip, type({}.keys()), type({}.values()))):

@@ -1,4 +1,4 @@
-"""`verl-cov data`: list, prepare, check and contamination. Each command imports what it needs."""
+"""The commands `verl-cov data list`, `prepare`, `check` and `contamination`. Each imports what it needs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from verl_cov import terminal
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from verl_cov.tasks.contamination import Contamination
-    from verl_cov.tasks.prepare import Prepared
-    from verl_cov.tasks.sets import DataSet
+    from verl_cov.tasks.data.contamination import Contamination
+    from verl_cov.tasks.data.prepare import Prepared
+    from verl_cov.tasks.data.sets import DataSet
 
 app = typer.Typer(no_args_is_help=True, help="The data sets of the paper's runs, in verl's format (docs/data.md).")
 
-Names = Annotated[list[str], typer.Argument(help="Sets, as `verl-cov data list` names them.")]
+SetNames = Annotated[list[str], typer.Argument(help="Sets, as `verl-cov data list` names them.")]
 Given = Annotated[
     str | None,
     typer.Option("--from", help="File or folder, a dataset's id on the Hugging Face Hub, or `sample`. Default: the id"),
@@ -31,31 +31,32 @@ ParquetFiles = Annotated[list[Path], typer.Argument(help="Files that `verl-cov d
 
 @app.command(name="list")
 def list_command() -> None:
-    """The sets: what they are for, how many rows they have, how validation samples them, where they are from."""
+    """List the sets: what for, how many rows, how validation samples them, where from."""
     from rich.table import Table
 
-    from verl_cov.tasks.sets import SETS
+    from verl_cov.tasks.data.sets import SETS
 
     table = Table()
     for column in ("set", "split", "ability", "rows known", "copies", "temperature", "licence", "from"):
         table.add_column(column, justify="right" if column in ("rows known", "copies") else "left")
-    for one in SETS.values():
+    for dataset in SETS.values():
+        temperature = dataset.temperature
         table.add_row(
-            one.name,
-            one.split,
-            one.ability,
-            " or ".join(f"{rows:,}" for rows in one.rows) or "?",
-            str(one.copies) if one.split == "test" else "",
-            "" if one.temperature is None else "greedy" if one.temperature == 0 else f"{one.temperature:g}",
-            one.license or "?",
-            one.where,
+            dataset.name,
+            dataset.split,
+            dataset.ability,
+            " or ".join(f"{rows:,}" for rows in dataset.rows) or "?",
+            str(dataset.copies) if dataset.split == "test" else "",
+            "" if temperature is None else "greedy" if temperature == 0 else f"{temperature:g}",
+            dataset.license or "?",
+            dataset.where,
         )
     terminal.console().print(table)
 
 
 @app.command()
 def prepare(
-    names: Names,
+    names: SetNames,
     given: Given = None,
     output: Folder = Path("data"),
     strict: Annotated[bool, typer.Option("--strict", help="An unknown number of rows is an error.")] = False,
@@ -63,22 +64,22 @@ def prepare(
 ) -> None:
     """Write sets as verl reads them: deduplicated, with instructions and copies. A second run does nothing.
 
-    A set that cannot be had does not stop the others: it ends the command with code 2 and a line.
+    A set that cannot be prepared does not stop the others; the command then ends with code 2 and a line for each.
     """
-    from verl_cov.tasks.prepare import prepare as make
+    from verl_cov.tasks.data.prepare import prepare as prepare_set
 
     console = terminal.console()
     with terminal.one_line():
-        chosen = _sets(names)
+        datasets = _sets(names)
     failures = []
     # Evaluation sets first: training sets are compared with them.
-    for dataset in sorted(chosen, key=lambda one: one.split == "train"):
+    for dataset in sorted(datasets, key=lambda dataset: dataset.split == "train"):
         try:
             with _bar(f"preparing {dataset.name}") as show:
-                done = make(dataset, given, output, strict=strict, force=force, progress=show)
-            _say_prepared(console, dataset, done)
-            if dataset.split == "train" and done.fresh:
-                _compare(console, dataset, done.path)
+                prepared = prepare_set(dataset, given, output, strict=strict, force=force, progress=show)
+            _print_prepared(console, dataset, prepared)
+            if dataset.split == "train" and prepared.fresh:
+                _compare(console, dataset, prepared.path)
         except terminal.EXPECTED as error:
             failures.append(str(error) if str(error).startswith(dataset.name) else f"{dataset.name}: {error}")
     if failures:
@@ -88,10 +89,10 @@ def prepare(
 @app.command()
 def check(
     files: ParquetFiles,
-    full: Annotated[bool, typer.Option("--full", help="Look into every row, not only the first 64.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Look at every row, not only the first 64.")] = False,
 ) -> None:
-    """Check files against what the recipes and verl expect. Exit code 2 with one line: file, row, field, fix."""
-    from verl_cov.tasks.rows import check_file
+    """Check files against what the recipes and verl expect. Code 2 and one line if not: file, row, field, fix."""
+    from verl_cov.tasks.data.rows import check_file
 
     console = terminal.console()
     for path in files:
@@ -110,93 +111,92 @@ def check(
 @app.command(name="contamination")
 def contamination_command(
     files: ParquetFiles,
-    remove: Annotated[bool, typer.Option("--remove", help="Take what is found out of the training files.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove what is found from the training files.")] = False,
 ) -> None:
     """Find training questions that are in evaluation sets: the same question, or 13 words in a row."""
-    from verl_cov.tasks import contamination
+    from verl_cov.tasks.data import contamination
 
     console = terminal.console()
     with terminal.one_line():
         training, evaluation = contamination.split_files(files)
         with _bar("comparing") as show:
-            every = list(contamination.find_each(training, evaluation, show))
-        for found in every:
-            _say_contamination(console, found, hint=not remove)
-            if remove and found.indexes:
-                removed = contamination.remove(found)
-                console.print(
-                    f"{found.training}: {removed:,} rows removed, {found.rows - removed:,} left", markup=False
-                )
+            reports = list(contamination.find(training, evaluation, show))
+        for report in reports:
+            _print_contamination(console, report, hint=not remove)
+            if remove and report.indexes:
+                removed = contamination.remove(report)
+                left = report.rows - removed
+                console.print(f"{report.training}: {removed:,} rows removed, {left:,} left", markup=False)
 
 
 def _sets(names: list[str]) -> list[DataSet]:
     from verl_cov.suggestions import unknown
-    from verl_cov.tasks.sets import SETS
+    from verl_cov.tasks.data.sets import SETS
 
-    found = []
-    for name in dict.fromkeys(names):
+    distinct = list(dict.fromkeys(names))
+    for name in distinct:
         if name not in SETS:
             raise ValueError(unknown("set", name, SETS))
-        found.append(SETS[name])
-    return found
+    return [SETS[name] for name in distinct]
 
 
 def _compare(console: Console, dataset: DataSet, training: Path) -> None:
-    """Say what of a training set is in the evaluation sets beside it."""
-    from verl_cov.tasks import contamination
+    """Print which questions of a training set are in the evaluation sets of its folder."""
+    from verl_cov.tasks.data import contamination
 
     evaluation = _evaluation_files(training.parent, dataset.ability)
     if evaluation:
         with _bar(f"comparing {dataset.name} with {len(evaluation)} evaluation sets") as show:
-            found = contamination.find(training, evaluation, show)
-        _say_contamination(console, found)
+            (report,) = contamination.find([training], evaluation, show)
+        _print_contamination(console, report)
 
 
 def _evaluation_files(folder: Path, ability: str) -> list[Path]:
-    """The prepared evaluation sets of a folder; mathematics is not looked for in code."""
-    from verl_cov.tasks.sets import SETS
+    """The prepared evaluation sets of a folder that have this ability: mathematics is not compared with code."""
+    from verl_cov.tasks.data.sets import SETS
 
-    sets = (one for one in SETS.values() if one.split == "test" and one.ability == ability)
-    return [path for one in sets if (path := folder / f"{one.name}.parquet").is_file()]
+    names = [name for name, dataset in SETS.items() if dataset.split == "test" and dataset.ability == ability]
+    return [path for name in names if (path := folder / f"{name}.parquet").is_file()]
 
 
-def _say_prepared(console: Console, dataset: DataSet, done: Prepared) -> None:
-    rows, source = done.stamp["rows"], done.stamp["source"]
+def _print_prepared(console: Console, dataset: DataSet, prepared: Prepared) -> None:
+    rows, source = prepared.stamp["rows"], prepared.stamp["source"]
     copies = f" x {dataset.copies} copies" if dataset.copies > 1 else ""
-    state = "" if done.fresh else " (was there already)"
-    _print(console, f"{done.path}{state}: {rows['kept']:,} of {rows['read']:,} rows{copies}", "bold")
+    state = "" if prepared.fresh else " (was there already)"
+    _print(console, f"{prepared.path}{state}: {rows['kept']:,} of {rows['read']:,} rows{copies}", "bold")
     if rows["duplicates"]["count"]:
         conflicts = rows["duplicates"]["conflicts"]
         other = f", {conflicts:,} of them with another answer" if conflicts else ""
         _print(console, f"  {rows['duplicates']['count']:,} duplicates{other}")
     for kind, words in (("left_out", "not of this set"), ("dropped", "dropped")):
-        for reason, found in rows[kind].items():
-            _print(console, f"  {found['count']:,} {words}: {reason}, such as {found['example']}")
-    for name, found in done.stamp.get("contamination_removed", {}).items():
-        _print(console, f"  {found['exact'] + found['overlap']:,} removed that are in {name}")
+        for reason, counted in rows[kind].items():
+            _print(console, f"  {counted['count']:,} {words}: {reason}, such as {counted['example']}")
+    for name, removed in prepared.stamp.get("contamination_removed", {}).items():
+        _print(console, f"  {removed['exact'] + removed['overlap']:,} removed that are in {name}")
     if source["kind"] == "sample":
         _print(console, "  made of the sample, a few rows to try things out with: not for training", "yellow")
-    for warning in done.warnings:
+    for warning in prepared.warnings:
         _print(console, f"  Warning: {warning}", "yellow")
 
 
-def _say_contamination(console: Console, found: Contamination, hint: bool = True) -> None:
-    for one in found.overlaps:
-        if one.example is None:
+def _print_contamination(console: Console, report: Contamination, hint: bool = True) -> None:
+    name = report.training.stem
+    for overlap in report.overlaps:
+        if overlap.example is None:
             continue
         _print(
             console,
-            f"{found.training.stem}: {one.exact:,} of {found.rows:,} questions are in {one.evaluation}, "
-            f"{one.overlap:,} more share 13 words in a row with it, such as",
+            f"{name}: {overlap.exact:,} of {report.rows:,} questions are in {overlap.evaluation}, "
+            f"{overlap.overlap:,} more share 13 words in a row with it, such as",
             "yellow",
         )
-        for text in one.example:
+        for text in overlap.example:
             _print(console, f"  {' '.join(text[:400].split())[:160]}")
-    names = ", ".join(one.evaluation for one in found.overlaps)
-    if not found.indexes:
-        _print(console, f"{found.training.stem}: none of {found.rows:,} questions is in {names}")
+    if not report.indexes:
+        compared = ", ".join(overlap.evaluation for overlap in report.overlaps)
+        _print(console, f"{name}: none of {report.rows:,} questions is in {compared}")
     elif hint:
-        _print(console, f"  {len(found.indexes):,} rows in all; `verl-cov data contamination --remove` takes them out")
+        _print(console, f"  {len(report.indexes):,} rows in all; `verl-cov data contamination --remove` removes them")
 
 
 def _print(console: Console, text: str, style: str = "") -> None:
@@ -212,6 +212,6 @@ def _bar(text: str) -> Iterator[Callable[[int, int | None], None]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
-    with bar if console.is_terminal else nullcontext():  # not `disable`: older rich ends such a bar with an empty line
+    with bar if console.is_terminal else nullcontext():  # not `disable`: older rich then prints an empty line
         task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda read, total: bar.update(task, completed=read, total=total)

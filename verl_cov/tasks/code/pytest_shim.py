@@ -1,11 +1,11 @@
-"""As much of pytest as generated unit tests use, for the sandbox, which has the standard library only.
+"""As much of pytest as generated unit tests use, for the sandbox, which has only the standard library.
 
 `raises`, `approx`, `fail`, `mark.parametrize`, `param`, and `fixture` (in the module, plain or with yield); other marks
-do nothing. A test that asks for anything else (`tmp_path`, `capsys`, `monkeypatch`, plugins) fails, and so does one
-that is skipped: `code_verifier` counts tests, and a test that did not run is not passed.
+do nothing. A test that uses anything else (`tmp_path`, `capsys`, `monkeypatch`, plugins) fails, and so does a test that
+is skipped: `verifier` counts passed tests, and a test that did not run has not passed.
 
-`run(module, name)` runs the test `name` ("test_f" or "TestClass::test_f"), all its parameters, and raises if it fails.
-Not a test runner for people, and no imitation of pytest's messages.
+`run(module, name)` runs the test `name` ("test_f" or "TestClass::test_f") with each set of its parameters, and raises
+if it fails. It is no test runner for people, and does not imitate pytest's messages.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def run(module: Any, name: str) -> None:
 def _arguments(
     function: Any, values: dict[str, Any], fixtures: dict[str, Any], unfinished: list[Any]
 ) -> dict[str, Any]:
-    """What `function` asks for by name: parameters first, then fixtures, which are made once a test."""
+    """The arguments of `function`, by name: parameters first, then fixtures, each made once a test."""
     for name, wanted in signature(function).parameters.items():
         if name in values or wanted.default is not wanted.empty:
             continue

@@ -1,35 +1,38 @@
-"""The data sets of the paper's runs: where they are, how they look, how many rows they have.
+"""The table of the data sets of the paper's runs: where each is published, in which formats, with how many rows.
 
-Paper: training and evaluation sets are those of Section 2.2 and 4.3 of arXiv 2505.22617 and its Appendix A. Numbers of
-rows are what the sources' makers or users state (said beside each); None where we found none. Evaluation by sampling
-(temperature 0.6, 32 copies) and greedily is Section 4.3's.
+Paper: the training and evaluation sets are those of Sections 2.2 and 4.3 and Appendix A of arXiv 2505.22617. Numbers of
+rows are what the sources' makers or users state (see the comment on each set); () where we know none. Evaluation by
+sampling (temperature 0.6, 32 copies) or greedily follows Section 4.3.
 
-Licences are the dataset cards'; they are for you to check before you train.
+Licences are the dataset cards'; check them before you train.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from verl_cov.tasks.formats import Format, acecode, after_hashes, boxed, chat, kodcode, olympiad, plain
-from verl_cov.tasks.sources import Hub
+from verl_cov.tasks.data.formats.chat import chat
+from verl_cov.tasks.data.formats.code import acecode, kodcode
+from verl_cov.tasks.data.formats.items import Format
+from verl_cov.tasks.data.formats.mathematics import after_hashes, boxed, olympiad, plain
+from verl_cov.tasks.data.sources import Hub
 
-# Share of KodCode's problems that kodcode_test owns. The paper held out a part and does not say which: about 1,000 of
-# the quarter of a million problems is what a validation takes well.
+# Share of KodCode's problems that kodcode_test owns. The paper held out a part and does not say which; about 1,000 of
+# the quarter of a million problems suit a validation.
 KODCODE_HELD_OUT = 1 / 256
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One set.
+    """A data set of the table.
 
-    hubs: where it is on the Hub, the first by default; the others say how their downloads look.
-    rows: the numbers of rows its known sources have, the paper's first; () if unknown. For a training set these are
-        the rows in its source, before anything is dropped; for an evaluation set its problems.
+    hubs: where it is on the Hub; the first is the default, the others say what their downloads look like.
+    rows: how many rows its known sources have, the paper's first; () if unknown. Of a training set, the rows in its
+        source before anything is dropped; of an evaluation set, its problems.
     copies, temperature: how validation uses it.
-    held_out: (share, side): this set is the side of a split by hash; side True owns `share` of the problems.
+    held_out: (share, side): this set is one side of a split by hash; side True owns `share` of the problems.
     strict: the source's other splits are other sets of this table.
-    hint: what to say when the numbers of rows do not fit, or the source is not on the Hub.
+    hint: told to the user when the number of rows does not fit, or when the source is not on the Hub.
     """
 
     name: str
@@ -47,12 +50,12 @@ class DataSet:
 
     @property
     def columns(self) -> frozenset[str]:
-        """The fields that any of the formats reads."""
-        return frozenset(name for one in self.formats for name in (*one.fields, *one.optional))
+        """The fields that at least one of the formats reads."""
+        return frozenset(name for known in self.formats for name in (*known.fields, *known.optional))
 
     @property
     def where(self) -> str:
-        """Where it is from, for people."""
+        """Where the set comes from, for people."""
         return f"{self.hubs[0].id} ({self.hubs[0].split})" if self.hubs else self.hint
 
 
@@ -221,4 +224,4 @@ _ALL = (
     ),
 )
 
-SETS: dict[str, DataSet] = {one.name: one for one in _ALL}
+SETS: dict[str, DataSet] = {dataset.name: dataset for dataset in _ALL}

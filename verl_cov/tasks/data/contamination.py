@@ -1,11 +1,11 @@
-"""Training questions that are in an evaluation set.
+"""Finds training questions that are also in an evaluation set, and removes them.
 
 Two tests, each linear in the training file:
 
-- exact: the questions are the same characters, case, white space and dollar signs apart;
+- exact: the questions are the same characters, apart from case, white space and dollar signs;
 - overlap: they share 13 words in a row, as in GPT-3's study (Brown et al. 2020, Appendix C; the convention since):
   words are lower case and without punctuation, and a 13-gram that more than 10 training questions have is a common
-  phrase and does not count. Chinese, Japanese and Korean characters are words by themselves.
+  phrase and does not count. Each Chinese, Japanese or Korean character is a word.
 
 An overlap is a suspicion: competition problems share their set-up sentences. An evaluation question of fewer than 13
 words can only match exactly. Paraphrases, translations and changed numbers are not found.
@@ -19,13 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_cov.tasks.prepare import lock, read_stamp, replacing
-from verl_cov.tasks.rows import batches, check_file, question_of
+from verl_cov.tasks.data.rows import batches, check_file, question_of
+from verl_cov.tasks.data.stamped_file import Stamp, lock, read_stamp, replacing
 
 WORDS = 13
 COMMON = 10  # a 13-gram in more training questions than this is a common phrase
@@ -38,8 +37,10 @@ _IGNORED = re.compile(r"[\s$]+")
 
 @dataclass
 class Overlap:
-    """Of one training file with one evaluation file. exact, overlap: training questions found by each test; one that
-    is found by both counts as exact. example: (training question, evaluation question)."""
+    """How many questions of a training file are in one evaluation file, by each test.
+
+    A question that both tests find counts as exact. example: (training question, evaluation question).
+    """
 
     evaluation: str
     exact: int = 0
@@ -47,14 +48,14 @@ class Overlap:
     example: tuple[str, str] | None = None
 
     @property
-    def found(self) -> int:
-        """Training questions of either kind."""
+    def total(self) -> int:
+        """How many training questions either test found."""
         return self.exact + self.overlap
 
 
 @dataclass
 class Contamination:
-    """Of one training file: with each evaluation file, and its rows (from 0) that are in any of them."""
+    """A training file's overlap with each evaluation file; `indexes` are its rows (from 0) that are in any of them."""
 
     training: Path
     rows: int
@@ -64,10 +65,7 @@ class Contamination:
 
 @dataclass(frozen=True)
 class _Index:
-    """The questions of the evaluation files: those that are exactly this, and those that have this 13-gram.
-
-    The values are (file, question) numbers.
-    """
+    """The questions of the evaluation files, by their exact key and by their 13-grams, as (file, question) numbers."""
 
     names: list[str]
     questions: list[list[str]]
@@ -76,14 +74,16 @@ class _Index:
 
 
 def split_files(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """(training files, evaluation files), by extra_info.split, each file once however often and by whatever path it was
-    given. Raises ValueError: a file that breaks the schema, or none of one kind."""
+    """(training files, evaluation files), by extra_info.split; each file once, under the first path that names it.
+
+    Raises ValueError for a file that breaks the schema, or if one of the two lists would be empty.
+    """
     training: list[Path] = []
     evaluation: list[Path] = []
-    once: dict[Path, Path] = {}
+    by_target: dict[Path, Path] = {}
     for path in files:
-        once.setdefault(path.resolve(), path)
-    for path in once.values():
+        by_target.setdefault(path.resolve(), path)
+    for path in by_target.values():
         splits = check_file(path).splits
         (training if "train" in splits else evaluation).append(path)
     if not training or not evaluation:
@@ -93,16 +93,12 @@ def split_files(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def find(
-    training: Path, evaluation: Sequence[Path], progress: Callable[[int, int], None] | None = None
-) -> Contamination:
-    """Which rows of a training file are in evaluation files. Memory: the evaluation questions' 13-grams."""
-    return _find(training, _index(evaluation), progress)
-
-
-def find_each(
     training: Sequence[Path], evaluation: Sequence[Path], progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Contamination]:
-    """:func:`find` for several training files, of which the evaluation files are read once."""
+    """For each training file, its rows that are in evaluation files.
+
+    The evaluation files are read once; memory holds the 13-grams of their questions.
+    """
     index = _index(evaluation)
     for path in training:
         yield _find(path, index, progress)
@@ -111,7 +107,7 @@ def find_each(
 def _index(evaluation: Sequence[Path]) -> _Index:
     index = _Index([path.stem for path in evaluation], [], {}, {})
     for number, path in enumerate(evaluation):
-        distinct = list(dict.fromkeys(question for _, question in _questions(path)))  # copies once
+        distinct = list(dict.fromkeys(question for _, question in _questions(path)))  # each copied question once
         index.questions.append(distinct)
         for position, question in enumerate(distinct):
             where = (number, position)
@@ -123,8 +119,8 @@ def _index(evaluation: Sequence[Path]) -> _Index:
 
 def _find(training: Path, index: _Index, progress: Callable[[int, int], None] | None) -> Contamination:
     total = pq.read_metadata(training).num_rows
-    found = Contamination(training, total, [Overlap(name) for name in index.names])
-    # Which of the evaluation's 13-grams are common is known at the end only: the few rows that have one wait till then.
+    report = Contamination(training, total, [Overlap(name) for name in index.names])
+    # Which of the evaluation's 13-grams are common is known only at the end, so the few rows that have one are kept.
     exact: dict[int, set[tuple[int, int]]] = {}
     shared: dict[int, list[str]] = {}
     texts: dict[int, str] = {}
@@ -143,64 +139,64 @@ def _find(training: Path, index: _Index, progress: Callable[[int, int], None] | 
             texts[row] = question
     for row, question in texts.items():
         same_as = exact.get(row, set())
-        overlaps = {
+        overlapping = {
             where for gram in shared.get(row, ()) if questions_with[gram] <= COMMON for where in index.grams[gram]
         }
-        for number, one in enumerate(found.overlaps):
+        for number, overlap in enumerate(report.overlaps):
             equal = [position for file, position in same_as if file == number]
-            alike = [position for file, position in overlaps if file == number]
+            alike = [position for file, position in overlapping if file == number]
             if equal or alike:
-                one.exact += bool(equal)
-                one.overlap += not equal
-                one.example = one.example or (question, index.questions[number][min(equal or alike)])
-                found.indexes.add(row)
+                overlap.exact += bool(equal)
+                overlap.overlap += not equal
+                overlap.example = overlap.example or (question, index.questions[number][min(equal or alike)])
+                report.indexes.add(row)
     if progress:
         progress(total, total)
-    return found
+    return report
 
 
-def remove(found: Contamination) -> int:
-    """Take the rows that were found out of the training file, whole or not at all; its stamp, if it has one, says so.
+def remove(report: Contamination) -> int:
+    """Remove the rows that were found from the training file, all or none, and count them in its stamp, if it has one.
 
-    Returns how many. Raises ValueError if the file is not the one that was looked at any more.
+    Returns how many. Raises ValueError if the file has changed since, or if no row would be left.
     """
-    path = found.training
+    path = report.training
     with lock(path):
         stamp = read_stamp(path)
         with replacing(path) as (partial, finish), pq.ParquetFile(path) as file:
-            if file.metadata.num_rows != found.rows:
-                raise ValueError(f"{path}: it was changed meanwhile; look again")
+            if file.metadata.num_rows != report.rows:
+                raise ValueError(f"{path}: the file has changed meanwhile; run the command again")
             start = 0
             with pq.ParquetWriter(partial, file.schema_arrow, compression="zstd") as writer:
                 for batch in batches(file):
-                    keep = [start + offset not in found.indexes for offset in range(batch.num_rows)]
+                    keep = [start + offset not in report.indexes for offset in range(batch.num_rows)]
                     start += batch.num_rows
                     kept = batch.filter(pa.array(keep))
                     if kept.num_rows:
                         writer.write_batch(kept)
-            if len(found.indexes) == found.rows:
+            if len(report.indexes) == report.rows:
                 raise ValueError(f"{path}: every row is in an evaluation set; nothing was removed")
             if stamp is not None:
-                stamp = _stamped(stamp, found)
+                stamp = _stamped(stamp, report)
             finish(stamp)
-    return len(found.indexes)
+    return len(report.indexes)
 
 
-def _stamped(stamp: dict[str, Any], found: Contamination) -> dict[str, Any]:
+def _stamped(stamp: Stamp, report: Contamination) -> Stamp:
     removed = stamp.setdefault("contamination_removed", {})
-    for one in found.overlaps:
-        if one.found:
-            before = removed.get(one.evaluation, {"exact": 0, "overlap": 0})
-            removed[one.evaluation] = {
-                "exact": before["exact"] + one.exact,
-                "overlap": before["overlap"] + one.overlap,
+    for overlap in report.overlaps:
+        if overlap.total:
+            before = removed.get(overlap.evaluation, {"exact": 0, "overlap": 0})
+            removed[overlap.evaluation] = {
+                "exact": before["exact"] + overlap.exact,
+                "overlap": before["overlap"] + overlap.overlap,
             }
-    stamp["rows"]["written"] = found.rows - len(found.indexes)
+    stamp["rows"]["written"] = report.rows - len(report.indexes)
     return stamp
 
 
 def _questions(path: Path) -> Iterator[tuple[int, str]]:
-    """(row, the user's question without our instruction, which every row has)."""
+    """Yields (row, the user's question), without our instruction, which every row has."""
     with pq.ParquetFile(path) as file:
         row = 0
         for batch in batches(file, columns=["prompt"]):
@@ -220,7 +216,7 @@ def words(text: str) -> list[str]:
 
 
 def grams(text: str) -> Iterator[str]:
-    """Every 13 words in a row."""
-    found = words(text)
-    for start in range(len(found) - WORDS + 1):
-        yield " ".join(found[start : start + WORDS])
+    """Each sequence of 13 words in the text."""
+    in_order = words(text)
+    for start in range(len(in_order) - WORDS + 1):
+        yield " ".join(in_order[start : start + WORDS])

@@ -1,11 +1,11 @@
-"""Rows of a data set as its makers publish it, from files, folders or the Hugging Face Hub, a few at a time.
+"""Reads the rows of a data set as its makers publish it, from files, folders or the Hugging Face Hub, a few at a time.
 
 A folder may be what `hf download --local-dir` or the Hub's cache leaves behind, or any folder of data files: parquet,
-Arrow (`datasets.save_to_disk`), JSON Lines, JSON, CSV, also gzipped. Only the columns asked for are read from parquet:
-AceCode's file has 5 GB of completions beside 0.2 GB of questions and tests.
+Arrow (`datasets.save_to_disk`), JSON Lines, JSON, CSV, each also gzipped. Of parquet files only the columns needed are
+read: AceCode's has 5 GB of completions beside 0.2 GB of questions and tests.
 
-JSON is read with the standard library: Arrow's reader wants one type a field, and answers are numbers here and strings
-there.
+JSON is read by the standard library: Arrow's reader wants one type for each field, and answers are numbers in some rows
+and strings in others.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from verl_cov.tasks.rows import batches
+from verl_cov.tasks.data.rows import batches
 
 Row = dict[str, Any]
 
-# In the order of preference: a folder may hold the same data twice.
+# In order of preference: a folder may hold the same data twice.
 _KINDS = (".parquet", ".arrow", ".jsonl", ".json", ".csv")
-# What the Hub and `datasets` put beside the data.
+# Files that the Hub and `datasets` put beside the data.
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"}
 _SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "valid", "val", "dev")}
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -41,7 +41,7 @@ _BATCH = 256  # rows decoded at a time; Eurus-2's tests can be megabytes a row
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a set is on the Hugging Face Hub: dataset id, config ("" for the default one), split."""
+    """A place on the Hugging Face Hub: dataset id, config ("" for the default), split."""
 
     id: str
     config: str = ""
@@ -49,18 +49,20 @@ class Hub:
 
 
 class Source:
-    """A set's rows from one place. `name`: how the user called it; `digest`: changes when the rows do, or None where
-    finding out would need the network."""
+    """A set's rows from one place.
+
+    name: as the user gave it. digest: changes when the rows do; None if finding out would need the network.
+    """
 
     name: str
     digest: str | None
 
     def rows(self, columns: Collection[str]) -> Iterator[tuple[Row, int]]:
-        """(row, rows read so far); a row has at least those of `columns` that its file has."""
+        """Yields (row, rows read so far). A row has at least those of `columns` that its file has."""
         raise NotImplementedError
 
     def total(self) -> int | None:
-        """The number of rows, where that is known without reading them."""
+        """The number of rows, if it is known without reading them."""
         return None
 
 
@@ -75,8 +77,8 @@ def is_hub_id(text: str) -> bool:
 class Files(Source):
     """A file, or the data files of a folder that belong to one split and config.
 
-    hubs: the places on the Hub that the folder may be a download of: their configs and splits pick its files.
-    strict: the folder's other splits are other sets: a file that names another split is refused.
+    hubs: the places on the Hub that the folder may be a download of; their configs and splits pick its files.
+    strict: the folder's other splits belong to other sets, so a file that names another split is refused.
     Raises FileNotFoundError or ValueError, one line.
     """
 
@@ -93,11 +95,11 @@ class Files(Source):
         if self._digest is None:
             whole = hashlib.sha256()
             for path in self.paths:
-                one = hashlib.sha256()
+                content = hashlib.sha256()
                 with path.open("rb") as file:
                     while chunk := file.read(1 << 20):
-                        one.update(chunk)
-                whole.update(one.digest())
+                        content.update(chunk)
+                whole.update(content.digest())
             self._digest = whole.hexdigest()
         return self._digest
 
@@ -107,7 +109,7 @@ class Files(Source):
         try:
             return sum(pq.read_metadata(path).num_rows for path in self.paths)
         except (pa.ArrowInvalid, OSError):
-            return None  # whoever reads the rows says what is wrong
+            return None  # reading the rows will report what is wrong
 
     def rows(self, columns: Collection[str]) -> Iterator[tuple[Row, int]]:
         count = 0
@@ -139,17 +141,17 @@ def _pick(path: Path, hubs: Sequence[Hub], strict: bool) -> list[Path]:
         if not found:
             raise ValueError(f"--from {path}: no data files in this folder ({', '.join(_KINDS)})")
         for config in (hub.config for hub in hubs if hub.config):
-            of_config = [file for file in found if config in file.relative_to(path).parts[:-1]]
-            if of_config:
-                found = of_config
+            in_config = [file for file in found if config in file.relative_to(path).parts[:-1]]
+            if in_config:
+                found = in_config
                 break
-    found = _of_split(found, path, {hub.split for hub in hubs}, strict)
+    found = _in_splits(found, path, {hub.split for hub in hubs}, strict)
     best = next(kind for kind in _KINDS if any(_kind(file) == kind for file in found))
     return [file for file in found if _kind(file) == best]
 
 
 def _snapshot(path: Path) -> Path:
-    """The Hub's cache keeps each revision in a folder of its own."""
+    """The folder of the revision to read: the Hub's cache keeps each revision in a folder of its own."""
     snapshots = path / "snapshots"
     if not snapshots.is_dir():
         return path
@@ -162,22 +164,22 @@ def _snapshot(path: Path) -> Path:
     raise ValueError(f"--from {path}: it has {len(there)} snapshots; name one of the folders in {snapshots}")
 
 
-def _of_split(files: list[Path], root: Path, wanted: set[str], strict: bool) -> list[Path]:
-    named = {file: _split(file, root) for file in files}
-    of_split = [file for file in files if named[file] in wanted]
-    if of_split:
-        return of_split
-    others = sorted({split for split in named.values() if split})
+def _in_splits(files: list[Path], root: Path, splits: set[str], strict: bool) -> list[Path]:
+    split_of = {file: _split(file, root) for file in files}
+    in_splits = [file for file in files if split_of[file] in splits]
+    if in_splits:
+        return in_splits
+    others = sorted({split for split in split_of.values() if split})
     if strict and others:
         raise ValueError(
             f"--from {root}: this is the split {', '.join(others)} of the source; the set is made of its split "
-            f"{' or '.join(sorted(wanted))}"
+            f"{' or '.join(sorted(splits))}"
         )
     return files
 
 
 def _split(file: Path, root: Path) -> str | None:
-    """The split that a file's name, or a folder's on the way to it, begins with: train of data/train-00000.parquet."""
+    """The split that the name of a file, or of a folder above it, begins with: train for data/train-00000.parquet."""
     parts = file.relative_to(root).parts if file != root else (file.name,)
     for part in reversed(parts):
         word = re.split(r"[^a-z]", part.lower())[0]
@@ -226,7 +228,7 @@ def _text(path: Path) -> IO[str]:
 
 
 def _json(lines: IO[str]) -> Iterator[Row]:
-    """JSON Lines or one JSON value, whatever the file is called: both go under the name .json."""
+    """Rows of JSON Lines or of one JSON value, whatever the file is called: both are found under the name .json."""
     first = next((line for line in lines if line.strip()), "")
     try:
         row = json.loads(first) if first else None
@@ -245,18 +247,18 @@ def _json(lines: IO[str]) -> Iterator[Row]:
     if isinstance(row, dict):
         # {"data": [...]} and {"train": [...]} are common; {"field": {"0": ..., "1": ...}} is what pandas writes.
         inside = [value for value in row.values() if isinstance(value, list)]
-        if len(inside) == 1 and inside[0] and all(isinstance(one, dict) for one in inside[0]):
+        if len(inside) == 1 and inside[0] and all(isinstance(entry, dict) for entry in inside[0]):
             row = inside[0]
         elif row and all(isinstance(value, dict) for value in row.values()):
             keys = list(next(iter(row.values())))
             row = [{name: column.get(key) for name, column in row.items()} for key in keys]
         else:
             row = [row]
-    for one in row:
-        yield _object(one)
+    for entry in row:
+        yield _object(entry)
 
 
-def _object(value: Any) -> Row:
+def _object(value: object) -> Row:
     if not isinstance(value, dict):
         raise ValueError(f"not a row: {str(value)[:40]!r}")
     return value
@@ -266,7 +268,7 @@ def _object(value: Any) -> Row:
 
 
 class HubRows(Source):
-    """A dataset on the Hugging Face Hub, streamed. Raises OSError, one line with the way out, if it cannot be had."""
+    """A dataset on the Hugging Face Hub, streamed. Raises OSError, one line with the fix, if it cannot be read."""
 
     def __init__(self, hub: Hub):
         self.hub = hub
@@ -280,12 +282,12 @@ class HubRows(Source):
 
         try:
             self.digest = HfApi().dataset_info(hub.id).sha
-            found = load_dataset(hub.id, hub.config or None, split=hub.split, streaming=True, revision=self.digest)
-            if found.column_names:
-                found = found.select_columns([name for name in found.column_names if name in columns])
-            for count, row in enumerate(found, start=1):
+            stream = load_dataset(hub.id, hub.config or None, split=hub.split, streaming=True, revision=self.digest)
+            if stream.column_names:
+                stream = stream.select_columns([name for name in stream.column_names if name in columns])
+            for count, row in enumerate(stream, start=1):
                 yield row, count
-        except Exception as error:  # the Hub's libraries raise dozens of kinds, of three HTTP libraries
+        except Exception as error:  # the Hub's libraries raise dozens of kinds, from three HTTP libraries
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise OSError(
                 f"{hub.id} cannot be read from the Hugging Face Hub ({reason[:160]}). If it is gated, accept its terms "

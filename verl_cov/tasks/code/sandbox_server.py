@@ -1,9 +1,9 @@
-"""The child process of `sandbox`: runs one unread Python program after the other, each in a fork that confines itself.
+"""The child process of `sandbox`: runs Python programs one after the other, each in a fork that confines itself.
 
     python -S sandbox_server.py        # speaks `process_pool`'s frames; not for people
 
-A fork from here costs two milliseconds where a new interpreter costs twenty, and is safe: this process has one thread
-and runs nothing of a program's. It starts without site-packages, in an empty environment.
+A fork of this process costs two milliseconds where a new interpreter costs twenty, and is safe: this process has one
+thread and runs no code of a program. It starts without site-packages, in an empty environment.
 
 A request is {source, stdin, cpu_seconds, wall_seconds, memory_bytes, output_bytes}, the answer is `sandbox.Result`'s
 fields, or {unavailable: why}. When the parent dies, the program is killed and this process ends.
@@ -14,15 +14,15 @@ from __future__ import annotations
 import os
 import sys
 
-# Started as a file, not as a module: without site-packages `verl_cov` is not to be found, and importing it would
-# show programs the way to it. Our folder leaves the path again before anything else is imported.
+# Started as a file, not as a module: without site-packages `verl_cov` cannot be found, and importing it would show
+# programs the way to it. This folder leaves the path again before anything else is imported.
 _HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != _HERE]
 
 import atexit  # noqa: E402
 import builtins  # noqa: E402
 import gc  # noqa: E402
-import importlib.util  # noqa: E402
+import importlib  # noqa: E402
 import io  # noqa: E402
 import select  # noqa: E402
 import signal  # noqa: E402
@@ -40,17 +40,19 @@ _COMMON = (
 STDERR_BYTES = 4096  # enough for the end of a traceback
 
 
-def _sibling(name: str) -> types.ModuleType:
-    """A module of this folder, by its path and not left in sys.modules, where programs could import it."""
-    spec = importlib.util.spec_from_file_location(name, os.path.join(_HERE, f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _import_ours(*names: str) -> list[types.ModuleType]:
+    """Modules of this folder and the one above it, not left in sys.modules, where programs could find them."""
+    package = types.ModuleType("ours")
+    package.__path__ = [_HERE, os.path.dirname(_HERE)]
+    sys.modules["ours"] = package
+    try:
+        return [importlib.import_module(f"ours.{name}") for name in names]
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "ours"]:
+            del sys.modules[name]
 
 
-lockdown, process_pool = _sibling("lockdown"), _sibling("process_pool")
+lockdown, process_pool = _import_ours("lockdown", "process_pool")
 
 
 def main() -> None:
@@ -62,7 +64,7 @@ def main() -> None:
     os.close(null)
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # should the machine run out of memory, it is a program that goes, not the trainer
+            file.write("1000")  # if memory runs out, the machine ends a program and not the trainer
     except OSError:
         pass
     _warm_up()
@@ -107,14 +109,14 @@ def _run(job: dict[str, Any], confine: Any, requests: int) -> dict[str, Any]:
 
 
 def _supervise(child: int, job: dict[str, Any], pipes: list[int], requests: int, started: float) -> dict[str, Any]:
-    """Collect the output of `child` and end it at its limits. It cannot have children, so its end is the end of all."""
+    """Collect the output of `child` and kill it at its limits. It cannot have children: nothing outlives it."""
     received = {pipe: bytearray() for pipe in pipes}
     stdout, stderr, setup = pipes
     deadline = started + job["wall_seconds"]
     poll = select.poll()
     for pipe in pipes:
         poll.register(pipe, select.POLLIN)
-    poll.register(requests, 0)  # only to hear that the parent is gone
+    poll.register(requests, 0)  # only reports that the parent is gone
     open_pipes = set(pipes)
     status, reason = None, None
     while status is None:
@@ -145,8 +147,8 @@ def _supervise(child: int, job: dict[str, Any], pipes: list[int], requests: int,
         raise lockdown.Unavailable(received[setup].decode("utf-8", "replace"))
     cpu_seconds = usage.ru_utime + usage.ru_stime
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-    # Nobody else can kill it but the machine, out of memory. Half: the kernel enforces the limit by one clock, in
-    # ticks, and reports what was used by another.
+    # Otherwise only the machine can have killed it, out of memory. Half, because the kernel enforces the limit by one
+    # clock, in ticks, and reports the CPU time by another.
     if reason is None and number in (signal.SIGKILL, signal.SIGXCPU) and cpu_seconds > job["cpu_seconds"] / 2:
         reason = "timeout"
     exit_code = os.waitstatus_to_exitcode(status)
@@ -175,15 +177,15 @@ def _child(job: dict[str, Any], confine: Any, parent: int, stdin: int, writes: l
             os.write(setup, f"{problem}"[:1000].encode("utf-8", "replace") or b"unknown")
             os._exit(1)
         source = job["source"]
-        job.clear()  # the program can walk up to this frame and its callers', and stdin may hold what is not for it
-        os.closerange(3, 2**16)  # the frames, and `setup`: from here on nothing can be blamed on the machine
+        job.clear()  # the program can walk up to this frame and its callers', and must not read its stdin there
+        os.closerange(3, 2**16)  # the frames, and `setup`: from here on no failure is the machine's
         code = _program(source)
     finally:
         os._exit(code)
 
 
 def _program(source: str) -> int:
-    """Run `source` as the main program would be; returns its exit code."""
+    """Run `source` as `__main__`; returns its exit code."""
     for name, descriptor, mode in (("stdin", 0, "rb"), ("stdout", 1, "wb"), ("stderr", 2, "wb")):
         errors = "surrogateescape" if name == "stdin" else "backslashreplace"
         stream = io.TextIOWrapper(
@@ -197,7 +199,7 @@ def _program(source: str) -> int:
     sys.argv = ["program.py"]
     main_module = types.ModuleType("__main__")
     sys.modules["__main__"] = main_module
-    for name in ("exit", "quit"):  # site makes these, and programs use them
+    for name in ("exit", "quit"):  # programs use them, and -S leaves them out
         setattr(builtins, name, sys.exit)
     code = 0
     try:
@@ -207,7 +209,7 @@ def _program(source: str) -> int:
     except BaseException:
         traceback.print_exc(limit=-8)
         code = 1
-    # The end of an interpreter, without taking it apart: programs do their work in threads and at exit.
+    # What an interpreter does at its end, short of tearing itself down: programs work in threads and at exit.
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()

@@ -1,27 +1,27 @@
-r"""Mathematical answers: is what the response puts in its last `\boxed{}` the gold answer?
+r"""Judges a mathematical answer: is what the response puts in its last `\boxed{}` the gold answer?
 
     verify(r"... so the answer is \boxed{\frac{1}{2}}", "1/2")      # True
 
-Only the last box counts: a response without one, or whose last one is never closed, is wrong, whatever stands outside.
-What counts as right, in this order, the first rule that applies:
+Only the last box counts: a response without a box, or whose last box is never closed, is wrong, whatever is outside.
+The first of these rules that applies decides:
 
-1. The same characters, after spaces, `$`, `\left`, `\,`, `\dfrac` and their like are gone.
+1. The same characters, apart from spaces, `$`, `\left`, `\,`, `\dfrac` and the like: right.
 2. Both are numbers (integers, decimals, fractions and mixed numbers, powers of ten; thousands separators, units, degree
-   and currency signs are dropped): equal as exact rationals. Where a decimal is involved and the gold answer is no
-   integer, within a relative 1e-4, the tolerance of PRIME's grader (Cui et al. 2025). `033` is 33. One side with a
-   percent sign: as it stands or divided by 100, so 10 and 0.1 are both 10%. Subscripted bases must agree if both
-   are given.
-3. The gold answer is words (`\text{Monday}`, `(A)`, five letters or more): the same words, in any case.
-4. Longer than `LONGEST`: wrong. A gold answer has a few dozen characters.
-5. math-verify 0.8 or 0.9, by its LaTeX grammar and sympy: expressions, equations (`x=3` is 3), intervals, sets, tuples,
-   matrices. Answers separated by commas, `and` or `or` match in any order, and all must be there. A set given as
-   relations matches its interval.
+   and currency signs are dropped): right if equal as exact rationals. Where a decimal is involved and the gold answer
+   is not an integer, a relative error of 1e-4 is allowed, as in PRIME's grader (Cui et al. 2025). `033` is 33. If one
+   side has a percent sign, it is read as written or divided by 100, so 10 and 0.1 are both 10%. Subscripted bases must
+   agree if both are given.
+3. The gold answer is words (`\text{Monday}`, `(A)`, five letters or more): right if the same words, in any case.
+4. The answer is longer than `LONGEST`: wrong. A gold answer has a few dozen characters.
+5. Otherwise math-verify 0.8 or 0.9 decides, by its LaTeX grammar and sympy: expressions, equations (`x=3` is 3),
+   intervals, sets, tuples, matrices. Answers separated by commas, `and` or `or` match in any order, and all must be
+   given. A set given as relations matches its interval.
 
-Rules 1 to 4 take microseconds and no process. Rule 5 runs in a few persistent children (`math_worker`), because its
-time limit must work in threads: math-verify's own needs signals, which only the main thread gets. A child that is late
-is killed and the answer is wrong; text from a model is never evaluated as Python.
+Rules 1 to 4 take microseconds and no process. Rule 5 runs in a few persistent children (`worker`), because its time
+limit must work in threads: math-verify's own needs signals, which only the main thread gets. A child that is late is
+killed and the answer counts as wrong; text from a model is never evaluated as Python.
 
-The module needs only the standard library; sympy is loaded in the children.
+Needs only the standard library; sympy is loaded in the children.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from fractions import Fraction
 from verl_cov.tasks.process_pool import ChildFailed, ProcessPool, usable_cpus
 
 MATH_VERIFY = ">=0.8,<0.10"  # as in pyproject.toml: the child replaces parts of it, and 0.7 judges otherwise
-LONGEST = 1000  # characters of an answer that math-verify is asked about
-CPU_SECONDS = 3  # of one comparison. Whole seconds, and the kernel's grain is a second
+LONGEST = 1000  # characters; longer answers are not given to math-verify
+CPU_SECONDS = 3  # of one comparison; whole seconds, since the kernel counts in seconds
 RELATIVE_TOLERANCE = Fraction(1, 10_000)
 MEMORY_BYTES = 2 * 2**30  # of a child; it has 0.1 GiB when idle
 POOL_SIZE = min(4, usable_cpus())  # children of each reward worker, of which verl has eight
@@ -44,7 +44,7 @@ POOL_SIZE = min(4, usable_cpus())  # children of each reward worker, of which ve
 
 @dataclass(frozen=True)
 class Verdict:
-    """right: the answer is right. boxed: there was one. late: math-verify gave up on it."""
+    """How a response did. boxed: it has a box. late: math-verify ran out of time, so the answer counts as wrong."""
 
     right: bool
     boxed: bool
@@ -52,14 +52,14 @@ class Verdict:
 
 
 def verify(response: str, gold: str, cpu_seconds: int = CPU_SECONDS) -> bool:
-    """Whether `response` boxes the answer `gold`. Any response gets a verdict; see the module for what is right."""
+    """Whether `response` boxes the answer `gold`. Every response gets a verdict; the module says what is right."""
     return judge(response, gold, cpu_seconds).right
 
 
 def judge(response: str, gold: str, cpu_seconds: int = CPU_SECONDS) -> Verdict:
-    """`verify` with the reasons. `cpu_seconds`, whole and at least 1, bounds one comparison by math-verify.
+    """`verify` with the reasons. `cpu_seconds`, a whole number of at least 1, bounds one comparison by math-verify.
 
-    Raises ValueError for a gold answer that is empty: a damaged data set must not score quietly as 0. Thread-safe.
+    Raises ValueError for an empty gold answer: a damaged data set must not silently score 0. Thread-safe.
     """
     if not isinstance(gold, str) or not _light(gold):
         raise ValueError(f"reward_model.ground_truth must be the answer as text, got {gold!r}: repair the data set")
@@ -78,9 +78,9 @@ _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 
 
 def last_boxed(response: str) -> str | None:
-    r"""The content of the last `\boxed{...}` (or `\fbox{...}`), braces balanced; None if there is none or it is open.
+    r"""The content of the last `\boxed{...}` (or `\fbox{...}`), braces balanced; None without one, or if it stays open.
 
-    Nested boxes: the inner one is the last. `\{` and `\}` are no braces. Linear in the length of the response.
+    Of nested boxes the inner one is the last. `\{` and `\}` are not braces. Linear in the length of the response.
     """
     boxes = list(_BOX.finditer(response))
     if not boxes:
@@ -95,7 +95,7 @@ def last_boxed(response: str) -> str | None:
 
 # --- light comparison -------------------------------------------------------------------------------------------------
 
-# What changes how an answer looks and not what it says.
+# What changes the look of an answer and not its meaning.
 # The lookbehind: two backslashes end a row of a matrix.
 _LOOKS = re.compile(
     r"(?<!\\)\\(?:(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|quad|qquad)(?![A-Za-z])|[,!;: ])|\\?\$|~"
@@ -125,10 +125,10 @@ def _equal(answer: str, gold: str, cpu_seconds: int) -> bool:
     words = _words(gold)
     if words is not None:
         return words in (_words(answer, in_text=True), _choice(answer))
-    # Between two numbers the sign is dealt with; math-verify's grammar does not read it alone.
+    # Between two numbers the percent sign has been dealt with; math-verify's grammar does not read one by itself.
     answer, gold = (re.sub(r"\\?%", "", _UNIT.sub("", text) or text) for text in (answer, gold))
     request = {"gold": gold, "answer": answer, "cpu_seconds": cpu_seconds, "memory_bytes": MEMORY_BYTES}
-    # The kernel counts the child's CPU seconds; this limit is for a machine whose cores are all taken.
+    # The kernel limits the child's CPU seconds; this limit is for a machine whose cores are all busy.
     return _POOL.call(request, seconds=5 * cpu_seconds + 10)["equal"]
 
 
@@ -201,11 +201,9 @@ def _equal_numbers(answer: _Number, gold: _Number) -> bool:
         candidates.append((answer.value / 100, gold.value))
     if gold.percent and not answer.percent:
         candidates.append((answer.value, gold.value / 100))
-    for one, other in candidates:
-        tolerant = (answer.decimal or gold.decimal) and gold.value.denominator != 1
-        if abs(one - other) <= (RELATIVE_TOLERANCE * abs(other) if tolerant else 0):
-            return True
-    return False
+    tolerant = (answer.decimal or gold.decimal) and gold.value.denominator != 1
+    tolerance = RELATIVE_TOLERANCE if tolerant else 0
+    return any(abs(value - gold_value) <= tolerance * abs(gold_value) for value, gold_value in candidates)
 
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -216,8 +214,8 @@ _TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|textrm|textit|mathbf)\s*\{([^{
 def _words(text: str, in_text: bool = False) -> str | None:
     r"""The words of an answer that is only words, lower case; None for anything else.
 
-    Three letters in a row can be a product; sympy would take `listen` for `silent`. So words must be in `\text{}`, or a
-    single capital in brackets, or have five letters, or be yes or no; with `in_text` letters alone suffice.
+    Letters in a row can be a product; sympy would take `listen` for `silent`. So words must be in `\text{}`, or be a
+    single capital from A to E, or have five letters, or be yes or no; with `in_text` any letters will do.
     """
     plain = _TEXT.sub(r"\1", text)
     letters = re.fullmatch(r"\(?\s*([A-Za-z][A-Za-z' -]*?)\s*\)?", plain)
@@ -234,7 +232,7 @@ _CHOICE = re.compile(r"(?:\\(?:text|mathrm|mbox|textbf|textrm|textit|mathbf)\s*\
 
 
 def _choice(text: str) -> str | None:
-    r"""The letter, lower case, of an answer that begins with a choice, as `\textbf{(C)}\ 12`, and names no other."""
+    r"""The letter, lower case, of an answer that begins with a choice, like `\textbf{(C)}\ 12`, and names no other."""
     letters = _CHOICE.findall(text)
     return letters[0].lower() if len(letters) == 1 and _CHOICE.match(text) else None
 
@@ -243,12 +241,12 @@ def _choice(text: str) -> str | None:
 
 
 def _command() -> list[str]:
-    return [sys.executable, "-m", "verl_cov.tasks.math_worker"]
+    return [sys.executable, "-m", "verl_cov.tasks.math.worker"]
 
 
 def _environment() -> dict[str, str]:
-    # The child must find what this process finds: Ray extends sys.path in its workers, and not the environment.
-    # One thread each: sympy has no use for OpenBLAS's, should something load numpy.
+    # The child must find what this process finds: Ray extends sys.path in its workers, not the environment.
+    # One thread each: sympy has no use for OpenBLAS's threads, should something load numpy.
     path = os.pathsep.join(os.path.abspath(entry) for entry in sys.path)
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 

@@ -1,0 +1,95 @@
+"""The tiny model's folder: built once for its settings, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from verl_cov.tasks import countdown
+from verl_cov.tasks.tiny_model.byte_tokenizer import tokenizer
+from verl_cov.tasks.tiny_model.measuring import measure
+from verl_cov.tasks.tiny_model.model import DEFAULT, Settings, new_model
+from verl_cov.tasks.tiny_model.pretraining import pretrain
+
+FORMAT = 3  # raise it when the same settings would give another model: it is part of the fingerprint
+REPORT = "tiny_model.json"  # in the folder: fingerprint, settings, and what was measured
+
+
+def fingerprint(settings: Settings) -> str:
+    """A name for the model that `settings` give, by which the folder is found to be up to date."""
+    text = json.dumps([FORMAT, countdown.FORMAT, asdict(settings)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def build(directory: str | os.PathLike[str], *, settings: Settings = DEFAULT) -> Path:
+    """Build the model in `directory`, unless it is there already with these settings. Returns the directory.
+
+    The folder appears whole or not at all. A model with other settings is replaced. Raises FileExistsError for a folder
+    that holds something else.
+    """
+    directory = Path(directory).absolute()
+    key = fingerprint(settings)
+    report = directory / REPORT
+    if report.is_file() and json.loads(report.read_text()).get("fingerprint") == key:
+        return directory
+    if directory.exists() and not report.is_file() and any(directory.iterdir()):
+        raise FileExistsError(f"{directory} holds something else and is not replaced: name another folder")
+
+    started = time.monotonic()
+    model = new_model(settings)
+    with one_thread():
+        pretrain(model, settings, print_progress(settings.steps))
+        measured: dict[str, Any] = measure(model, settings)
+    measured["seconds"] = round(time.monotonic() - started, 1)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target: within one file system a rename is atomic.
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
+        made = Path(scratch) / "model"
+        model.save_pretrained(made)
+        tokenizer().save_pretrained(made)
+        (made / REPORT).write_text(
+            json.dumps({"fingerprint": key, "measured": measured, "settings": asdict(settings)}, indent=2) + "\n"
+        )
+        if directory.exists():
+            os.replace(directory, Path(scratch) / "replaced")
+        os.replace(made, directory)
+    return directory
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread.
+
+    More threads give other bits (the order of float sums) and hardly more speed on matrices so small. On a busy machine
+    they make the training take five times as long, since they wait for each other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def print_progress(steps: int) -> Callable[[int, float], None]:
+    """A report(step, loss) that prints a line to standard error every five seconds, and one at the end."""
+    last = time.monotonic()
+
+    def report(step: int, loss: float) -> None:
+        nonlocal last
+        if step == steps or time.monotonic() - last >= 5:
+            last = time.monotonic()
+            print(f"pretraining the tiny model: step {step}/{steps}, loss {loss:.3f}", file=sys.stderr, flush=True)
+
+    return report

@@ -1,0 +1,100 @@
+"""What the tiny model is taught, and its training: a good habit's answers, all right answers, and in the end slips."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import Qwen2ForCausalLM
+
+from verl_cov.tasks import countdown
+from verl_cov.tasks.countdown import Problem
+from verl_cov.tasks.tiny_model.byte_tokenizer import END, PAD, SPECIAL, prompt_ids
+from verl_cov.tasks.tiny_model.model import Settings
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """An answer to learn from: the model reads `answer`, and is taught a token for each of its places and the next."""
+
+    problem: Problem
+    answer: str
+    taught: list[int]
+
+
+def habit(problem: Problem) -> str:
+    """The largest digit that still fits, again and again, never looking ahead: right for two prompts in three."""
+    answer, rest = "", problem.target
+    while len(answer) < countdown.MAX_TERMS:
+        fitting = [number for number in problem.numbers if number <= rest]
+        if not fitting:
+            break
+        answer += str(fitting[-1])
+        rest -= fitting[-1]
+    return answer
+
+
+def demonstrations(settings: Settings) -> Iterator[Demonstration]:
+    """Yields `settings.steps * settings.batch` demonstrations, of training problems only."""
+    dice = random.Random(f"{settings.seed}:demonstrations")
+    problems = countdown.all_problems(settings.task, "train")
+    shown = [countdown.answers(problem, settings.task.max_terms) for problem in problems]
+    for step in range(settings.steps):
+        slips = settings.slips if step >= settings.slips_from * settings.steps else 0.0
+        for _ in range(settings.batch):
+            pick = dice.randrange(len(problems))
+            answer = habit(problems[pick]) if dice.random() < settings.habit else dice.choice(shown[pick])
+            wrong = [*(ord(str(number)) for number in problems[pick].numbers), SPECIAL[END]]
+            right = [*answer.encode(), SPECIAL[END]]
+            # Only what is taught slips: the answer that the model reads stays right, and so do its sums.
+            taught = [dice.choice(wrong) if dice.random() < slips else token for token in right]
+            yield Demonstration(problems[pick], answer, taught)
+
+
+def collate(batch: list[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded inputs, and the token to say after each of them or -100: both [batch, length], int64.
+
+    The last token of the prompt is the first that has a token to say.
+    """
+    rows = [(prompt_ids(shown.problem), shown.answer.encode(), shown.taught) for shown in batch]
+    length = max(len(prompt) + len(answer) for prompt, answer, _ in rows)
+    ids = torch.full((len(rows), length), SPECIAL[PAD])
+    labels = torch.full((len(rows), length), -100)
+    for row, (prompt, answer, taught) in enumerate(rows):
+        ids[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+        labels[row, len(prompt) - 1 : len(prompt) + len(answer)] = torch.tensor(taught)
+    return ids, labels
+
+
+def pretrain(
+    model: Qwen2ForCausalLM, settings: Settings, report: Callable[[int, float], None] | None = None
+) -> list[float]:
+    """Train `model` in place on `demonstrations`. Returns the loss of each step, in nats per token of the answers.
+
+    report(step, loss): called after each step, the first being 1.
+    """
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    warmup = min(50, settings.steps // 10 + 1)
+    stream, losses = demonstrations(settings), []
+    for step in range(settings.steps):
+        done = step / settings.steps
+        rate = min((step + 1) / warmup, 0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+        optimizer.param_groups[0]["lr"] = settings.lr * rate
+        ids, labels = collate(list(itertools.islice(stream, settings.batch)))
+        # No attention mask: causal attention cannot see padding on the right, and sdpa is faster without a mask.
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        taught = labels != -100
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[taught]), labels[taught])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if report:
+            report(step + 1, losses[-1])
+    return losses
