@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+import tests.typechecker  # noqa: F401  the hook does not import a submodule itself
+
+# The shapes in the signatures of verl_cov.core are checked at each call, in this process (not in verl's workers).
+install_import_hook("verl_cov.core", "tests.typechecker.check")
 
 # No deadline: the machine may be busy with a training. The same examples in every run: a red CI must be repeatable.
 settings.register_profile("verl_cov", deadline=None, derandomize=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from verl_cov.core import rollout
-from verl_cov.core.entropy_change import LEAST, WINDOW, EntropyChange
+from verl_cov.core.entropy_change import MIN_PAIRS, WINDOW, EntropyChange
 from verl_cov.core.rollout import Responses, Theorem
 
 
@@ -41,8 +41,8 @@ def test_a_predictor_is_paired_with_the_change_seen_one_rollout_later():
     assert found[0] == {}
     for before, (entropy, _), now in zip(rollouts, rollouts[1:], found[1:], strict=False):
         assert now["entropy_change"] == pytest.approx(entropy - before[0])
-    assert "theorem2_correlation" not in found[LEAST - 1]
-    for at in range(LEAST, len(rollouts)):
+    assert "theorem2_correlation" not in found[MIN_PAIRS - 1]
+    for at in range(MIN_PAIRS, len(rollouts)):
         assert found[at]["theorem2_correlation"] == pytest.approx(1)
         assert found[at]["theorem2_agreement"] == 1
         if at + 1 < len(rollouts):  # a forecast: made before the change it is compared with

@@ -15,17 +15,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.ranks import run_ranks
-from verl_cov.core import selection
+from verl_cov.core import radix, selection
 from verl_cov.core.covariance import Covariances
 from verl_cov.core.identity import row_identity, row_values, token_identity
 from verl_cov.core.metric_table import LADDER
+from verl_cov.core.radix import EXCLUDED, select_largest
 from verl_cov.core.selection import (
-    EXCLUDED,
     Control,
     count,
     largest_means,
     select,
-    select_largest,
     select_tokens,
     totals_of,
 )
@@ -82,7 +81,7 @@ def test_quota_is_the_floor_of_the_decimal_the_user_wrote(ratio, count):
     wanted = max(1, math.floor(Fraction(ratio) * count))
     assert selection.quota(float(ratio), torch.tensor(count)) == wanted
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "on_host", lambda tensor: False)
+        patch.setattr(selection, "on_cpu", lambda tensor: False)
         assert selection.quota(float(ratio), torch.tensor(count)) == wanted
 
 
@@ -202,11 +201,11 @@ def test_largest_values_are_the_order_statistics(pairs, share):
 @given(st.lists(st.floats(allow_nan=False, width=32), min_size=2, max_size=50))
 def test_integer_keys_keep_the_order_of_floats(values):
     x = torch.tensor(values, dtype=torch.float32)
-    keys = selection._keys(x)
+    keys = radix.to_keys(x)
     assert torch.equal(x[:, None] < x[None, :], keys[:, None] < keys[None, :])
     assert keys.min() >= 0
     assert keys.max() < 2**32
-    assert torch.equal(selection._value(keys), x)
+    assert torch.equal(radix.from_keys(keys), x)
 
 
 def test_the_draw_is_uniform():
@@ -391,14 +390,15 @@ def test_select_largest_over_ranks_is_exact(keys, count, data):
 def test_the_path_of_an_accelerator_chooses_the_same(pairs, ratio, band):
     """The same tensors, treated as if looking at them meant waiting for a device: no compaction, no branches."""
     tokens = arrays(pairs)
-    on_host = select_tokens(*tokens, Control(ratio, band))
+    on_cpu = select_tokens(*tokens, Control(ratio, band))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "on_host", lambda tensor: False)
+        for module in (selection, radix):
+            patch.setattr(module, "on_cpu", lambda tensor: False)
         on_device = select_tokens(*tokens, Control(ratio, band))
         ladder = largest_means(on_device.covariance, LADDER)
-    assert torch.equal(on_host.mask, on_device.mask)
-    assert flat(on_host.totals) == pytest.approx(flat(on_device.totals))
-    assert ladder.tolist() == pytest.approx(largest_means(on_host.covariance, LADDER).tolist())
+    assert torch.equal(on_cpu.mask, on_device.mask)
+    assert flat(on_cpu.totals) == pytest.approx(flat(on_device.totals))
+    assert ladder.tolist() == pytest.approx(largest_means(on_cpu.covariance, LADDER).tolist())
 
 
 @pytest.mark.parametrize("band", [None, (-1.0, 3.0)])

@@ -1,40 +1,39 @@
-"""The two collectives that everything here is made of. ``group`` is the data-parallel one; None is a single rank.
+"""The two collectives that every computation over ranks uses.
 
-Every rank of the group must call them, also one without tokens. Knows nothing about verl.
+``group`` is the data-parallel process group, None for a single rank. Every rank of the group must call them, also a
+rank without tokens. Knows nothing about verl.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 
-def all_reduce(tensor: Tensor, group: ProcessGroup | None) -> Tensor:
-    """The sum over all ranks, in place."""
+def all_reduce(tensor: Shaped[Tensor, "*shape"], group: ProcessGroup | None) -> Shaped[Tensor, "*shape"]:
+    """Adds up ``tensor`` over all ranks, in place, and returns it."""
     if group is not None:
         dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group)
     return tensor
 
 
-def gather_rows(table: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor, slice]:
-    """Every rank's rows, padded to the longest rank's number of them.
+def gather_rows(
+    table: Int64[Tensor, "rows columns"], group: ProcessGroup | None
+) -> tuple[Int64[Tensor, "all_rows columns"], Bool[Tensor, " all_rows"], slice]:
+    """Gathers every rank's rows; each rank's are padded to the largest number of rows on any rank.
 
-    The host reads one number, that longest, which on an accelerator waits for what is queued.
-
-    Args:
-        table: [rows, columns] int64.
-
-    Returns:
-        [ranks x longest, columns] int64, [ranks x longest] bool (False for padding), and where this rank's rows are.
+    Returns the rows, False for each padding row, and the slice that holds this rank's rows. The host reads one number,
+    the number of rows to pad to, which on an accelerator waits for all queued work.
     """
     rank, ranks = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
     rows = table.shape[0]
-    longest = torch.tensor([rows], device=table.device)
+    most_rows = torch.tensor([rows], device=table.device)
     if group is not None:
-        dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=group)
-    most = int(longest)
+        dist.all_reduce(most_rows, op=dist.ReduceOp.MAX, group=group)
+    most = int(most_rows)
     padded = torch.zeros(most, table.shape[1] + 1, dtype=torch.int64, device=table.device)
     padded[:rows, :-1] = table
     padded[:rows, -1] = 1
@@ -42,5 +41,5 @@ def gather_rows(table: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tens
     if group is not None:
         gathered = [torch.empty_like(padded) for _ in range(ranks)]
         dist.all_gather(gathered, padded, group=group)
-    whole = torch.cat(gathered)
-    return whole[:, :-1], whole[:, -1].bool(), slice(rank * most, rank * most + rows)
+    table_of_all = torch.cat(gathered)
+    return table_of_all[:, :-1], table_of_all[:, -1].bool(), slice(rank * most, rank * most + rows)

@@ -1,9 +1,9 @@
-"""The paper's token covariance over a mini-batch that is spread over ranks. Knows nothing about verl.
+"""Computes the paper's token covariance over a mini-batch that is spread over ranks. Knows nothing about verl.
 
     cov_i = (log_prob_i - mean log_prob) * (A_i - mean A)          (arXiv 2505.22617, Eq. 10)
 
-Means are taken over all tokens of one optimizer mini-batch. They are accumulated on a grid, so that they come out the
-same, to the last bit, in whatever order and on however many ranks the tokens are summed.
+The means are over all tokens of one optimizer mini-batch. They are summed on a fixed-point grid, so that the order of
+the tokens and the number of ranks do not change a single bit.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -19,24 +20,25 @@ from verl_cov.core.collectives import all_reduce
 
 # 2^-24 is finer than the spacing of float32 near 1.
 FIXED_POINT_BITS = 24
-# Beyond this a value is no log-probability or advantage, and covariances would overflow: treat it as not finite.
+# A log-prob or advantage beyond this is nonsense, and covariances would overflow: it counts as not finite.
 LARGEST = 2.0**30
 
-# Adding and taking away this float64 leaves the nearest multiple of 2^-24.
+# Adding this float64 and subtracting it again leaves the nearest multiple of 2^-24.
 _TO_GRID = 1.5 * 2.0 ** (52 - FIXED_POINT_BITS)
 
 
-def fixed_point_sums(log_prob: Tensor, advantage: Tensor, counted: Tensor) -> Tensor:
-    """Count and order-independent sums of some tokens of the mini-batch. Sums of parts add up, in any order.
+def fixed_point_sums(
+    log_prob: Float32[Tensor, " tokens"], advantage: Float32[Tensor, " tokens"], counted: Bool[Tensor, " tokens"]
+) -> Int64[Tensor, " 5"]:
+    """Counts tokens and sums their log-probs and advantages so that the order of summation does not matter.
 
     Args:
-        log_prob: [tokens] float32, log-probabilities in nats.
-        advantage: [tokens] float32.
-        counted: [tokens] bool, the tokens to take; the others may hold anything, NaN included.
+        log_prob: in nats.
+        counted: the tokens to sum; the others may hold anything, NaN included.
 
     Returns:
-        [5] int64: number of tokens, the sums of log_prob and of advantage rounded down, and what that left of them
-        times 2^24. In two parts, so that no sum of finite tokens can wrap round.
+        The number of tokens, the sums of log_prob and of advantage rounded down, then their remainders times 2^24. In
+        two parts, so that no sum of finite tokens can wrap round. Sums of parts of a mini-batch may be added.
 
     Multiples of 2^-24 add without rounding in float64 while their sum stays below 2^29: a mean magnitude of 8,192 in
     calls of 65,536 tokens, 128 in calls of 4 million. Above, sums are good to 16 digits.
@@ -48,30 +50,36 @@ def fixed_point_sums(log_prob: Tensor, advantage: Tensor, counted: Tensor) -> Te
     return torch.cat([counted.sum().reshape(1), down.to(torch.int64), ((whole - down) * scale).to(torch.int64)])
 
 
-def means(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean log-probability and mean advantage, float64 scalars, from summed :func:`fixed_point_sums`."""
+def means(sums: Int64[Tensor, " sums"]) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
+    """Computes the mean log-prob and the mean advantage from :func:`fixed_point_sums`, whose 5 numbers come first."""
     count = sums[0].clamp(min=1).double()
     scale = float(1 << FIXED_POINT_BITS)
     log_prob, advantage = (sums[1:3].double() + sums[3:5].double() / scale) / count
     return log_prob, advantage
 
 
-def token_covariance(log_prob: Tensor, advantage: Tensor, mean_log_prob: Tensor, mean_advantage: Tensor) -> Tensor:
-    """Covariance contribution of each token (Eq. 10).
+def token_covariance(
+    log_prob: Float32[Tensor, " tokens"],
+    advantage: Float32[Tensor, " tokens"],
+    mean_log_prob: Float64[Tensor, ""],
+    mean_advantage: Float64[Tensor, ""],
+) -> Float64[Tensor, " tokens"]:
+    """Computes each token's covariance (Eq. 10), in nats times advantage.
 
-    Args:
-        log_prob, advantage: [tokens] float32.
-        mean_log_prob, mean_advantage: float64 scalars over the whole mini-batch, see :func:`means`.
-
-    Returns:
-        [tokens] float64, in nats times advantage. Its mean over the mini-batch is the covariance of Theorem 2.
+    The means are over the whole mini-batch, see :func:`means`. The mean of the result over the mini-batch is the
+    covariance of Theorem 2.
     """
     # In float64: with float32 differences, tokens near the mean lose their order.
     return log_prob.double().sub_(mean_log_prob).mul_(advantage.double().sub_(mean_advantage))
 
 
-def update_kind_masks(log_prob: Tensor, advantage: Tensor, mean_log_prob: Tensor, mean_advantage: Tensor) -> Tensor:
-    """[4, tokens] bool: the one of :data:`~verl_cov.core.update_kinds.UPDATE_KINDS` that each token is.
+def update_kind_masks(
+    log_prob: Float32[Tensor, " tokens"],
+    advantage: Float32[Tensor, " tokens"],
+    mean_log_prob: Float64[Tensor, ""],
+    mean_advantage: Float64[Tensor, ""],
+) -> Bool[Tensor, "4 tokens"]:
+    """Sorts tokens into the four :data:`~verl_cov.core.update_kinds.UPDATE_KINDS`: one mask for each.
 
     Arguments as in :func:`token_covariance`.
     """
@@ -85,34 +93,33 @@ class Covariances:
     """The token covariances of a mini-batch.
 
     Args:
-        values: [slots] float32, this rank's; NaN where the slot holds no finite token.
-        tokens, non_finite: int64 scalars of all ranks: finite valid tokens (N of the paper), and valid tokens left out
-            because log-prob or advantage is not finite.
-        centre: mean log-probability and mean advantage over the mini-batch, float64 scalars.
-        moments: [10] float64, of this rank only, so that they can travel with other sums: the covariance and its square
-            summed over the tokens, then how many tokens each of ``UPDATE_KINDS`` has, and the covariance they sum up to
-            (these eight are 0 unless asked for).
+        values: this rank's; NaN where the slot holds no finite token.
+        tokens: finite valid tokens of all ranks, N in the paper.
+        non_finite: valid tokens of all ranks that are left out because log-prob or advantage is not finite.
+        centre: mean log-prob and mean advantage over the mini-batch.
+        moments: this rank's sums over its tokens, so that they can be reduced together with others: the covariance, its
+            square, the number of tokens of each of ``UPDATE_KINDS``, and the covariance of each of them. The last
+            eight are 0 unless :meth:`compute` is called with ``update_kinds``.
     """
 
-    values: Tensor
-    tokens: Tensor
-    non_finite: Tensor
-    centre: tuple[Tensor, Tensor]
-    moments: Tensor
+    values: Float32[Tensor, " slots"]
+    tokens: Int64[Tensor, ""]
+    non_finite: Int64[Tensor, ""]
+    centre: tuple[Float64[Tensor, ""], Float64[Tensor, ""]]
+    moments: Float64[Tensor, " 10"]
 
     @classmethod
     def compute(
         cls,
-        log_prob: Tensor,
-        advantage: Tensor,
-        valid: Tensor,
+        log_prob: Float[Tensor, " slots"],
+        advantage: Float[Tensor, " slots"],
+        valid: Bool[Tensor, " slots"],
         group: ProcessGroup | None = None,
         update_kinds: bool = False,
     ) -> Covariances:
-        """Covariances of the mini-batch whose response slots on this rank are ``log_prob``, ``advantage`` ([slots], any
-        float dtype, computed with in float32) where ``valid`` ([slots] bool).
+        """Computes the covariances of the mini-batch from this rank's response slots, in float32.
 
-        Tokens whose log-probability or advantage is not finite (or beyond :data:`LARGEST`) take no part.
+        Tokens whose log-prob or advantage is not finite (or beyond :data:`LARGEST`) are left out.
         """
         log_prob, advantage = log_prob.detach().float(), advantage.detach().float()
         counted = torch.empty_like(valid)
@@ -140,13 +147,13 @@ class Covariances:
         return cls(values, sums[0], sums[5], centre, moments)
 
 
-def on_host(tensor: Tensor) -> bool:
-    """True where Python may look at values without waiting for a device."""
+def on_cpu(tensor: Shaped[Tensor, " ..."]) -> bool:
+    """Returns True if reading a value of ``tensor`` waits for no device."""
     return tensor.device.type == "cpu"
 
 
-def parts(slots: Tensor) -> Iterator[slice]:
-    """Slices to work through ``slots`` in: on a CPU small enough for its cache, which is four times as fast."""
-    size = 1 << 16 if on_host(slots) else 1 << 22
+def parts(slots: Shaped[Tensor, " slots"]) -> Iterator[slice]:
+    """Yields slices to work through ``slots`` in: on a CPU they fit into its cache, which is four times as fast."""
+    size = 1 << 16 if on_cpu(slots) else 1 << 22
     for start in range(0, slots.numel(), size):
         yield slice(start, start + size)

@@ -1,4 +1,4 @@
-"""What a validation says in one number: accuracy over sets of different sizes, averaged in the two usual ways.
+"""Averages a validation's accuracy over sets of different sizes, in the two usual ways.
 
 The paper's Table 2 (arXiv 2505.22617) averages over generations: AIME 2024, AIME 2025 and AMC count 32 times a prompt,
 the other sets once. The plain mean of its columns differs by up to 1.2 points. Knows nothing about verl.
@@ -7,9 +7,8 @@ the other sets once. The plain mean of its columns differs by up to 1.2 points. 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Averages:
     Args:
         sample_weighted: mean over all generations of all sets (the paper's "Avg.").
         plain_mean: mean of the sets' means.
-        generations: how many there were.
+        generations: number of generations in all sets.
     """
 
     sample_weighted: float
@@ -28,7 +27,7 @@ class Averages:
 
 
 def averages(sets: Mapping[str, tuple[float, int]]) -> Averages | None:
-    """Average the sets, given as {name: (sum of the accuracies of its generations, their number)}; None without any."""
+    """Averages sets, given as {name: (sum of its generations' accuracies, their number)}; None if all are empty."""
     counted = {name: numbers for name, numbers in sets.items() if numbers[1] > 0}
     if not counted:
         return None
@@ -43,16 +42,16 @@ def averages(sets: Mapping[str, tuple[float, int]]) -> Averages | None:
 def by_set(
     names: Iterable[str],
     prompts: Iterable[str],
-    accuracies: Sequence[Any],
+    accuracies: Collection[object],
     expected: Mapping[tuple[str, str], int] | None = None,
 ) -> dict[str, tuple[float, int]]:
-    """What :func:`averages` takes, from one entry a generation.
+    """Sums accuracies by set, for :func:`averages`, from one entry per generation.
 
     Args:
-        names, prompts: the set and the prompt (of any naming) that a generation belongs to.
-        accuracies: None where the reward function gave none; empty if it never gave any. A set without any accuracy is
-            left out, and one of which some are no numbers (a reward function may call "yes" its ``acc``).
-        expected: {(set, prompt): generations asked for}. Those that never came count as wrong, as verl counts them.
+        names, prompts: the set and the prompt that each generation belongs to.
+        accuracies: None where the reward function returned none; empty if it never returned any. A set is left out if
+            it has no accuracy, or if one of them is not a number (a reward function may return "yes" as ``acc``).
+        expected: {(set, prompt): generations requested}. Missing generations count as wrong, as verl counts them.
     """
     if not len(accuracies):
         return {}
@@ -63,9 +62,9 @@ def by_set(
         if accuracy is None:
             continue
         try:
-            if isinstance(accuracy, (str, bytes)):  # verl too averages no text, not even of digits
+            if isinstance(accuracy, (str, bytes)):  # verl does not average text either, not even digits
                 raise TypeError
-            totals[str(name)] += float(accuracy)
+            totals[str(name)] += float(accuracy)  # type: ignore[arg-type]
         except (TypeError, ValueError):
             no_numbers.add(str(name))
         seen[str(name), str(prompt)] += 1

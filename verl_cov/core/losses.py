@@ -1,9 +1,9 @@
-"""Clip-Cov and KL-Cov as wrappers round a policy loss.
+"""Clip-Cov and KL-Cov as wrappers around a policy loss.
 
-Both take verl's policy-loss arguments and a mask of selected tokens (:mod:`verl_cov.core.selection`), and leave the
-base loss alone otherwise, so they compose with any loss that verl knows. Traps kept out: a removed token stays in every
-normaliser (its log-probability is detached, nothing is masked out), and nothing here divides by a local token count
-(``agg_loss`` divides by the mini-batch's, so the loss does not depend on how it is split).
+Both take verl's policy-loss arguments and a mask of selected tokens (:mod:`verl_cov.core.selection`), and do not change
+the base loss otherwise, so they compose with any loss in verl's registry. Two traps are avoided: a token without
+gradient stays in every normaliser (its log-prob is detached, nothing is masked out), and nothing here divides by a
+local token count (``agg_loss`` divides by the mini-batch's, so the loss does not depend on how it is split).
 """
 
 from __future__ import annotations
@@ -12,54 +12,64 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+Loss = Float[Tensor, ""]
 PolicyLoss = Callable[..., tuple[Tensor, dict[str, Any]]]
 
 # verl's vanilla loss clamps the log-ratio to the same range; one outlier would otherwise overflow exp().
 LOG_RATIO_RANGE = 20.0
 
 
-def log_ratio(log_prob: Tensor, old_log_prob: Tensor) -> Tensor:
-    """log pi - log pi_old, clamped to +-20."""
+def log_ratio(log_prob: Float[Tensor, "*shape"], old_log_prob: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Computes log pi - log pi_old, clamped to +-20."""
     return torch.clamp(log_prob - old_log_prob, -LOG_RATIO_RANGE, LOG_RATIO_RANGE)
 
 
-def clip_cov(base_loss: PolicyLoss, selected: Tensor, *, log_prob: Tensor, **inputs: Any) -> tuple[Tensor, dict]:
+def clip_cov(
+    base_loss: PolicyLoss,
+    selected: Bool[Tensor, "sequences length"],
+    *,
+    log_prob: Float[Tensor, "sequences length"],
+    **inputs: Any,
+) -> tuple[Loss, dict[str, Any]]:
     """Clip-Cov (arXiv 2505.22617, Eq. 12): the selected tokens give no gradient.
 
     Args:
-        base_loss: a verl policy loss, called with every argument given here.
-        selected: [sequences, response length] bool.
-        log_prob: [sequences, response length], the only argument with a gradient.
+        base_loss: a verl policy loss, called with all the other arguments.
+        log_prob: the only argument with a gradient.
         inputs: the rest of verl's policy-loss arguments.
 
-    The loss *value* is the base loss's: detached tokens still count in it, as they do in every mean.
+    The *value* of the loss is that of the base loss: detached tokens still count in it, as in every mean.
     """
     return base_loss(log_prob=torch.where(selected, log_prob.detach(), log_prob), **inputs)
 
 
 def kl_cov(
     base_loss: PolicyLoss,
-    selected: Tensor,
+    selected: Bool[Tensor, "sequences length"],
     aggregate: Callable[[Tensor], Tensor],
     *,
     coefficient: float,
     estimator: str,
-    log_prob: Tensor,
-    old_log_prob: Tensor,
-    rollout_is_weights: Tensor | None = None,
+    log_prob: Float[Tensor, "sequences length"],
+    old_log_prob: Float[Tensor, "sequences length"],
+    rollout_is_weights: Float[Tensor, "sequences length"] | None = None,
     **inputs: Any,
-) -> tuple[Tensor, dict]:
-    """KL-Cov (arXiv 2505.22617, Eq. 14): the selected tokens pay a penalty for leaving the rollout policy.
+) -> tuple[Loss, dict[str, Any]]:
+    """KL-Cov (arXiv 2505.22617, Eq. 14): the selected tokens get a penalty on moving away from the rollout policy.
 
     Args:
         base_loss, selected, log_prob: as in :func:`clip_cov`.
-        aggregate: turns a [sequences, response length] loss matrix into the scalar that ``loss_agg_mode`` asks for.
+        aggregate: reduces a [sequences, length] loss matrix to a scalar, as ``loss_agg_mode`` says.
         coefficient: beta.
         estimator: ``abs``, ``k2`` or ``k3``, see :func:`kl_penalty`.
-        old_log_prob: [sequences, response length] log-probabilities of the rollout policy.
+        old_log_prob: log-probs of the rollout policy, in nats.
         rollout_is_weights: rollout-correction weights; the penalty is weighted like the loss, as in verl's ``kl_cov``.
+
+    Raises:
+        ValueError: an unknown estimator.
     """
     loss, metrics = base_loss(
         log_prob=log_prob, old_log_prob=old_log_prob, rollout_is_weights=rollout_is_weights, **inputs
@@ -70,11 +80,12 @@ def kl_cov(
     return loss + coefficient * aggregate(penalty), metrics
 
 
-def kl_penalty(log_ratio: Tensor, estimator: str) -> Tensor:
-    """Per-token penalty in nats from log pi - log pi_old.
+def kl_penalty(log_ratio: Float[Tensor, "*shape"], estimator: str) -> Float[Tensor, "*shape"]:
+    """Computes each token's penalty in nats from x = log pi - log pi_old.
 
-    ``abs`` = abs(x) is the released code's (Listing 1), ``k2`` = x^2 / 2 and ``k3`` = exp(-x) - 1 + x are the usual
-    estimators. All three are flat where the ratio is 1: with one update per rollout, KL-Cov does nothing.
+    ``abs`` = abs(x) is the released code's (Listing 1); ``k2`` = x^2 / 2 and ``k3`` = exp(-x) - 1 + x are the usual
+    estimators. The trap: all three are flat where the ratio is 1, so with one update per rollout KL-Cov does nothing.
+    Raises ValueError for another estimator.
     """
     if estimator == "abs":
         return log_ratio.abs()
@@ -87,16 +98,16 @@ def kl_penalty(log_ratio: Tensor, estimator: str) -> Tensor:
 
 def ratio_loss(
     *,
-    old_log_prob: Tensor,
-    log_prob: Tensor,
-    advantages: Tensor,
-    response_mask: Tensor,
+    old_log_prob: Float[Tensor, "sequences length"],
+    log_prob: Float[Tensor, "sequences length"],
+    advantages: Float[Tensor, "sequences length"],
+    response_mask: Shaped[Tensor, "sequences length"],
     aggregate: Callable[[Tensor], Tensor],
-    rollout_is_weights: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Any]]:
-    """The unclipped surrogate -ratio * A that the paper's KL-Cov starts from (Eq. 14).
+    rollout_is_weights: Float[Tensor, "sequences length"] | None = None,
+) -> tuple[Loss, dict[str, Any]]:
+    """Computes the unclipped surrogate -ratio * A that the paper's KL-Cov starts from (Eq. 14).
 
-    All tensors are [sequences, response length]; ``aggregate`` as in :func:`kl_cov`.
+    response_mask: bool or 0 and 1 in any dtype. ``aggregate`` as in :func:`kl_cov`.
     """
     difference = log_ratio(log_prob, old_log_prob)
     losses = -advantages * difference.exp()

@@ -1,7 +1,7 @@
-"""What a run reports: one table, which gives the keys of the code and, by docs/pages.py, the page docs/metrics.md.
+"""The table of all metrics that a run reports; docs/pages.py writes docs/metrics.md from it.
 
-Keys stand under ``actor/cov/`` in verl's metrics. None contains "min", "max", "sum" or "total": verl would reduce it by
-that. Knows nothing about verl.
+verl logs each key under ``actor/cov/``. No key contains "min", "max", "sum" or "total": verl would reduce it that way.
+Knows nothing about verl.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ from dataclasses import dataclass
 
 PREFIX = "actor/cov/"
 LEVELS = ("off", "basic", "full")
-# Paper Table 1: the mean covariance of the largest tokens, by their share.
+# Shares of the tokens with the largest covariance whose mean is reported (paper Table 1).
 LADDER = (0.0002, 0.002, 0.02, 0.2, 0.5)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One key.
+    """One metric of a run.
 
     Args:
         key: without :data:`PREFIX`.
         unit: "1" for shares and correlations.
-        meaning: over one optimizer mini-batch (per update) or one rollout batch (per rollout), all ranks.
-        level: the lowest ``cov_metrics`` that reports it. What is at "off" comes with a control only: the selection's
-            own counts.
-        per: "update": computed at each optimizer step, and verl logs the mean over those of a rollout; "rollout": once.
-        source: where it comes from in the paper (arXiv 2505.22617).
+        meaning: over one optimizer mini-batch (per update) or one rollout batch (per rollout), of all ranks.
+        level: the lowest ``cov_metrics`` that reports it. Metrics at "off", the counts of the selection, are reported
+            only in runs with a control.
+        per: "update": computed at each optimizer step, and verl logs the mean over the steps of a rollout; "rollout":
+            computed once per rollout.
+        source: equation or table of the paper (arXiv 2505.22617).
     """
 
     key: str
@@ -41,6 +42,7 @@ _NATS = "nats/token"
 
 
 def ladder_key(share: float) -> str:
+    """Returns the key of the mean covariance of the ``share`` largest tokens."""
     return f"top_{share:g}"
 
 
@@ -140,7 +142,7 @@ def _updates() -> list[Metric]:
 
 
 def _rollouts() -> list[Metric]:
-    found = [
+    table = [
         Metric(
             "entropy",
             _NATS,
@@ -176,7 +178,7 @@ def _rollouts() -> list[Metric]:
             "Lemma 1",
         ),
     ]
-    found.append(
+    table.append(
         Metric(
             "clip_scale",
             "1",
@@ -185,7 +187,7 @@ def _rollouts() -> list[Metric]:
             "rollout",
         )
     )
-    found.append(
+    table.append(
         Metric(
             "entropy_falls",
             "1",
@@ -197,7 +199,7 @@ def _rollouts() -> list[Metric]:
     )
     for number, x in ((1, "pi A"), (2, "A")):
         name = f"theorem{number}"
-        found += [
+        table += [
             Metric(
                 name,
                 f"{_NATS} per unit step",
@@ -234,7 +236,7 @@ def _rollouts() -> list[Metric]:
                 "Figure 8",
             ),
         ]
-    found.append(
+    table.append(
         Metric(
             "prompt_cov",
             _COV,
@@ -245,12 +247,14 @@ def _rollouts() -> list[Metric]:
             "Eq. 8, 9; Figure 8",
         )
     )
-    found.append(Metric("prompts", "prompts", "how many prompts that is", "full", "rollout", "Figure 8"))
+    table.append(Metric("prompts", "prompts", "how many prompts that is", "full", "rollout", "Figure 8"))
     for name, right in (("hard", "less than a third"), ("medium", "a third to two thirds"), ("easy", "more")):
-        of = f"of the {name} prompts, of whose responses {right} are right (absent unless the scores take two values)"
-        found.append(Metric(f"prompt_cov_{name}", _COV, f"`prompt_cov` {of}", "full", "rollout", "Figure 8"))
-        found.append(Metric(f"prompts_{name}", "prompts", f"number {of}", "full", "rollout", "Figure 8"))
-    return found
+        scope = (
+            f"of the {name} prompts, of whose responses {right} are right (absent unless the scores take two values)"
+        )
+        table.append(Metric(f"prompt_cov_{name}", _COV, f"`prompt_cov` {scope}", "full", "rollout", "Figure 8"))
+        table.append(Metric(f"prompts_{name}", "prompts", f"number {scope}", "full", "rollout", "Figure 8"))
+    return table
 
 
 TABLE: tuple[Metric, ...] = (*_updates(), *_rollouts())

@@ -1,4 +1,4 @@
-"""Computes what one optimizer step reports; :mod:`.metric_table` says what each key means. Knows nothing about verl."""
+"""Computes the metrics of one optimizer step; :mod:`.metric_table` explains each key. Knows nothing about verl."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from verl_cov.core.metric_table import LADDER, PREFIX, ladder_key
 from verl_cov.core.selection import Totals
 from verl_cov.core.update_kinds import UPDATE_KINDS
 
-# Means are rounded to 2^-24: below this a mean covariance is what that leaves.
+# Means are rounded to 2^-24: a mean covariance below this is rounding error.
 _ROUNDING = 1e-6
 
 
 def update_metrics(
     totals: Totals, level: str, ladder: Sequence[float] | None = None, selected: bool = False, threshold: bool = False
 ) -> dict[str, float]:
-    """What one optimizer step reports, the same on every rank, without the prefix.
+    """Computes the metrics of one optimizer step, the same on every rank, as {key without the prefix: value}.
 
     Args:
         totals: of the mini-batch.
         level: ``cov_metrics``.
         ladder: :func:`verl_cov.core.selection.largest_means` of :data:`LADDER`, with level "full".
-        selected: whether a control selected tokens; threshold: whether it took the largest of the mini-batch.
+        selected: True if a control selected tokens.
+        threshold: True if it selected the largest covariances of the mini-batch.
     """
     tokens = max(totals.tokens, 1)
     values: dict[str, float] = {"tokens": totals.tokens, "non_finite_tokens": totals.non_finite}
@@ -47,7 +48,7 @@ def update_metrics(
 
 
 def prefixed(values: Mapping[str, float]) -> dict[str, float]:
-    """The values as plain floats under :data:`PREFIX`."""
+    """Returns the values as plain floats, their keys with :data:`PREFIX`."""
     return {PREFIX + key: float(value) for key, value in values.items()}
 
 
@@ -56,8 +57,8 @@ def _shape(totals: Totals) -> dict[str, float]:
     mean = totals.covariance_sum / tokens
     variance = max(totals.covariance_square_sum / tokens - mean * mean, 0.0)
     values = {"mean": mean, "std": variance**0.5}
-    # A mini-batch of prompts that were all right or all wrong has no covariance, up to rounding, and no kinds.
-    if (whole := sum(map(abs, totals.kind_covariance_sums))) > _ROUNDING * tokens:
+    # If all responses to each prompt are right or all are wrong, covariances are 0 up to rounding: no shares then.
+    if (absolute := sum(map(abs, totals.kind_covariance_sums))) > _ROUNDING * tokens:
         for kind, count, covariance in zip(UPDATE_KINDS, totals.kind_tokens, totals.kind_covariance_sums, strict=True):
-            values |= {f"{kind}_frac": count / tokens, f"{kind}_cov_frac": abs(covariance) / whole}
+            values |= {f"{kind}_frac": count / tokens, f"{kind}_cov_frac": abs(covariance) / absolute}
     return values

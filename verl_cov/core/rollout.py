@@ -1,11 +1,11 @@
-"""What a whole rollout batch says about entropy: how large it is, what the paper's theorems expect of it, and Figure 8.
+"""Measures a whole rollout batch: its entropy, the entropy change that the theorems predict, and Figure 8.
 
-Over the rollout batch and not over one optimizer mini-batch, because a prompt's responses are dealt out over
-mini-batches and ranks, and because what an update does to entropy is seen at the next rollout only. Everything
-describes the policy pi that the rollouts were sampled from, at the rollout temperature.
+The batch is the rollout's and not one optimizer mini-batch, because a prompt's responses are spread over mini-batches
+and ranks, and because the effect of an update on entropy shows only at the next rollout. Everything describes the
+policy pi that the rollouts were sampled from, at the rollout temperature.
 
 Averages are the paper's (Eq. 5): the mean over the tokens of each response, then over responses. Each rank reduces its
-responses to a few numbers; these travel once, so the result does not depend on how the rows are laid out.
+responses to a few numbers, which are gathered once, so the result does not depend on the layout of the rows.
 
 Knows nothing about verl.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -27,57 +27,55 @@ from verl_cov.core.identity import slots
 
 @dataclass(frozen=True)
 class Responses:
-    """One number a response, of all ranks; each array is [responses] float64. Means are over a response's tokens.
+    """A few numbers for each response of all ranks. Means are over a response's tokens.
 
     Args:
-        log_prob: mean log-probability, nats. advantage: mean advantage A.
+        log_prob: mean log-prob, in nats.
+        advantage: mean advantage A.
         weight: mean of pi A.
         log_prob_advantage, log_prob_weight: mean of log pi A and of log pi pi A.
-        entropy: mean entropy H of the next-token distribution, nats; NaN where the batch does not carry it.
-        entropy_advantage, entropy_weight: mean of H A and of H pi A; NaN likewise.
+        entropy: mean entropy H of the next-token distribution, in nats; NaN where the batch does not carry it.
+        entropy_advantage, entropy_weight: mean of H A and of H pi A; NaN where ``entropy`` is.
         score: the response's reward before any baseline; NaN where the batch does not carry it.
-        prompt: [responses] int64, equal for the responses of one prompt; 0 where the batch does not say.
+        prompt: equal for the responses to one prompt; 0 where the batch does not carry it.
     """
 
-    log_prob: NDArray[np.float64]
-    advantage: NDArray[np.float64]
-    weight: NDArray[np.float64]
-    log_prob_advantage: NDArray[np.float64]
-    log_prob_weight: NDArray[np.float64]
-    entropy: NDArray[np.float64]
-    entropy_advantage: NDArray[np.float64]
-    entropy_weight: NDArray[np.float64]
-    score: NDArray[np.float64]
-    prompt: NDArray[np.int64]
+    log_prob: Float64[np.ndarray, " responses"]
+    advantage: Float64[np.ndarray, " responses"]
+    weight: Float64[np.ndarray, " responses"]
+    log_prob_advantage: Float64[np.ndarray, " responses"]
+    log_prob_weight: Float64[np.ndarray, " responses"]
+    entropy: Float64[np.ndarray, " responses"]
+    entropy_advantage: Float64[np.ndarray, " responses"]
+    entropy_weight: Float64[np.ndarray, " responses"]
+    score: Float64[np.ndarray, " responses"]
+    prompt: Int64[np.ndarray, " responses"]
 
     @property
     def has_entropy(self) -> bool:
-        """True if every response has an exact entropy. One that lacks it makes all fall back: no mix of two kinds."""
+        """True if every response has an exact entropy. If one lacks it, all are estimated: the two are never mixed."""
         return bool(self.entropy.size) and bool(np.isfinite(self.entropy).all())
 
     @classmethod
     def gather(
         cls,
-        lengths: Tensor,
-        valid: Tensor,
-        log_prob: Tensor,
-        advantage: Tensor,
-        entropy: Tensor | None,
-        score: Tensor | None,
-        prompt: Tensor | None,
+        lengths: Int64[Tensor, " rows"],
+        valid: Bool[Tensor, " slots"],
+        log_prob: Float32[Tensor, " slots"],
+        advantage: Float32[Tensor, " slots"],
+        entropy: Float[Tensor, " slots"] | None,
+        score: Float[Tensor, " rows"] | None,
+        prompt: Int64[Tensor, " rows"] | None,
         group: ProcessGroup | None = None,
     ) -> Responses:
-        """Gather the rollout batch whose rows on this rank have ``lengths`` ([rows]) response slots each.
+        """Gathers the rollout batch of all ranks; ``lengths`` are the response slots of this rank's rows.
 
-        Args:
-            valid: [slots] bool; log_prob, advantage, entropy: [slots], row by row.
-            score, prompt: [rows] float and int64.
-
-        Responses without a valid token (padding rows) and tokens without a finite log-prob or advantage take no part.
+        Responses without a valid token (padding rows) are left out, and so are tokens whose log-prob or advantage is
+        not finite.
         """
         rows, _ = slots(lengths, valid.numel())
         sums = torch.zeros(lengths.numel(), 9, dtype=torch.float64, device=valid.device)
-        for part in parts(valid):  # or the columns of a large rollout would take ten times its memory
+        for part in parts(valid):  # in parts: the columns of a large rollout would take ten times its memory
             finite = log_prob[part].abs().lt(LARGEST) & advantage[part].abs().lt(LARGEST)
             counted = valid[part] & finite
             logp, adv = (torch.where(counted, x[part], 0.0).double() for x in (log_prob, advantage))
@@ -108,31 +106,33 @@ class Responses:
 
 
 def entropies(responses: Responses) -> dict[str, float]:
-    """``entropy`` with its standard error ``entropy_error``, and ``entropy_sampled``, all in nats per token.
+    """Computes ``entropy``, its standard error ``entropy_error``, and ``entropy_sampled``, all in nats per token.
 
-    ``entropy`` is the paper's Eq. 5, exact over the vocabulary at every token; ``entropy_sampled`` estimates the same
-    by -log pi of the sampled tokens. The standard error takes the prompts as independent, not the responses: by how
-    much ``entropy`` would differ had other prompts been drawn.
+    ``entropy`` is the paper's Eq. 5, exact over the vocabulary at every token; ``entropy_sampled`` estimates it by
+    -log pi of the sampled tokens. The standard error treats prompts, not responses, as independent: by how much
+    ``entropy`` would differ had other prompts been drawn.
     """
     if not responses.log_prob.size:
         return {}
-    found = {"entropy_sampled": -responses.log_prob.mean()}
+    values = {"entropy_sampled": -responses.log_prob.mean()}
     if responses.has_entropy:
-        found["entropy"] = responses.entropy.mean()
+        values["entropy"] = responses.entropy.mean()
         error = _cluster_covariance(responses.entropy, responses.entropy, responses.prompt)
         if error is not None:
-            found["entropy_error"] = np.sqrt(error)
-    return {key: float(value) for key, value in found.items()}
+            values["entropy_error"] = np.sqrt(error)
+    return {key: float(value) for key, value in values.items()}
 
 
 @dataclass(frozen=True)
 class Theorem:
-    """What a theorem says of the updates made with a rollout batch.
+    """A theorem's prediction for the updates made with a rollout batch.
 
-    ``change``: of the entropy, in nats per token, that a step of size 1 would cause. ``shared_noise``: the covariance,
-    over draws of the prompts, of ``change`` and the batch's own entropy. Both come from the same responses, so a batch
-    that happens to hold high-entropy prompts shifts both, and the change measured from it to the next batch with them:
-    a correlation that would be there if nothing were learned. :mod:`.entropy_change` takes it out.
+    Args:
+        change: entropy change, in nats per token, that a step of size 1 would cause.
+        shared_noise: covariance, over draws of the prompts, of ``change`` and the batch's own entropy. The trap: both
+            come from the same responses, so a batch that happens to hold high-entropy prompts shifts both, and with
+            them the change measured from this batch to the next. They would correlate even if nothing were learned;
+            :mod:`.entropy_change` subtracts that.
     """
 
     change: float
@@ -140,49 +140,49 @@ class Theorem:
 
 
 def theorems(responses: Responses) -> dict[str, Theorem]:
-    """``theorem1`` and ``theorem2``.
+    """Computes the predictions ``theorem1`` and ``theorem2``; none for a batch without responses.
 
     The theorems (paper Sec. 3.2; Theorem 1 for policy gradients, 2 for natural ones) say for each state s
 
         change of H(s) = -eta Cov_{a ~ pi(.|s)}(log pi(a|s), X(s, a)),     X = pi A (Theorem 1) or A (Theorem 2)
 
     and since the mean of log pi(a|s) over a is -H(s), (log pi + H(s)) X at the sampled token estimates that covariance
-    without bias, state by state. Where the batch carries no entropies, the batch's mean takes the place of -H(s),
-    as in the paper's Eq. 10: then it also holds what differs between states.
+    without bias, state by state. Where the batch carries no entropies, the batch's mean log-prob replaces -H(s),
+    as in the paper's Eq. 10; the estimate then includes differences between states.
     """
     if not responses.log_prob.size:
         return {}
     if responses.has_entropy:
         entropy = responses.entropy
-        one = responses.log_prob_weight + responses.entropy_weight
-        two = responses.log_prob_advantage + responses.entropy_advantage
+        pi_advantage = responses.log_prob_weight + responses.entropy_weight
+        advantage = responses.log_prob_advantage + responses.entropy_advantage
     else:
         entropy = -responses.log_prob
-        one = responses.log_prob_weight + entropy.mean() * responses.weight
-        two = responses.log_prob_advantage + entropy.mean() * responses.advantage
+        pi_advantage = responses.log_prob_weight + entropy.mean() * responses.weight
+        advantage = responses.log_prob_advantage + entropy.mean() * responses.advantage
     return {
         name: Theorem(-float(x.mean()), -(_cluster_covariance(x, entropy, responses.prompt) or 0.0))
-        for name, x in (("theorem1", one), ("theorem2", two))
+        for name, x in (("theorem1", pi_advantage), ("theorem2", advantage))
     }
 
 
 def prompts(responses: Responses) -> dict[str, float]:
-    """Figure 8: the covariance within each prompt's responses, averaged over prompts, in nats times advantage.
+    """Computes Figure 8: the covariance within each prompt's responses, averaged over prompts, in nats times advantage.
 
-    A prompt is the state and a whole response the action; log pi is the response's mean log-probability (Eq. 9) and the
-    statistic Cov(log pi, pi A) (Eq. 8), pi being exp of that mean. Prompts whose responses all have the same advantage
-    teach nothing and are left out, as the paper's filter does.
+    The prompt is the state and a whole response the action. log pi is the response's mean log-prob (Eq. 9), pi its exp,
+    and the statistic is Cov(log pi, pi A) (Eq. 8). Prompts whose responses all have the same advantage are left out, as
+    by the paper's filter: nothing is learned from them.
 
-    Returns ``prompt_cov`` and ``prompts`` (how many), and where each response is right or wrong (the batch holds two
-    different scores; the higher one is right) the same with ``_hard``, ``_medium`` and ``_easy``: prompts of which less
-    than a third, a third to two thirds, or more of the responses are right. Of 8 responses these are 1-2, 3-5 and
-    6-7; the paper shows 1, 4 and 7. A covariance without a prompt is left out.
+    Returns ``prompt_cov`` and ``prompts`` (how many). If each response is right or wrong (the batch has exactly two
+    different scores; the higher is right), also the same with ``_hard``, ``_medium`` and ``_easy``: prompts of whose
+    responses less than a third, a third to two thirds, or more are right. Of 8 responses these are 1-2, 3-5 and 6-7;
+    the paper shows 1, 4 and 7. The covariance of a class without prompts is left out.
     """
     if not responses.log_prob.size or not responses.prompt.any():
         return {}
     _, prompt, sizes = np.unique(responses.prompt, return_inverse=True, return_counts=True)
 
-    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def mean(values: Float64[np.ndarray, " responses"]) -> Float64[np.ndarray, " prompts"]:
         return np.bincount(prompt, values) / sizes
 
     log_prob, advantage = responses.log_prob, responses.advantage
@@ -196,22 +196,28 @@ def prompts(responses: Responses) -> dict[str, float]:
     classes = {"": taught}
     if np.unique(responses.score).size == 2:
         right = (responses.score == responses.score.max()).astype(np.float64)
-        # Counts, and not 3 * mean(right): a third that is not exact must not fall on the wrong side.
+        # Counts and not 3 * mean(right): an inexact third could fall on the wrong side.
         thirds = 3 * np.bincount(prompt, right)
         classes["_hard"] = taught & (thirds < sizes)
         classes["_medium"] = taught & (thirds >= sizes) & (thirds <= 2 * sizes)
         classes["_easy"] = taught & (thirds > 2 * sizes)
-    found = {}
-    for name, mine in classes.items():
-        found[f"prompts{name}"] = float(mine.sum())
-        if mine.any():
-            found[f"prompt_cov{name}"] = float(covariance[mine].mean())
-    return found
+    values = {}
+    for name, members in classes.items():
+        values[f"prompts{name}"] = float(members.sum())
+        if members.any():
+            values[f"prompt_cov{name}"] = float(covariance[members].mean())
+    return values
 
 
-def _cluster_covariance(x: NDArray[np.float64], y: NDArray[np.float64], cluster: NDArray[np.int64]) -> float | None:
-    """Covariance of the means of ``x`` and ``y`` over draws of their clusters, which are independent; None if there are
-    not two of them."""
+def _cluster_covariance(
+    x: Float64[np.ndarray, " responses"],
+    y: Float64[np.ndarray, " responses"],
+    cluster: Int64[np.ndarray, " responses"],
+) -> float | None:
+    """Estimates the covariance of the means of ``x`` and ``y`` over draws of independent clusters.
+
+    None with fewer than two clusters.
+    """
     if not cluster.any():
         return None
     _, index = np.unique(cluster, return_inverse=True)

@@ -1,4 +1,4 @@
-"""The file of the tokens with the highest covariance (``cov_dump_every``): JSON lines, one a token, appended to.
+"""Reads and writes the file of the tokens with the highest covariance (``cov_dump_every``): JSON lines, one per token.
 
 ``verl-cov tokens FILE`` shows it. Knows nothing about verl.
 """
@@ -21,11 +21,17 @@ class Token:
     """One token of a rollout.
 
     Args:
-        step: rollout step, whose first mini-batch this is; rank: 1 for the highest covariance of the mini-batch.
-        covariance: nats times advantage (Eq. 10). log_prob: nats, as the covariance took it. advantage: of the token.
-        kind: one of :data:`verl_cov.core.update_kinds.UPDATE_KINDS`. selected: whether the control acted on it.
-        token: decoded; token_id: in the vocabulary. before, after: the text around it (prompt and response).
-        position: in the response, from 0; response_tokens: its length. prompt: verl's name of the prompt.
+        step: rollout step; the token is in its first mini-batch.
+        rank: 1 for the highest covariance of the mini-batch.
+        covariance: in nats times advantage (Eq. 10).
+        log_prob: in nats, the one that the covariance was computed from.
+        advantage: of the token.
+        kind: one of :data:`verl_cov.core.update_kinds.UPDATE_KINDS`.
+        selected: True if the control acted on the token.
+        token: decoded; token_id: in the vocabulary.
+        before, after: the text around it (prompt and response).
+        position: in the response, from 0; response_tokens: length of the response.
+        prompt: verl's ``uid`` of the prompt.
     """
 
     step: int
@@ -46,19 +52,19 @@ class Token:
 
 @dataclass(frozen=True)
 class Dump:
-    """What a file holds. damaged: lines that are no token (cut off, edited), left out."""
+    """The tokens of a file, and the number of damaged lines (cut off or edited), which are left out."""
 
     tokens: tuple[Token, ...]
     damaged: int
 
 
 def append(path: str | PathLike[str], tokens: Iterable[Token]) -> None:
-    """Add tokens to the end of ``path`` (made with its folder if missing)."""
+    """Appends tokens to the file ``path``, which is created with its folder if missing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(asdict(token), ensure_ascii=False) + "\n" for token in tokens]
     with path.open("ab+") as file:
-        # A run that was killed may have left half a line: the next must not be glued to it.
+        # A killed run may have left half a line: the next line must not be glued to it.
         if file.seek(0, SEEK_END) and file.seek(-1, SEEK_END) is not None and file.read(1) != b"\n":
             file.write(b"\n")
         # Half of a character that a byte-level tokenizer split is not UTF-8.
@@ -66,11 +72,11 @@ def append(path: str | PathLike[str], tokens: Iterable[Token]) -> None:
 
 
 def read(path: str | PathLike[str]) -> Dump:
-    """Read a dump. A run that was resumed wrote some steps again: the later tokens of a step replace the earlier ones.
+    """Reads a dump. Raises FileNotFoundError.
 
-    Raises FileNotFoundError.
+    A resumed run writes some steps again: the later tokens of a step replace the earlier ones.
     """
-    found: dict[tuple[int, int], Token] = {}
+    latest: dict[tuple[int, int], Token] = {}
     damaged = 0
     with Path(path).open("rb") as file:
         for line in file:
@@ -81,20 +87,20 @@ def read(path: str | PathLike[str]) -> Dump:
             except (ValueError, TypeError, KeyError, RecursionError):
                 damaged += 1
             else:
-                found[token.step, token.rank] = token
-    return Dump(tuple(found[key] for key in sorted(found)), damaged)
+                latest[token.step, token.rank] = token
+    return Dump(tuple(latest[key] for key in sorted(latest)), damaged)
 
 
-def _token(record: Any) -> Token:
-    """Raises ValueError, TypeError or KeyError if ``record`` is not the fields of a token with their types."""
+def _token(record: dict[str, Any]) -> Token:
+    """Checks the fields of a line and their types. Raises ValueError, TypeError or KeyError if they are no token's."""
     token = Token(**{field.name: record[field.name] for field in fields(Token)})
     for field in fields(Token):
-        value, wanted = getattr(token, field.name), _TYPES[str(field.type)]
-        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        value, expected = getattr(token, field.name), _TYPES[str(field.type)]
+        if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
             raise TypeError(f"{field.name}={value!r}")
     if not all(map(math.isfinite, (token.covariance, token.log_prob, token.advantage))):
         raise ValueError("not finite")
     return token
 
 
-_TYPES: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+_TYPES: dict[str, type | tuple[type, ...]] = {"int": int, "float": (int, float), "str": str, "bool": bool}

@@ -1,7 +1,7 @@
-"""The four kinds of update that a token can get. Without torch: ``verl-cov watch`` runs where there is none."""
+"""The four kinds of update that a token can get. Imports no torch: ``verl-cov watch`` runs where there is none."""
 
-# By where a token lies from the mini-batch's mean log-probability and mean advantage. The first two have a positive
-# covariance and lower entropy, the others raise it.
+# By whether a token's log-prob and advantage are above or below the means of the mini-batch. The first two have a
+# positive covariance and lower entropy, the last two raise it.
 UPDATE_KINDS = (
     "exploitation",  # likely, and better than average: made more likely still
     "confirmation",  # unlikely, and worse than average: made less likely still

@@ -12,7 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_cov.core.prime.advantage import Estimator, advantages, implicit_rewards, returns_of, without_last_token
+from verl_cov.core.prime.advantage import (
+    Estimator,
+    advantages,
+    discounted_returns,
+    implicit_rewards,
+    without_last_token,
+)
 from verl_cov.core.prime.groups import Groups
 
 LAST = Estimator(reward_norm="none", whiten=False)
@@ -67,7 +73,7 @@ ESTIMATORS = st.builds(
 
 def found(batch: Batch, estimator: Estimator):
     mask = torch.from_numpy(batch.mask)
-    groups = Groups.of(batch.prompts, mask)
+    groups = Groups.from_prompts(batch.prompts, mask)
     return advantages(torch.from_numpy(batch.rewards), torch.from_numpy(batch.outcome), mask, groups, estimator)
 
 
@@ -326,7 +332,7 @@ def test_the_last_token_before_a_hole_keeps_its_reward_and_the_last_one_of_all_h
 @given(batches(), st.sampled_from([1.0, 0.9, 0.0]))
 def test_what_a_tool_wrote_takes_no_time(batch, gamma):
     """The returns are those of the response with the holes cut out."""
-    returns = returns_of(torch.from_numpy(batch.rewards), torch.from_numpy(batch.mask), gamma).numpy()
+    returns = discounted_returns(torch.from_numpy(batch.rewards), torch.from_numpy(batch.mask), gamma).numpy()
     for row in range(len(batch.prompts)):
         own = np.flatnonzero(batch.mask[row])
         following = 0.0

@@ -16,7 +16,7 @@ from verl_cov.core.prime.groups import Groups
 @given(batches())
 def test_sums_means_deviations_and_the_others(batch):
     mask, values = torch.from_numpy(batch.mask), torch.from_numpy(batch.outcome)
-    groups = Groups.of(batch.prompts, mask)
+    groups = Groups.from_prompts(batch.prompts, mask)
     rows = range(len(batch.prompts))
     assert groups.count == len({batch.prompts[row] for row in rows if batch.mask[row].any()})
     for row in rows:
@@ -49,7 +49,7 @@ def test_sums_means_deviations_and_the_others(batch):
 @given(st.integers(2, 6), st.floats(-3, 3))
 def test_sums_are_in_float64(size, value):
     """float32 values: 1e8 and small ones, which float32 sums would lose."""
-    groups = Groups.of(["a"] * size, torch.ones(size, 1, dtype=torch.bool))
+    groups = Groups.from_prompts(["a"] * size, torch.ones(size, 1, dtype=torch.bool))
     values = torch.full((size,), value, dtype=torch.float32)
     values[0] = 1e8
     assert groups.sums(values).dtype == torch.float64
@@ -58,4 +58,4 @@ def test_sums_are_in_float64(size, value):
 
 def test_a_prompt_for_each_row_is_asked_for():
     with pytest.raises(ValueError, match="argument"):
-        Groups.of(["a"], torch.ones(2, 3, dtype=torch.bool))
+        Groups.from_prompts(["a"], torch.ones(2, 3, dtype=torch.bool))

@@ -26,7 +26,11 @@ def sigmoid(x):
 def scored(batch, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, Groups]:
     """A Q for each response of the batch, with ties and zeros among them."""
     q = np.random.default_rng(seed).integers(-3, 4, len(batch.prompts)) / 2
-    return torch.from_numpy(q), torch.from_numpy(batch.outcome), Groups.of(batch.prompts, torch.from_numpy(batch.mask))
+    return (
+        torch.from_numpy(q),
+        torch.from_numpy(batch.outcome),
+        Groups.from_prompts(batch.prompts, torch.from_numpy(batch.mask)),
+    )
 
 
 # --- cross-entropy ----------------------------------------------------------------------------------------------------
@@ -114,6 +118,6 @@ def test_ranking_counts_pairs_and_signs_with_ties_as_half(batch, seed):
 
 
 def test_a_prm_that_equals_its_reference_is_right_half_of_the_time():
-    groups = Groups.of(["a", "a", "b", "b"], torch.ones(4, 1, dtype=torch.bool))
+    groups = Groups.from_prompts(["a", "a", "b", "b"], torch.ones(4, 1, dtype=torch.bool))
     found = prm.ranking(torch.zeros(4), torch.tensor([0.0, 1.0, 1.0, 1.0]), groups)
     assert (found.pairs, found.right, found.sign_right) == (1, 0.5, 0.5)

@@ -1,7 +1,7 @@
-"""Process rewards and the advantages that PRIME makes of them and of the outcome (Cui et al. 2025, Eq. 3, 5, 7, 8).
+"""Computes PRIME's process rewards, and advantages from them and the outcome (Cui et al. 2025, Eq. 3, 5, 7, 8).
 
-Tensors are [rows, tokens] (padded, with a mask of the response's own tokens) or [rows]. All is over the whole batch, in
-float64, and does not depend on the order of the rows. No verl.
+Rows are padded; a mask marks the tokens that the policy generated. Everything is computed over the whole batch, in
+float64, and does not depend on the order of the rows. Knows nothing about verl.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
 from verl_cov.core.prime.groups import Groups
@@ -21,11 +22,12 @@ WHITEN_EPSILON = 1e-8  # verl's masked_whiten
 
 @dataclass(frozen=True)
 class Estimator:
-    """How advantages are made of rewards. Fields as in :class:`~verl_cov.core.prime.prime_config.PrimeConfig`.
+    """How advantages are computed from rewards. Fields as in :class:`~verl_cov.core.prime.prime_config.PrimeConfig`.
 
     Args:
-        name: a key of :data:`EQUATIONS`. gamma: discount of the process rewards.
-        divide_by_std: of Eq. 7; verl's ``algorithm.norm_adv_by_std_in_grpo``.
+        name: a key of :data:`EQUATIONS`.
+        gamma: discount of the process rewards.
+        divide_by_std: whether Eq. 7 divides; verl's ``algorithm.norm_adv_by_std_in_grpo``.
     """
 
     name: str = "rloo"
@@ -40,68 +42,79 @@ class Estimator:
 
 @dataclass(frozen=True)
 class Advantages:
-    """Args:
-    advantages: [rows, tokens] what the policy learns from. returns: the same before whitening.
-    scale: what the process rewards were divided by (1 without normalisation).
-    compared: [rows] False for what had nothing to be compared with: no gradient comes from it.
+    """The advantages of a batch.
+
+    Args:
+        advantages: what the policy learns from.
+        returns: the same before whitening.
+        scale: what the process rewards were divided by (1 without normalisation).
+        compared: False for responses without another one to compare with: they give no gradient.
     """
 
-    advantages: Tensor
-    returns: Tensor
+    advantages: Float32[Tensor, "rows tokens"]
+    returns: Float32[Tensor, "rows tokens"]
     scale: float
-    compared: Tensor
+    compared: Bool[Tensor, " rows"]
 
 
 def implicit_rewards(
-    log_prob: Tensor,
-    reference_log_prob: Tensor,
-    mask: Tensor,
+    log_prob: Float[Tensor, "rows tokens"],
+    reference_log_prob: Float[Tensor, "rows tokens"],
+    mask: Bool[Tensor, "rows tokens"],
     beta: float,
-) -> Tensor:
-    """r_t = beta (log pi_phi(y_t) - log pi_ref(y_t)), Eq. 3, float64; 0 outside the mask. All are [rows, tokens]."""
+) -> Float64[Tensor, "rows tokens"]:
+    """Computes the process rewards r_t = beta (log pi_phi(y_t) - log pi_ref(y_t)), Eq. 3; 0 outside the mask."""
     return torch.where(mask, beta * (log_prob.double() - reference_log_prob.double()), 0.0)
 
 
-def without_last_token(rewards: Tensor, mask: Tensor) -> Tensor:
-    """``rewards`` with 0 at each row's last response token, as verl's recipe leaves it."""
+def without_last_token(
+    rewards: Float[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"]
+) -> Float[Tensor, "rows tokens"]:
+    """Returns the rewards with 0 at each row's last response token, as in verl's recipe."""
     last = mask & (mask.flip(-1).cumsum(-1).flip(-1) == 1)
     return rewards.masked_fill(last, 0.0)
 
 
-def returns_of(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
-    """sum_{s >= t} gamma^{s-t} r_s over the response's own tokens; what a tool wrote in between takes no time. 0
-    outside the mask."""
+def discounted_returns(
+    rewards: Float[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"], gamma: float
+) -> Float[Tensor, "rows tokens"]:
+    """Computes sum_{s >= t} gamma^{s-t} r_s over the tokens in the mask; 0 outside it.
+
+    Tokens that a tool wrote in between are not discounted for.
+    """
     if gamma == 1.0:
         return torch.where(mask, rewards.flip(-1).cumsum(-1).flip(-1), 0.0)
     result = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[:, 0])
     for token in range(rewards.shape[1] - 1, -1, -1):
-        here = mask[:, token]
-        following = torch.where(here, rewards[:, token] + gamma * following, following)
-        result[:, token] = torch.where(here, following, 0.0)
+        generated = mask[:, token]
+        following = torch.where(generated, rewards[:, token] + gamma * following, following)
+        result[:, token] = torch.where(generated, following, 0.0)
     return result
 
 
 def advantages(
-    rewards: Tensor,
-    outcome: Tensor,
-    mask: Tensor,
+    rewards: Float[Tensor, "rows tokens"],
+    outcome: Float[Tensor, " rows"],
+    mask: Bool[Tensor, "rows tokens"],
     groups: Groups,
     estimator: Estimator,
 ) -> Advantages:
-    """The advantage of each token: process and outcome rewards, each against the prompt's responses, then summed.
+    """Computes each token's advantage: process and outcome rewards, each less the prompt's baseline, then summed.
 
-    A response that is alone in its group has nothing to be compared with: its advantage is 0 (Eq. 8, which has no
-    baseline, compares with nothing). So is that of a row without response tokens, which is in no group.
+    The advantage is 0 for a response that is alone in its group, because there is nothing to compare it with (except by
+    Eq. 8, which has no baseline), and for a row without response tokens, which is in no group.
 
     Args:
-        rewards: process rewards, 0 outside ``mask``. outcome: of the whole response, in [0, 1].
-        mask: the response's own tokens. groups: of these rows.
+        rewards: process rewards, 0 outside ``mask``.
+        outcome: of the whole response, in [0, 1].
+        mask: tokens that the policy generated.
+        groups: of these rows.
     """
     scale = 1.0
     if estimator.reward_norm == "max_return":
         # The released code takes the undiscounted return here, whatever its discount.
-        scale = float(returns_of(rewards, mask, 1.0).abs().max()) + EPSILON if rewards.numel() else 1.0
+        scale = float(discounted_returns(rewards, mask, 1.0).abs().max()) + EPSILON if rewards.numel() else 1.0
         rewards = rewards / scale
     outcome = outcome.double()
     tokens = mask.sum(-1).clamp(min=1)
@@ -117,7 +130,7 @@ def advantages(
         compared = groups.compared
         others = groups.others(mean_reward)
         if estimator.rloo == "released":
-            # r_t K/(K-1) - sum_j rbar_j / (K-1), itself included: Eq. 5 plus (r_t - rbar_i) / (K-1).
+            # r_t K/(K-1) - sum_j rbar_j / (K-1), the response itself included: Eq. 5 plus (r_t - rbar_i) / (K-1).
             process = (
                 rewards - others[:, None] + (rewards - mean_reward[:, None]) / (groups.size - 1).clamp(min=1)[:, None]
             )
@@ -125,25 +138,27 @@ def advantages(
             process = rewards - others[:, None]
         outcome = outcome - groups.others(outcome)
     valid = mask & compared[:, None]
-    process = returns_of(torch.where(valid, process, 0.0), valid, estimator.gamma)
+    process = discounted_returns(torch.where(valid, process, 0.0), valid, estimator.gamma)
     total = estimator.process_coef * process + estimator.outcome_coef * outcome[:, None]
     total = torch.where(valid, total, 0.0)
     whitened = _whitened(total, valid) if estimator.whiten else total
     return Advantages(whitened.float(), total.float(), scale, compared)
 
 
-def _standardised(values: Tensor, of_response: Tensor, groups: Groups, estimator: Estimator) -> Tensor:
-    """(values - mean) / std, over the group, of what ``of_response`` has one of each response."""
-    mean, std = groups.means(of_response), groups.stds(of_response) + EPSILON
+def _standardised(
+    values: Float[Tensor, " rows *tokens"], per_response: Float[Tensor, " rows"], groups: Groups, estimator: Estimator
+) -> Float[Tensor, " rows *tokens"]:
+    """Returns (values - mean) / std, with mean and standard deviation of ``per_response`` over each group."""
+    mean, std = groups.means(per_response), groups.stds(per_response) + EPSILON
     if values.dim() == 2:
         mean, std = mean[:, None], std[:, None]
     return (values - mean) / std if estimator.divide_by_std else values - mean
 
 
-def _whitened(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over all valid tokens of the batch; as they are if there are fewer than two."""
-    found = values[valid]
-    if found.numel() < 2:
+def _whitened(values: Float[Tensor, "rows tokens"], valid: Bool[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens"]:
+    """Scales values to mean 0 and variance 1 over all valid tokens of the batch, if there are at least two."""
+    counted = values[valid]
+    if counted.numel() < 2:
         return values
-    whitened = (values - found.mean()) * torch.rsqrt(found.var() + WHITEN_EPSILON)
+    whitened = (values - counted.mean()) * torch.rsqrt(counted.var() + WHITEN_EPSILON)
     return torch.where(valid, whitened, 0.0)

@@ -1,6 +1,6 @@
-"""The configuration of PRIME, the node ``prime`` of a trainer's configuration, and its validation.
+"""The configuration of PRIME, which is the node ``prime`` of a trainer's configuration, and its validation.
 
-Equations are of Cui et al. 2025 (arXiv 2502.01456v2). Where their released code does otherwise, an option says so.
+Equations are those of Cui et al. 2025 (arXiv 2502.01456v2). Where their released code differs, there is an option.
 """
 
 from __future__ import annotations
@@ -30,31 +30,32 @@ class PrimeConfig:
 
     Args:
         beta: coefficient of the log-ratio: r_t = beta (log pi_phi - log pi_ref), Eq. 3.
-        update: when the PRM learns from a rollout. ``after``: the rewards are those of the one forward that its update
-            makes anyway (with several mini-batches a later one's come from a PRM that has learnt from the earlier ones,
-            as in the released code). ``before``: it is updated, then scores. ``reverse``: it scores, then is updated.
-            ``none``: it scores and never learns.
+        update: when the PRM learns from a rollout. ``after``: the rewards come from the one forward that its update
+            makes anyway (with several mini-batches, later rewards come from a PRM that has learnt from the earlier
+            mini-batches, as in the released code). ``before``: it is updated, then scores. ``reverse``: it scores, then
+            is updated. ``none``: it scores and never learns.
         loss: ``ce``: cross-entropy of sigmoid(sum_t r_t) with the outcome, which may be soft (Sec. 3.2); ``dpo``: each
-            response against the mean of those of its prompt that did worse, or better (Table 8).
-        epochs, mini_batch_size: of the PRM's update; the mini-batch in prompts, as the policy's. None: the whole
-            rollout, one optimizer step.
-        micro_batch_size_per_gpu: responses a forward of the PRM and of the reference; None: the policy's.
-        max_token_len_per_gpu: the same with ``use_dynamic_bsz``; None: the policy's.
+            response against the mean of those to its prompt that did worse, or better (Table 8).
+        epochs: of the PRM's update on a rollout.
+        mini_batch_size: of the PRM's update, in prompts, as the policy's. None: the whole rollout, one optimizer step.
+        micro_batch_size_per_gpu: responses per forward of the PRM and of the reference; None: the policy's.
+        max_token_len_per_gpu: tokens per forward with ``use_dynamic_bsz``; None: the policy's.
         reward_last_token: False gives the last token of each response no process reward, as verl's recipe does.
         reward_norm: ``max_return`` divides all process rewards of the batch by its largest absolute return (the
-            released code does so on each data-parallel rank alone); ``none``: Eq. 3 as it is.
+            released code does so on each data-parallel rank separately); ``none``: Eq. 3 as it is.
         rloo: ``paper``: Eq. 5; ``released``: the released code's baseline, r_t K/(K-1) - sum_j mean(r^j)/(K-1).
         process_coef, outcome_coef: weights of the two advantages; the paper's are 1 and 1.
-        whiten: advantages of the batch to mean 0 and variance 1, as in the released code.
-        outcome: what the outcome is, in [0, 1]: ``reward`` (the reward function's score) or a key of what it returns.
+        whiten: scale the advantages of the batch to mean 0 and variance 1, as in the released code.
+        outcome: what counts as the outcome, in [0, 1]: ``reward`` (the reward function's score) or a key of the
+            dictionary that it returns.
         accuracy_low, accuracy_high: prompts whose mean ``algorithm.filter_groups.metric`` is outside are dropped.
         reference: ``frozen``: a copy that never learns; ``policy``: the policy's own log-probs before its update.
         reference_path: the frozen reference's model; None: the policy's, ``actor_rollout_ref.model.path``.
-        model: fields of ``actor_rollout_ref.model`` that are another for the PRM, its ``path`` first of all.
-        optim, engine: fields of the policy's optimizer and engine that are another for the PRM.
+        model: fields of ``actor_rollout_ref.model`` that differ for the PRM, above all its ``path``.
+        optim, engine: fields of the policy's optimizer and engine that differ for the PRM.
 
     Raises:
-        ValueError: a value is out of range; the message names the field.
+        ValueError: a value is out of range; the message names the field and the allowed values.
     """
 
     beta: float = 0.05
@@ -93,7 +94,9 @@ class PrimeConfig:
             if not (_is_number(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"prime.{name}={getattr(self, name)} must be a number of at least 0")
         if self.process_coef == self.outcome_coef == 0:
-            raise ValueError("prime.process_coef and prime.outcome_coef are both 0: there is nothing to learn from")
+            raise ValueError(
+                "prime.process_coef and prime.outcome_coef are both 0: nothing to learn from. Set one of them above 0"
+            )
         if not (_is_number(self.beta) and self.beta > 0):
             raise ValueError(f"prime.beta={self.beta} must be a number above 0")
         for name in ("epochs", "mini_batch_size", "micro_batch_size_per_gpu", "max_token_len_per_gpu"):
@@ -102,28 +105,32 @@ class PrimeConfig:
                 raise ValueError(f"prime.{name}={value} must be a whole number of at least 1")
         for name in ("reward_last_token", "whiten"):
             value = getattr(self, name)
-            if not isinstance(value, bool):  # "no" and "off" of a command line are strings, which would count as true
+            if not isinstance(value, bool):  # "no" and "off" on a command line are strings, which would count as true
                 raise ValueError(f"prime.{name}={value} must be true or false")
         for name in ("model", "optim", "engine"):
             value = getattr(self, name)
             if not isinstance(value, Mapping):
                 path = f", or prime.model.path={value} for a model" if name == "model" and value else ""
-                raise ValueError(f"prime.{name}={value} must hold fields: {{}} for none{path}")
+                raise ValueError(f"prime.{name}={value} must be a mapping of fields: {{}} for none{path}")
         low, high = self.accuracy_low, self.accuracy_high
         if not (_is_number(low) and _is_number(high) and 0 <= low <= high <= 1):
             raise ValueError(
                 f"prime.accuracy_low={low}, prime.accuracy_high={high}: need 0 <= accuracy_low <= accuracy_high <= 1"
             )
         if not self.outcome or not isinstance(self.outcome, str):
-            raise ValueError(
-                f"prime.outcome={self.outcome} must be {REWARD} or a key of what the reward function gives"
-            )
+            raise ValueError(f"prime.outcome={self.outcome} must be {REWARD} or a key that the reward function returns")
         if self.reference == "policy" and self.reference_path is not None:
-            raise ValueError("prime.reference_path is of a frozen reference, and prime.reference=policy has none")
+            raise ValueError(
+                "prime.reference_path is the model of a frozen reference, and prime.reference=policy has none: set "
+                "prime.reference=frozen, or remove prime.reference_path"
+            )
 
     @classmethod
     def from_node(cls, values: Mapping[str, Any]) -> PrimeConfig:
-        """From the node's values (``_target_`` is Hydra's). Raises ValueError, also for an unknown field."""
+        """Builds the configuration from the node's values, leaving out Hydra's (``_target_``).
+
+        Raises ValueError for an unknown field or a value out of range.
+        """
         values = {name: value for name, value in values.items() if not name.startswith("_")}
         known = [f.name for f in fields(cls)]
         for name in values:
@@ -132,5 +139,5 @@ class PrimeConfig:
         return cls(**values)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

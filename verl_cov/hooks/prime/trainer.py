@@ -150,7 +150,7 @@ class PrimeTrainer(PPOTrainerSync):
         valid = mask.to_padded_tensor(0).bool()
         outcome = self._outcomes(batch)
         prompts = [str(uid) for uid in tu.get(data, "uid")]
-        groups = Groups.of(prompts, valid)
+        groups = Groups.from_prompts(prompts, valid)
 
         with marked_timer("prm_reference", self.timing_raw):
             reference = self._reference_log_probs(batch, data)
@@ -167,7 +167,7 @@ class PrimeTrainer(PPOTrainerSync):
         if not self.prime.reward_last_token:
             rewards = advantage.without_last_token(rewards, valid)
         rewards = torch.where(valid, rewards, 0.0)
-        groups = Groups.of(prompts, valid)
+        groups = Groups.from_prompts(prompts, valid)
         found = advantage.advantages(rewards, outcome, valid, groups, self._estimator())
         metrics.update(_reward_metrics(rewards, valid, outcome, found))
         return self._put(
