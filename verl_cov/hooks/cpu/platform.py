@@ -1,8 +1,8 @@
-"""A verl platform for the CPU.
+"""The verl platform "cpu".
 
-Leans on ``verl.plugin.platform`` (``PlatformBase``, ``PlatformRegistry``) of verl 0.9. One logical accelerator is one
-process: Ray hands out "GPU" units that nobody checks against hardware (``ray_kwargs.ray_init.num_gpus``), gloo does the
-collectives, and what verl reads as device memory is this process's resident memory.
+Leans on ``verl.plugin.platform`` (``PlatformBase``, ``PlatformRegistry``) of verl 0.9. One process counts as one
+logical accelerator: Ray allots "GPU" units that nobody checks against hardware (``ray_kwargs.ray_init.num_gpus``), gloo
+does the collectives, and the device memory that verl reads is this process's resident memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import resource
 import types
 from contextlib import contextmanager
-from typing import Any
 
 import psutil
 import torch
@@ -29,13 +28,13 @@ def _peak_resident() -> int:
     return max(peak, _resident())  # the kernel counts both in batches: the peak can be a little behind
 
 
-def _mem_get_info(device: Any = None) -> tuple[int, int]:
+def _mem_get_info(device: object = None) -> tuple[int, int]:
     memory = psutil.virtual_memory()
     return memory.available, memory.total
 
 
 def _device_module() -> types.ModuleType:
-    """``torch.cpu`` and the functions verl expects of ``torch.<device>`` that it lacks."""
+    """``torch.cpu`` and the functions of ``torch.<device>`` that verl calls and ``torch.cpu`` lacks."""
     module = types.ModuleType("verl_cov.hooks.cpu.torch_device", "torch.cpu with what verl asks of torch.<device>")
     for name in ("Event", "Stream", "StreamContext", "current_stream", "stream", "synchronize", "is_available"):
         setattr(module, name, getattr(torch.cpu, name))
@@ -153,3 +152,4 @@ seam = Seam()
 
 def install() -> None:
     PlatformRegistry.register(platform="cpu")(CPUPlatform)
+    seam.on_uninstall(lambda: PlatformRegistry._platforms.pop("cpu", None))

@@ -1,8 +1,8 @@
 """The trainer: verl's synchronous V1 trainer, with an implicit PRM that scores each batch and learns from it.
 
-Leans on ``PPOTrainerSync`` (``_setup`` ends with ``_load_checkpoint``, the one place for more workers;
-``_compute_advantage`` is called once a batch, after the old log-probs) and on six comparisons of its base class of
-``trainer_mode`` with "sync".
+Leans on ``PPOTrainerSync``: ``_setup`` ends with ``_load_checkpoint``, the one place to start more workers;
+``_compute_advantage`` is called once per batch, after the old log-probs. Also on the base class comparing
+``trainer_mode`` with "sync" in six places.
 """
 
 from __future__ import annotations
@@ -14,28 +14,26 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 import transfer_queue as tq
+from jaxtyping import Bool, Float64
 from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
 from torch import Tensor
 from verl.single_controller.ray import RayClassWithInitArgs, RayWorkerGroup
 from verl.single_controller.ray.base import create_colocated_worker_cls
 from verl.trainer.ppo.v1.replay_buffer import DAPO_FILTERED_REWARD_COUNTS_KEY, ReplayBuffer
-from verl.trainer.ppo.v1.trainer_base import KVBatchMeta, register_trainer
+from verl.trainer.ppo.v1.trainer_base import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.utils.debug import marked_timer
-from verl.utils.metric import reduce_metrics
 from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from verl_cov.core.prime import advantage, prm
 from verl_cov.core.prime.groups import Groups
-from verl_cov.core.prime.prime_config import TRAINER_MODE
-from verl_cov.hooks.prime import outcomes
+from verl_cov.hooks.prime import outcomes, prime_metrics
 from verl_cov.hooks.prime.accuracy_band import Band, narrow
 from verl_cov.hooks.prime.prm_settings import micro_batch_size, prime_in, worker_config
 from verl_cov.hooks.prime.prm_worker import LOG_PROBS, OPPONENT, OUTCOME, REFERENCE, PrmWorker, prm_loss
@@ -48,10 +46,9 @@ Rewards = Callable[[Tensor], Tensor]  # jagged log-probs of the responses -> [ro
 
 
 class OutcomeOutOfRange(ValueError):
-    """An outcome that is no probability: nothing can be learnt from it."""
+    """An outcome outside of [0, 1], from which the PRM cannot learn."""
 
 
-@register_trainer(TRAINER_MODE)
 class PrimeTrainer(PPOTrainerSync):
     """PRIME: see docs/prime.md. ``config.prime`` is :class:`~verl_cov.core.prime.prime_config.PrimeConfig`."""
 
@@ -63,7 +60,7 @@ class PrimeTrainer(PPOTrainerSync):
             if groups.get("enable")
             else None
         )
-        # Under another name the base class would take the asynchronous buffer, checkpoints and so on.
+        # With another name the base class would use the asynchronous buffer and checkpoints.
         with open_dict(config):
             config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
@@ -94,7 +91,7 @@ class PrimeTrainer(PPOTrainerSync):
         return os.path.abspath(os.path.join(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}"))
 
     def _start_workers(self) -> None:
-        """One more process on each GPU of the policy's pool: the PRM, and in it the frozen reference."""
+        """Starts one more process on each GPU of the policy's pool, with the PRM and the frozen reference in it."""
         classes = {PRM: self._worker(PrmWorker, reference=False)}
         if self.prime.reference == "frozen":
             classes[PRM_REFERENCE] = self._worker(TrainingWorker, reference=True)
@@ -116,7 +113,7 @@ class PrimeTrainer(PPOTrainerSync):
         return RayClassWithInitArgs(cls=ray.remote(cls), config=settings)
 
     def _save_checkpoint(self) -> None:
-        # First: the base class ends by writing which checkpoint is the latest, and that one must be whole.
+        # Before the base class, which ends by recording this checkpoint as the latest: it must be complete by then.
         step = f"global_step_{self.global_steps}"
         trainer = self.config.trainer
         keep = 1 if trainer.get("remove_previous_ckpt_in_save", False) else trainer.get("max_actor_ckpt_to_keep", None)
@@ -129,7 +126,7 @@ class PrimeTrainer(PPOTrainerSync):
         super()._save_checkpoint()
 
     def _get_required_batch_multiple(self, dp_size: int) -> int:
-        # verl cuts a rank's rows into equal micro-batches only; a rollout that lost some is filled up to that.
+        # verl only cuts a rank's rows into equal micro-batches; an incomplete rollout is padded to a multiple.
         rows_at_once = self._prm_ranks() * (micro_batch_size(self.config, self.prime) or 1)
         multiple = math.lcm(super()._get_required_batch_multiple(dp_size), rows_at_once)
         if self.prime.mini_batch_size is not None:
@@ -144,7 +141,7 @@ class PrimeTrainer(PPOTrainerSync):
 
     # --- a batch ------------------------------------------------------------------------------------------------------
 
-    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         data = self._get(batch, "uid", "response_mask", "old_log_probs")
         mask = data["response_mask"]
         valid = mask.to_padded_tensor(0).bool()
@@ -155,26 +152,26 @@ class PrimeTrainer(PPOTrainerSync):
         with marked_timer("prm_reference", self.timing_raw):
             reference = self._reference_log_probs(batch, data)
         self._put(batch, {REFERENCE: reference, OUTCOME: outcome.float()})
-        rewards_of = functools.partial(self._rewards_of, reference=reference, valid=valid)
-        rewards = self._score_and_train(batch, mask, rewards_of, outcome, groups, metrics)
-        metrics.update(_ranking_metrics(rewards.sum(-1), outcome, groups))
-        metrics.update(_filter_metrics(metrics.get(DAPO_FILTERED_REWARD_COUNTS_KEY), self.band))
+        compute_rewards = functools.partial(self._rewards, reference=reference, valid=valid)
+        rewards = self._score_and_train(batch, mask, compute_rewards, outcome, groups, metrics)
+        metrics.update(prime_metrics.ranking_metrics(rewards.sum(-1), outcome, groups))
+        metrics.update(prime_metrics.filter_metrics(metrics.get(DAPO_FILTERED_REWARD_COUNTS_KEY), self.band))
 
-        # The base class does everything else that happens here (rollout correction, which may mask tokens); its
-        # advantages, of the outcome alone, are replaced.
+        # The base class does the rest (rollout correction, which may mask tokens). Its advantages, which come from the
+        # outcome alone, are replaced.
         batch = super()._compute_advantage(batch, metrics)
         valid = self._get(batch, "response_mask")["response_mask"].to_padded_tensor(0).bool()
         if not self.prime.reward_last_token:
             rewards = advantage.without_last_token(rewards, valid)
         rewards = torch.where(valid, rewards, 0.0)
         groups = Groups.from_prompts(prompts, valid)
-        found = advantage.advantages(rewards, outcome, valid, groups, self._estimator())
-        metrics.update(_reward_metrics(rewards, valid, outcome, found))
+        advantages = advantage.advantages(rewards, outcome, valid, groups, self._estimator())
+        metrics.update(prime_metrics.reward_metrics(rewards, valid, outcome, advantages))
         return self._put(
             batch,
             {
-                "advantages": response_to_nested(found.advantages, mask),
-                "returns": response_to_nested(found.returns, mask),
+                "advantages": response_to_nested(advantages.advantages, mask),
+                "returns": response_to_nested(advantages.returns, mask),
             },
         )
 
@@ -191,11 +188,11 @@ class PrimeTrainer(PPOTrainerSync):
             whiten=prime.whiten,
         )
 
-    def _outcomes(self, batch: KVBatchMeta) -> Tensor:
-        """[rows] float64, 0 for padding. Raises OutcomeOutOfRange."""
-        real = [at for at, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
+    def _outcomes(self, batch: KVBatchMeta) -> Float64[Tensor, " rows"]:
+        """Reads each row's outcome, 0 for padding. Raises OutcomeOutOfRange."""
+        real = [row for row, tag in enumerate(batch.tags) if not tag.get("is_padding", False)]
         outcome = torch.zeros(len(batch), dtype=torch.float64)
-        keys = [batch.keys[at] for at in real]
+        keys = [batch.keys[row] for row in real]
         outcome[real] = torch.tensor(
             outcomes.read(keys, batch.partition_id, self.prime.outcome, "prime.outcome"), dtype=torch.float64
         )
@@ -210,43 +207,51 @@ class PrimeTrainer(PPOTrainerSync):
         return outcome
 
     def _reference_log_probs(self, batch: KVBatchMeta, data: TensorDict) -> Tensor:
-        """Of the responses, jagged."""
+        """Returns the reference's log-probs of the responses, jagged."""
         if self.prm_reference is None:
             return data["old_log_probs"]
         return self._infer(self.prm_reference, batch, data["response_mask"])
 
-    def _rewards_of(self, log_probs: Tensor, reference: Tensor, valid: Tensor) -> Tensor:
-        """[rows, tokens] float64, the process rewards."""
+    def _rewards(
+        self, log_probs: Tensor, reference: Tensor, valid: Bool[Tensor, "rows tokens"]
+    ) -> Float64[Tensor, "rows tokens"]:
+        """Computes the process rewards from jagged log-probs of the responses."""
         log_probs, reference = (field.to_padded_tensor(0.0) for field in (log_probs, reference))
         return advantage.implicit_rewards(log_probs, reference, valid, self.prime.beta)
 
     def _score_and_train(
-        self, batch: KVBatchMeta, mask: Tensor, rewards_of: Rewards, outcome: Tensor, groups: Groups, metrics: dict
+        self,
+        batch: KVBatchMeta,
+        mask: Tensor,
+        compute_rewards: Rewards,
+        outcome: Tensor,
+        groups: Groups,
+        metrics: dict[str, Any],
     ) -> Tensor:
-        """The process rewards; the PRM learns from the batch when ``prime.update`` says."""
+        """Returns the process rewards and trains the PRM on the batch, in the order that ``prime.update`` sets."""
         update, dpo = self.prime.update, self.prime.loss == "dpo"
 
         def score() -> Tensor:
             with marked_timer("prm_score", self.timing_raw):
-                return rewards_of(self._infer(self.prm, batch, mask))
+                return compute_rewards(self._infer(self.prm, batch, mask))
 
         if update == "none":
             return score()
         rewards = score() if update == "reverse" or dpo else None
-        if dpo:  # the loss compares with the scores of the others, which no rank has all of
+        if dpo:  # the loss compares with the scores of other responses, which are on other ranks
             assert rewards is not None
             self._put(batch, {OPPONENT: prm.opponents(rewards.sum(-1), outcome, groups).float()})
         with marked_timer("prm_update", self.timing_raw):
-            metrics.update(_training_metrics(self._train(batch)))
+            metrics.update(prime_metrics.training_metrics(self._train(batch)))
         if update == "before":
             return score()
-        # Without a forward of its own ("after"), the rewards are of the one that the update made.
-        return rewards if rewards is not None else rewards_of(self._get(batch, LOG_PROBS)[LOG_PROBS])
+        # With "after", the rewards come from the forward that the update made.
+        return rewards if rewards is not None else compute_rewards(self._get(batch, LOG_PROBS)[LOG_PROBS])
 
-    def _infer(self, workers: Any, batch: KVBatchMeta, mask: Tensor) -> Tensor:
-        """Log-probs of the responses, jagged, float32."""
+    def _infer(self, workers: RayWorkerGroup, batch: KVBatchMeta, mask: Tensor) -> Tensor:
+        """Computes log-probs of the responses: jagged, float32."""
         ray.get(workers.infer_batch(self._for_prm(batch, compute_loss=False)).futures)
-        # At once: every forward of any worker writes to this field.
+        # Read it right away: every forward of any worker overwrites this field.
         return response_from_nested(self._get(batch, "log_probs")["log_probs"].float(), mask)
 
     def _train(self, batch: KVBatchMeta) -> Mapping[str, Any]:
@@ -254,7 +259,7 @@ class PrimeTrainer(PPOTrainerSync):
         if self.prime.mini_batch_size is not None:
             rows = self.prime.mini_batch_size * self.config.actor_rollout_ref.rollout.n
         actor = self.config.actor_rollout_ref.actor
-        asked = self._for_prm(
+        request = self._for_prm(
             batch,
             global_batch_size=rows,
             mini_batch_size=rows,
@@ -262,13 +267,13 @@ class PrimeTrainer(PPOTrainerSync):
             seed=actor.data_loader_seed,
             dataloader_kwargs={"shuffle": actor.shuffle},
         )
-        results = ray.get(self.prm.train_and_score(asked).futures)
-        # Every rank that returns anything has gathered all ranks' metrics.
+        results = ray.get(self.prm.train_and_score(request).futures)
+        # Each rank that returns metrics has gathered those of all ranks.
         return next(result.extra_info["metrics"] for result in results if "metrics" in (result.extra_info or {}))
 
     @staticmethod
     def _for_prm(batch: KVBatchMeta, **settings: Any) -> KVBatchMeta:
-        """The batch with settings of its own: those of the policy's last call are still on ``batch``."""
+        """Returns the batch with the PRM's settings: ``batch`` still has those of the policy's last call."""
         settings = {"calculate_entropy": False, "temperature": 1.0, **settings}  # no temperature in Eq. 3
         return KVBatchMeta(partition_id=batch.partition_id, keys=batch.keys, tags=batch.tags, extra_info=settings)
 
@@ -281,43 +286,3 @@ class PrimeTrainer(PPOTrainerSync):
         return tq.kv_batch_put(
             keys=batch.keys, partition_id=batch.partition_id, fields=TensorDict(dict(fields), batch_size=len(batch))
         )
-
-
-# --- metrics: docs/prime.md has them all; no key may hold "min", "max", "sum" or "total" by accident: verl goes by them
-
-
-def _training_metrics(found: Mapping[str, Any]) -> dict[str, float]:
-    kept = {"prm_loss": "prm_loss", "grad_norm": "prm_grad_norm", "lr": "prm_lr"}
-    return reduce_metrics({f"prime/{name}": found[key] for key, name in kept.items() if key in found})
-
-
-def _ranking_metrics(q: Tensor, outcome: Tensor, groups: Groups) -> dict[str, float]:
-    found = prm.ranking(q, outcome, groups)
-    metrics: dict[str, float] = {"prime/pairs": found.pairs}
-    if found.right is not None:
-        metrics["prime/pairwise_accuracy"] = found.right
-    if found.sign_right is not None:
-        metrics["prime/outcome_accuracy"] = found.sign_right
-    return metrics
-
-
-def _reward_metrics(rewards: Tensor, valid: Tensor, outcome: Tensor, found: advantage.Advantages) -> dict[str, float]:
-    rows = valid.any(-1)
-    values = rewards[valid]
-    return {
-        "prime/outcome": float(outcome[rows].mean()),
-        "prime/process_reward": float(values.mean()),
-        "prime/process_reward_abs": float(values.abs().mean()),
-        "prime/process_reward_std": float(values.std(correction=0)),
-        "prime/response_reward_abs": float(rewards.sum(-1)[rows].abs().mean()),
-        "prime/reward_scale": found.scale,
-        "prime/uncompared_responses": int((rows & ~found.compared).sum()),
-    }
-
-
-def _filter_metrics(dropped: Mapping[float, int] | None, band: Band | None) -> dict[str, float]:
-    if band is None:
-        return {}
-    dropped = dropped or {}
-    hard = sum(count for accuracy, count in dropped.items() if accuracy < band.low)
-    return {"prime/filter_too_hard": hard, "prime/filter_too_easy": int(np.sum(list(dropped.values()))) - hard}
