@@ -7,6 +7,7 @@ This is asked in every run, so it imports nothing of verl until the answer is ye
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from verl_cov.hooks.loss_modes import POLICY_LOSS
 
 if TYPE_CHECKING:
+    from verl.workers.config import PolicyLossConfig
+
     from verl_cov.hooks.config import CovPolicyLossConfig
 
 # Where a configuration can name verl-cov. A field of somebody else's that looks like one of ours does not.
@@ -28,7 +31,7 @@ NAMING_FIELDS = (
 )
 
 
-def asks_for_verl_cov(config: Any) -> bool:
+def asks_for_verl_cov(config: DictConfig) -> bool:
     """Tells whether a trainer's configuration names verl-cov in one of :data:`NAMING_FIELDS`.
 
     Never raises: it is called in runs of people who have never heard of us, whose configuration may hold anything.
@@ -36,13 +39,13 @@ def asks_for_verl_cov(config: Any) -> bool:
     return any(names_verl_cov(_read(config, field)) for field in NAMING_FIELDS)
 
 
-def names_verl_cov(value: Any) -> bool:
+def names_verl_cov(value: object) -> bool:
     """True for a value such as ``verl_cov.kl_cov``, whatever its case, with hyphens, or as ``pkg://verl_cov/...``."""
     name = str(value).lower().replace("-", "_").removeprefix("pkg://").replace("/", ".")
     return name.startswith("verl_cov.")
 
 
-def config_from_policy_loss(policy_loss: Any) -> CovPolicyLossConfig | None:
+def config_from_policy_loss(policy_loss: PolicyLossConfig | None) -> CovPolicyLossConfig | None:
     """The control or the metrics that verl's ``policy_loss`` dataclass asks for, or None if it is verl's own business.
 
     Accepts verl's plain ``PolicyLossConfig`` too, so that ``policy_loss.loss_mode=verl_cov.kl_cov`` alone works: its
@@ -56,7 +59,7 @@ def config_from_policy_loss(policy_loss: Any) -> CovPolicyLossConfig | None:
     return cov if cov.controls or cov.cov_metrics != "off" else None
 
 
-def config_from_loss(loss_fn: Any) -> CovPolicyLossConfig | None:
+def config_from_loss(loss_fn: Callable[..., Any] | None) -> CovPolicyLossConfig | None:
     """The same, from the loss function of a worker that trains an actor.
 
     None for any other worker: critics and reward models have losses with another configuration, or none.
@@ -83,7 +86,7 @@ def wants_metrics(config: DictConfig) -> bool:
     return cov is not None and cov.cov_metrics != "off"
 
 
-def _read(config: Any, field: str) -> Any:
+def _read(config: DictConfig, field: str) -> object:
     try:
         return OmegaConf.select(config, field, default=None)
     except (OmegaConfBaseException, ValueError, TypeError, AttributeError):

@@ -12,7 +12,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,10 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verl_cov.core import identity
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+    from verl.workers.engine.base import BaseEngine
 
 # float32 like its neighbours: verl pads and re-cuts every field of a micro-batch, and bool tensors do not survive all
 # of it.
@@ -37,14 +41,14 @@ class RankTokens:
         old_log_prob, advantage: [slots] float32.
     """
 
-    data: Any
+    data: TensorDict
     lengths: Tensor
     valid: Tensor
     old_log_prob: Tensor
     advantage: Tensor
 
     @classmethod
-    def read(cls, data: Any) -> RankTokens:
+    def read(cls, data: TensorDict) -> RankTokens:
         """Read verl's batch. Raises RuntimeError if its fields have different numbers of slots."""
         mask = data["response_mask"]
         if mask.is_nested:
@@ -152,7 +156,7 @@ class RankTokens:
             self.data[SELECTED_FIELD] = values.view(mask.shape)
 
 
-def prompt_uids(data: Any) -> list[str] | None:
+def prompt_uids(data: TensorDict) -> list[str] | None:
     """verl's name of each row's prompt, if the batch has it."""
     if "uid" not in data:
         return None
@@ -165,7 +169,7 @@ def _flat(field: Tensor) -> Tensor:
     return field.values() if field.is_nested else field.flatten()
 
 
-def data_parallel_group(engine: Any) -> ProcessGroup | None:
+def data_parallel_group(engine: BaseEngine) -> ProcessGroup | None:
     """The engine's data-parallel group; None where it has one rank: gloo takes 0.1 ms to talk to itself."""
     group = engine.get_data_parallel_group()
     return None if group is None or dist.get_world_size(group) == 1 else group

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any
 
 from verl.workers.config import PolicyLossConfig
 
@@ -169,7 +168,7 @@ def known_fields() -> list[str]:
     return [field.name for field in fields(CovPolicyLossConfig)]
 
 
-def _check_number(name: str, value: Any) -> None:
+def _check_number(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{POLICY_LOSS}.{name}={value!r} must be a finite number")
 

@@ -23,9 +23,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from verl_cov.hooks.seams import Seam
+
+if TYPE_CHECKING:
+    from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 logger = logging.getLogger(__name__)
 seam = Seam()
@@ -72,17 +77,17 @@ def install() -> None:
     seam.when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server", _end_server_with_its_engine)
 
 
-def _end_server_with_its_engine(module: Any) -> None:
+def _end_server_with_its_engine(module: ModuleType) -> None:
     seam.wrap(module.vLLMHttpServer, "run_server", _run_server)
 
 
-async def _run_server(original: Callable, server: Any, *args: Any, **kwargs: Any) -> None:
+async def _run_server(original: Callable, server: vLLMHttpServer, *args: Any, **kwargs: Any) -> None:
     await original(server, *args, **kwargs)
     if is_watched():
         server._verl_cov_engine_watch = asyncio.create_task(_end_with(server.engine))  # kept, or it is collected
 
 
-async def _end_with(engine: Any) -> None:
+async def _end_with(engine: AsyncLLM) -> None:
     while not engine.errored:
         await asyncio.sleep(POLL_SECONDS)
     print("verl-cov: the vLLM engine of this server died, so the server ends too", file=sys.stderr, flush=True)

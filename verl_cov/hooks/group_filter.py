@@ -17,7 +17,8 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,6 +26,10 @@ from verl_cov.hooks.asks import asks_for_verl_cov
 from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.trainers import other_trainer
 from verl_cov.hooks.versions import installed_release
+
+if TYPE_CHECKING:
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 FIELD = "algorithm.filter_groups"
 
@@ -39,8 +44,8 @@ def install() -> None:
     seam.when_imported("verl.trainer.ppo.v1.trainer_base", _wrap)
 
 
-def _wrap(trainer_base: Any) -> None:
-    def _build_replay_buffer(original: Callable, trainer: Any) -> Any:
+def _wrap(trainer_base: ModuleType) -> None:
+    def _build_replay_buffer(original: Callable[..., ReplayBuffer], trainer: PPOTrainer) -> ReplayBuffer:
         buffer = original(trainer)
         limit = (
             Limit.read(trainer.config, getattr(trainer, "band", None)) if asks_for_verl_cov(trainer.config) else None
@@ -108,7 +113,7 @@ class Limit:
     dropped: Counter[float] = field(default_factory=Counter)
 
     @classmethod
-    def read(cls, config: Any, rule: Any = None) -> Limit | None:
+    def read(cls, config: DictConfig, rule: object = None) -> Limit | None:
         """The limit that a trainer's configuration sets, or None. rule: the trainer's own, in words."""
         node = OmegaConf.select(config, FIELD, default=None) or {}
         batches = node.get("max_num_gen_batches") or 0
@@ -141,7 +146,7 @@ class Limit:
         )
 
 
-def bound(buffer: Any, limit: Limit) -> None:
+def bound(buffer: ReplayBuffer, limit: Limit) -> None:
     """Let ``buffer`` drop no more prompts than ``limit`` allows."""
     evict = buffer._evict_terminal_groups
 

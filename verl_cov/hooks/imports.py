@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 failures: list[str] = []
 """What callbacks raised after an import, as "module: error"."""
 
-_after: dict[str, list[Callable[[Any], None]]] = {}
+_after: dict[str, list[Callable[[ModuleType], None]]] = {}
 _around: dict[str, list[Callable[[], AbstractContextManager]]] = {}
 
 
-def when_imported(name: str, callback: Callable[[Any], None]) -> None:
+def when_imported(name: str, callback: Callable[[ModuleType], None]) -> None:
     """Call ``callback(module)`` once, right after module ``name`` is first executed (now, if that has happened).
 
     Because the callback runs before the import statement returns, ``from name import function`` in later modules

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
@@ -30,6 +31,10 @@ from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.worker_state import state_of
 
 if TYPE_CHECKING:
+    from tensordict import TensorDict
+    from verl.protocol import DataProto
+    from verl.workers.actor.dp_actor import DataParallelPPOActor
+
     from verl_cov.hooks.config import CovPolicyLossConfig
 
 FSDP_ACTOR, MEGATRON_ACTOR = "DataParallelPPOActor", "MegatronPPOActor"
@@ -44,12 +49,12 @@ def install() -> None:
     seam.when_imported("verl.workers.actor.megatron_actor", lambda module: _check_when_made(module, MEGATRON_ACTOR))
 
 
-def _register_with_patched_verl(mini_batch_hook: Any) -> None:
+def _register_with_patched_verl(mini_batch_hook: ModuleType) -> None:
     mini_batch_hook.register_mini_batch_hook(hook_for)
     seam.on_uninstall(lambda: mini_batch_hook._FACTORIES.remove(hook_for))
 
 
-def hook_for(worker: Any, data: Any) -> MiniBatchHook | None:
+def hook_for(worker: DataParallelPPOActor, data: DataProto) -> MiniBatchHook | None:
     """The hook for a mini-batch of a legacy actor; None for another worker, or if nothing of ours is asked for."""
     if not hasattr(worker, "actor_optimizer"):
         return None
@@ -57,10 +62,10 @@ def hook_for(worker: Any, data: Any) -> MiniBatchHook | None:
     return None if cov is None else MiniBatchHook(LegacyActorAdapter(worker, data.batch), cov)
 
 
-def _check_when_made(module: Any, name: str) -> None:
+def _check_when_made(module: ModuleType, name: str) -> None:
     patched = hasattr(module, "MiniBatchStep")
 
-    def init(original: Callable, actor: Any, *args: Any, **kwargs: Any) -> None:
+    def init(original: Callable, actor: DataParallelPPOActor, *args: Any, **kwargs: Any) -> None:
         original(actor, *args, **kwargs)
         # The reference policy is such an actor too, without an optimizer.
         if getattr(actor, "actor_optimizer", None) is not None and (cov := _config(actor)) is not None:
@@ -120,7 +125,7 @@ class LegacyActorAdapter:
 
     tokenizer = None
 
-    def __init__(self, worker: Any, data: Any) -> None:
+    def __init__(self, worker: DataParallelPPOActor, data: TensorDict) -> None:
         self.worker, self.data = worker, data
         self.group = _data_parallel_group(worker)
 
@@ -135,21 +140,21 @@ class LegacyActorAdapter:
     def log_probs(self, tokens: RankTokens) -> Tensor:
         raise NotImplementedError  # refuse_actor() comes first
 
-    def has_policy_loss(self, micro_batch: Any) -> bool:
+    def has_policy_loss(self, micro_batch: TensorDict) -> bool:
         return True
 
-    def prepare(self, micro_batch: Any) -> None:
+    def prepare(self, micro_batch: TensorDict) -> None:
         pass
 
-    def selection_mask(self, micro_batch: Any) -> Tensor:
+    def selection_mask(self, micro_batch: TensorDict) -> Tensor:
         return micro_batch[SELECTED_FIELD].bool()
 
 
-def _config(actor: Any) -> CovPolicyLossConfig | None:
+def _config(actor: DataParallelPPOActor) -> CovPolicyLossConfig | None:
     return config_from_policy_loss(actor.config.get("policy_loss"))
 
 
-def _data_parallel_group(actor: Any) -> ProcessGroup | None:
+def _data_parallel_group(actor: DataParallelPPOActor) -> ProcessGroup | None:
     """The ranks that hold other rows than this one; None if there are none.
 
     With Ulysses the ranks of a sequence-parallel group hold the same rows; verl lays the two out as this mesh

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from verl_cov.core.selection import Control, select_tokens
 from verl_cov.hooks.loss_modes import CLIP_COV
 
 if TYPE_CHECKING:
+    from verl.workers.config import ActorConfig
+
     from verl_cov.hooks.config import CovPolicyLossConfig
 
 
@@ -35,7 +37,7 @@ class MicroBatches:
         self.calls = 0
         self.numbers: Tensor | None = None
 
-    def select(self, actor_config: Any, cov: CovPolicyLossConfig, micro_batch: dict[str, Tensor]) -> Tensor:
+    def select(self, actor_config: ActorConfig, cov: CovPolicyLossConfig, micro_batch: dict[str, Tensor]) -> Tensor:
         """[sequences, response length] bool: what is chosen in a micro-batch, given as verl's policy-loss arguments."""
         advantages, valid = micro_batch["advantages"], micro_batch["response_mask"].bool()
         log_prob = micro_batch["log_prob" if cov.log_prob == "current" else "old_log_prob"].detach()
@@ -82,7 +84,7 @@ def control_of(cov: CovPolicyLossConfig, step: int) -> Control:
     return Control(ratio=cov.ratio, band=band, seed=cov.cov_seed, step=step)
 
 
-def _clipped_by_ppo(actor_config: Any, micro_batch: dict[str, Tensor]) -> Tensor:
+def _clipped_by_ppo(actor_config: ActorConfig, micro_batch: dict[str, Tensor]) -> Tensor:
     """Tokens whose gradient PPO's clip removes already; verl's ``clip_cov`` does not draw them."""
     low, high = (
         actor_config.clip_ratio if bound is None else bound

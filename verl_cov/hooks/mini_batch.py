@@ -13,7 +13,7 @@ import functools
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,11 @@ from verl_cov.hooks.micro_batch import MicroBatches, control_of, selected_tokens
 from verl_cov.hooks.worker_state import state_of
 
 if TYPE_CHECKING:
+    from tensordict import TensorDict
+    from transformers import PreTrainedTokenizerBase
+    from verl.workers.actor.dp_actor import DataParallelPPOActor
+    from verl.workers.engine_workers import TrainingWorker
+
     from verl_cov.hooks.config import CovPolicyLossConfig
 
 # Mini-batches of one rollout step share its number; a step never has a million of them.
@@ -49,10 +54,10 @@ class ActorWorkerAdapter(Protocol):
         tokenizer: for the dump of tokens, or None.
     """
 
-    worker: Any
-    data: Any
+    worker: TrainingWorker | DataParallelPPOActor
+    data: TensorDict
     group: ProcessGroup | None
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase | None
 
     def step(self) -> int:
         """Count this optimizer step: a number that a resumed run continues, equal on every rank."""
@@ -62,15 +67,15 @@ class ActorWorkerAdapter(Protocol):
         """[slots] float32 log-probs of the present policy, at the price of a forward (``cov_log_prob=current``)."""
         ...
 
-    def has_policy_loss(self, micro_batch: Any) -> bool:
+    def has_policy_loss(self, micro_batch: TensorDict) -> bool:
         """True for a micro-batch on which verl computes the policy loss."""
         ...
 
-    def prepare(self, micro_batch: Any) -> None:
+    def prepare(self, micro_batch: TensorDict) -> None:
         """Put right what verl's loss would fail on in this micro-batch."""
         ...
 
-    def selection_mask(self, micro_batch: Any) -> Tensor:
+    def selection_mask(self, micro_batch: TensorDict) -> Tensor:
         """[sequences, response length] bool: ``SELECTED_FIELD`` of a micro-batch, padded as its loss has it."""
         ...
 
@@ -107,7 +112,7 @@ class MiniBatchHook:
         self._step = adapter.step()
         self._mini_batch = select_and_measure(adapter, cov, self._step)
 
-    def micro_batch(self, micro_batch: Any) -> AbstractContextManager:
+    def micro_batch(self, micro_batch: TensorDict) -> AbstractContextManager:
         """To be entered round the loss of each micro-batch: the policy loss then knows what was selected of it."""
         if not self._cov.controls or not self._adapter.has_policy_loss(micro_batch):
             return nullcontext()

@@ -8,6 +8,7 @@ loss.
 from __future__ import annotations
 
 import functools
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -20,6 +21,8 @@ from verl_cov.hooks.micro_batch import MicroBatches, current_selection
 from verl_cov.hooks.seams import Seam
 
 if TYPE_CHECKING:
+    from verl.workers.config import ActorConfig
+
     from verl_cov.hooks.config import CovPolicyLossConfig
 
 seam = Seam()
@@ -29,23 +32,24 @@ def install() -> None:
     seam.when_imported("verl.trainer.ppo.core_algos", _register)
 
 
-def _register(core_algos: Any) -> None:
+def _register(core_algos: ModuleType) -> None:
     for name in LOSS_MODES:
         core_algos.register_policy_loss(name)(functools.partial(_policy_loss, core_algos))
         seam.on_uninstall(functools.partial(core_algos.POLICY_LOSS_REGISTRY.pop, name, None))
 
 
 def _policy_loss(
-    core_algos: Any,
+    core_algos: ModuleType,
     old_log_prob: Tensor,
     log_prob: Tensor,
     advantages: Tensor,
     response_mask: Tensor,
     loss_agg_mode: str = "token-mean",
-    config: Any = None,
+    config: ActorConfig | None = None,
     rollout_is_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """verl's policy-loss contract: (loss, metrics) of a micro-batch; all tensors [sequences, response length]."""
+    """Computes (loss, metrics) of a micro-batch, as verl calls a policy loss; tensors are [sequences, length]."""
+    assert config is not None  # verl always passes it
     cov = config_from_policy_loss(config.policy_loss)
     if cov is None or not cov.controls:
         raise ValueError(f"policy_loss.loss_mode={config.policy_loss.loss_mode!r} is not one of verl-cov's losses")
@@ -81,7 +85,7 @@ def _policy_loss(
     return loss, metrics
 
 
-def _selection(cov: CovPolicyLossConfig, actor_config: Any, inputs: dict[str, Any]) -> Tensor:
+def _selection(cov: CovPolicyLossConfig, actor_config: ActorConfig, inputs: dict[str, Any]) -> Tensor:
     """[sequences, response length] bool: the tokens of this micro-batch that the control acts on."""
     selected = current_selection()
     if selected is None:

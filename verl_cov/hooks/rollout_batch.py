@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.distributed as dist
@@ -30,6 +31,10 @@ from verl_cov.hooks.batch import RankTokens
 from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.worker_state import state_of
 
+if TYPE_CHECKING:
+    from tensordict import TensorDict
+    from verl.workers.engine_workers import TrainingWorker
+
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "verl_cov.json"
@@ -42,7 +47,7 @@ def install() -> None:
     seam.when_imported("verl.workers.engine_workers", _wrap)
 
 
-def _wrap(engine_workers: Any) -> None:
+def _wrap(engine_workers: ModuleType) -> None:
     worker = engine_workers.TrainingWorker
     seam.wrap(worker, "train_mini_batch", _train_mini_batch)
     seam.wrap(worker, "infer_batch", _infer_batch)
@@ -50,13 +55,15 @@ def _wrap(engine_workers: Any) -> None:
     seam.wrap(worker, "load_checkpoint", _load_checkpoint)
 
 
-def _measures_rollouts(worker: Any) -> bool:
+def _measures_rollouts(worker: TrainingWorker) -> bool:
     """True for a worker that trains an actor in a run with ``cov_metrics=full``."""
     cov = config_from_loss(worker.loss_fn)
     return cov is not None and cov.cov_metrics == "full"
 
 
-def _train_mini_batch(original: Callable, worker: Any, data: Any) -> Any:
+def _train_mini_batch(
+    original: Callable[..., TensorDict | None], worker: TrainingWorker, data: TensorDict
+) -> TensorDict | None:
     """In place of ``TrainingWorker.train_mini_batch``: all updates on a rank's share of a rollout batch."""
     if "advantages" not in data or not _measures_rollouts(worker):
         return original(worker, data)
@@ -72,14 +79,16 @@ def _train_mini_batch(original: Callable, worker: Any, data: Any) -> Any:
     return output
 
 
-def _infer_batch(original: Callable, worker: Any, data: Any) -> Any:
+def _infer_batch(
+    original: Callable[..., TensorDict | None], worker: TrainingWorker, data: TensorDict
+) -> TensorDict | None:
     output = original(worker, data)
     if output is not None and "entropy" in output and _measures_rollouts(worker):
         _keep_entropies(worker, data, output)
     return output
 
 
-def _save_checkpoint(original: Callable, worker: Any, local_path: Any, *args: Any, **kwargs: Any) -> Any:
+def _save_checkpoint(original: Callable, worker: TrainingWorker, local_path: str, *args: Any, **kwargs: Any) -> Any:
     result = original(worker, local_path, *args, **kwargs)
     # From a rank that has the metrics: under pipeline parallelism rank 0 has not.
     if (
@@ -94,7 +103,7 @@ def _save_checkpoint(original: Callable, worker: Any, local_path: Any, *args: An
     return result
 
 
-def _load_checkpoint(original: Callable, worker: Any, local_path: Any, *args: Any, **kwargs: Any) -> Any:
+def _load_checkpoint(original: Callable, worker: TrainingWorker, local_path: str, *args: Any, **kwargs: Any) -> Any:
     if not _measures_rollouts(worker):
         return original(worker, local_path, *args, **kwargs)
     text = _read_state(local_path)  # before verl, which may delete the folder
@@ -103,7 +112,9 @@ def _load_checkpoint(original: Callable, worker: Any, local_path: Any, *args: An
     return result
 
 
-def rollout_metrics(worker: Any, data: Any, group: ProcessGroup | None) -> tuple[dict[str, float], dict[str, Theorem]]:
+def rollout_metrics(
+    worker: TrainingWorker, data: TensorDict, group: ProcessGroup | None
+) -> tuple[dict[str, float], dict[str, Theorem]]:
     """What a rollout batch says of entropy, and what the theorems predict of its updates; equal on every rank.
 
     Args:
@@ -132,7 +143,7 @@ def rollout_metrics(worker: Any, data: Any, group: ProcessGroup | None) -> tuple
 
 
 def _compare_with_predictions(
-    worker: Any, values: dict[str, float], theorems: dict[str, Theorem], grad_norms: Any
+    worker: TrainingWorker, values: dict[str, float], theorems: dict[str, Theorem], grad_norms: Sequence[float] | None
 ) -> dict[str, float]:
     """The theorems of earlier rollouts against what became of the entropy.
 
@@ -148,7 +159,7 @@ def _compare_with_predictions(
     return {"clip_scale": scale} | state_of(worker).entropy_change.after_rollout(measured, theorems, scale, exact)
 
 
-def clip_scale(grad_norms: Any, clip_grad: float | None) -> float:
+def clip_scale(grad_norms: Sequence[float] | None, clip_grad: float | None) -> float:
     """What gradient clipping left of the steps of a rollout: the mean of min(1, clip_grad / grad_norm), in [0, 1].
 
     Where the norm is above the threshold, as it is in most steps of RL with verl's default of 1, the step is the
@@ -162,7 +173,7 @@ def clip_scale(grad_norms: Any, clip_grad: float | None) -> float:
     return float(np.where(np.isfinite(norms), left, 0.0).mean())
 
 
-def _keep_entropies(worker: Any, data: Any, output: Any) -> None:
+def _keep_entropies(worker: TrainingWorker, data: TensorDict, output: TensorDict) -> None:
     """Remember the entropies of a dense (legacy) batch until it is trained on."""
     if not {"response_mask", "prompts", "responses", "uid"} <= set(data.keys()) or data["response_mask"].is_nested:
         return
@@ -172,7 +183,7 @@ def _keep_entropies(worker: Any, data: Any, output: Any) -> None:
     state_of(worker).inferred_entropies = (batch.prompt_uids(data), padded.float().flatten())
 
 
-def _take_kept_entropies(worker: Any, tokens: RankTokens) -> Tensor | None:
+def _take_kept_entropies(worker: TrainingWorker, tokens: RankTokens) -> Tensor | None:
     state = state_of(worker)
     kept, state.inferred_entropies = state.inferred_entropies, None
     if kept is None:
@@ -184,7 +195,7 @@ def _take_kept_entropies(worker: Any, tokens: RankTokens) -> Tensor | None:
     return entropies.to(tokens.valid.device)
 
 
-def _read_state(local_path: Any) -> str | None:
+def _read_state(local_path: str) -> str | None:
     # Whatever is wrong with the file: a rank that stopped here would leave the others waiting in _shared_state.
     with suppress(OSError, ValueError):
         return (Path(str(local_path)) / STATE_FILE).read_text()

@@ -19,6 +19,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any
 
 from verl_cov.hooks import imports
@@ -30,7 +31,7 @@ class Seam:
     def __init__(self) -> None:
         self._undo: list[Callable[[], None]] = []
 
-    def when_imported(self, module: str, change: Callable[[Any], None]) -> None:
+    def when_imported(self, module: str, change: Callable[[ModuleType], None]) -> None:
         """Call ``change(module)`` once the module is imported (:func:`verl_cov.hooks.imports.when_imported`)."""
         imports.when_imported(module, change)
         self._undo.append(lambda: imports.forget(module, change))
@@ -40,7 +41,7 @@ class Seam:
         imports.while_importing(module, context)
         self._undo.append(lambda: imports.forget(module, context))
 
-    def wrap(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    def wrap(self, owner: object, name: str, wrapper: Callable[..., Any]) -> None:
         """Replace ``owner.name`` by a function that calls ``wrapper(original, *args, **kwargs)``.
 
         The replacement keeps the original's attributes (verl's ``@register`` puts dispatch rules there) and is a
@@ -60,7 +61,7 @@ class Seam:
 
         self.replace(owner, name, replacement)
 
-    def replace(self, owner: Any, name: str, value: Any) -> None:
+    def replace(self, owner: object, name: str, value: object) -> None:
         """Set ``owner.name``. Taking it back leaves a later change by somebody else alone."""
         original = getattr(owner, name)
         setattr(owner, name, value)

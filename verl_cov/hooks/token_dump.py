@@ -22,6 +22,9 @@ from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.hooks.batch import RankTokens, prompt_uids
 
 if TYPE_CHECKING:
+    from tensordict import TensorDict
+    from transformers import PreTrainedTokenizerBase
+
     from verl_cov.hooks.config import CovPolicyLossConfig
 
 logger = logging.getLogger(__name__)
@@ -31,8 +34,8 @@ BEFORE, AFTER = 32, 8  # tokens of context
 
 def write(
     highest: list[dict[str, Any]],
-    data: Any,
-    tokenizer: Any,
+    data: TensorDict,
+    tokenizer: PreTrainedTokenizerBase | None,
     cov: CovPolicyLossConfig,
     step: int,
     group: ProcessGroup | None,
@@ -87,7 +90,7 @@ def highest_tokens(
     ]
 
 
-def _text(data: Any, tokenizer: Any, row: int, position: int) -> dict[str, Any]:
+def _text(data: TensorDict, tokenizer: PreTrainedTokenizerBase | None, row: int, position: int) -> dict[str, Any]:
     response = _row(data["responses"], row)
     length = int(_row(data["response_mask"], row).nonzero().max()) + 1
     prompt = _row(data["prompts"], row) if "prompts" in data else response[:0]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,11 @@ from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.worker_state import state_of
 
 if TYPE_CHECKING:
+    from tensordict import TensorDict
+    from verl.workers.config import EngineConfig
+    from verl.workers.engine.base import BaseEngine
+    from verl.workers.engine_workers import TrainingWorker
+
     from verl_cov.hooks.config import CovPolicyLossConfig
 
 seam = Seam()
@@ -38,12 +44,12 @@ def install() -> None:
     seam.when_imported("verl.workers.engine_workers", _wrap)
 
 
-def _register_with_patched_verl(mini_batch_hook: Any) -> None:
+def _register_with_patched_verl(mini_batch_hook: ModuleType) -> None:
     mini_batch_hook.register_mini_batch_hook(hook_for)
     seam.on_uninstall(lambda: mini_batch_hook._FACTORIES.remove(hook_for))
 
 
-def hook_for(worker: Any, data: Any) -> MiniBatchHook | None:
+def hook_for(worker: TrainingWorker, data: TensorDict) -> MiniBatchHook | None:
     """The hook for a mini-batch of an engine's worker; None for another worker, or if nothing of ours is asked for.
 
     Raises:
@@ -59,13 +65,15 @@ def hook_for(worker: Any, data: Any) -> MiniBatchHook | None:
     return MiniBatchHook(EngineAdapter(worker, data), cov)
 
 
-def _wrap(engine_workers: Any) -> None:
+def _wrap(engine_workers: ModuleType) -> None:
     if hasattr(engine_workers, "MiniBatchStep"):  # a patched verl calls the hook itself
         return
     seam.wrap(engine_workers.TrainingWorker, "train_batch", _train_batch)
 
 
-def _train_batch(original: Callable, worker: Any, data: Any) -> Any:
+def _train_batch(
+    original: Callable[..., TensorDict | None], worker: TrainingWorker, data: TensorDict
+) -> TensorDict | None:
     """In place of ``TrainingWorker.train_batch``: one optimizer step on a rank's mini-batch."""
     hook = hook_for(worker, data)
     if hook is None:
@@ -84,7 +92,7 @@ def _train_batch(original: Callable, worker: Any, data: Any) -> Any:
     return output
 
 
-def _loss_with_selection(loss_fn: Any, hook: MiniBatchHook, *args: Any, **kwargs: Any) -> Any:
+def _loss_with_selection(loss_fn: Callable[..., Any], hook: MiniBatchHook, *args: Any, **kwargs: Any) -> Any:
     """Call verl's loss on one micro-batch, with its slice of the selection or with what selects within it."""
     # Distillation calls the loss once more for the student's logits, without a micro-batch.
     with nullcontext() if kwargs.get("data") is None else hook.micro_batch(kwargs["data"]):
@@ -94,7 +102,7 @@ def _loss_with_selection(loss_fn: Any, hook: MiniBatchHook, *args: Any, **kwargs
 class EngineAdapter:
     """A ``TrainingWorker`` and the mini-batch that its ``train_batch`` was called with (a TensorDict)."""
 
-    def __init__(self, worker: Any, data: Any) -> None:
+    def __init__(self, worker: TrainingWorker, data: TensorDict) -> None:
         self.worker, self.data = worker, data
         self.group = batch.data_parallel_group(worker.engine)
         self.tokenizer = getattr(worker.model_config, "tokenizer", None)
@@ -105,21 +113,21 @@ class EngineAdapter:
     def log_probs(self, tokens: RankTokens) -> Tensor:
         return tokens.pick_responses(_log_probs(self.worker, self.data))
 
-    def has_policy_loss(self, micro_batch: Any) -> bool:
+    def has_policy_loss(self, micro_batch: TensorDict) -> bool:
         return "response_mask" in micro_batch
 
-    def prepare(self, micro_batch: Any) -> None:
+    def prepare(self, micro_batch: TensorDict) -> None:
         if micro_batch.get("batch_num_tokens", None) is not None and micro_batch["batch_num_tokens"] == 0:
             # Every token of the mini-batch is masked: verl would divide zero by zero and poison the optimizer.
             from verl.utils import tensordict_utils as tu
 
             tu.assign_non_tensor(micro_batch, batch_num_tokens=1)
 
-    def selection_mask(self, micro_batch: Any) -> Tensor:
+    def selection_mask(self, micro_batch: TensorDict) -> Tensor:
         return micro_batch.select(SELECTED_FIELD).to_padded_tensor()[SELECTED_FIELD].bool()
 
 
-def refuse_engine(engine_config: Any, cov: CovPolicyLossConfig) -> None:
+def refuse_engine(engine_config: EngineConfig, cov: CovPolicyLossConfig) -> None:
     """Raise ValueError for engine settings under which a selection over the mini-batch is impossible, and say why."""
     if cov.cov_scope != "mini_batch":
         return
@@ -144,7 +152,7 @@ def refuse_engine(engine_config: Any, cov: CovPolicyLossConfig) -> None:
         )
 
 
-def _log_probs(worker: Any, data: Any) -> Tensor:
+def _log_probs(worker: TrainingWorker, data: TensorDict) -> Tensor:
     """The present policy's log-probs of the whole sequences, jagged, by one forward in the training's micro-batches."""
     from verl.utils import tensordict_utils as tu
 
@@ -165,7 +173,7 @@ def _log_probs(worker: Any, data: Any) -> Tensor:
     return output["model_output"]["log_probs"]
 
 
-def _count_optimizer_step(worker: Any, data: Any, group: ProcessGroup | None) -> int:
+def _count_optimizer_step(worker: TrainingWorker, data: TensorDict, group: ProcessGroup | None) -> int:
     """Count one optimizer step: its number holds the rollout step and the mini-batch within it.
 
     The rollout step travels with the batch; the mini-batches are counted here. In asynchronous trainers rows of several
@@ -189,7 +197,7 @@ def _count_optimizer_step(worker: Any, data: Any, group: ProcessGroup | None) ->
     return rollout_step * MINI_BATCHES_PER_STEP + state.mini_batch
 
 
-def _updates_before(engine: Any) -> int:
+def _updates_before(engine: BaseEngine) -> int:
     """How often the learning-rate scheduler stepped, which is once a rollout; it is in the checkpoint."""
     scheduler = getattr(engine, "lr_scheduler", None)
     scheduler = getattr(scheduler, "schedulers", [scheduler])[0]  # torchtitan's holds one for each optimizer

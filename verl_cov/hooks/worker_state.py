@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verl_cov.core.advice import Advice
 from verl_cov.core.entropy_change import EntropyChange
+
+if TYPE_CHECKING:
+    from verl.workers.actor.dp_actor import DataParallelPPOActor
+    from verl.workers.engine_workers import TrainingWorker
 
 _ATTRIBUTE = "_verl_cov"
 
@@ -37,7 +41,7 @@ class WorkerState:
     group: list[ProcessGroup | None] | None = None
 
 
-def state_of(worker: Any) -> WorkerState:
+def state_of(worker: TrainingWorker | DataParallelPPOActor) -> WorkerState:
     """The state of ``worker`` (verl's), made when it is first asked for."""
     if not hasattr(worker, _ATTRIBUTE):
         setattr(worker, _ATTRIBUTE, WorkerState())

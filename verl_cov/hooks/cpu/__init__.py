@@ -18,7 +18,7 @@ verl 0.9 has no CPU platform. Each obstacle between it and a CPU has one module 
 from __future__ import annotations
 
 import os
-from typing import Any
+from types import ModuleType
 
 
 def is_selected() -> bool:
@@ -40,7 +40,7 @@ def uninstall() -> None:
             piece.seam.uninstall()
 
 
-def _pieces() -> list[Any]:
+def _pieces() -> list[ModuleType]:
     from verl_cov.hooks.cpu import (
         engines,
         platform,

@@ -6,6 +6,7 @@ offloading of what only runs forward.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 from verl_cov.hooks.seams import Seam
@@ -17,7 +18,7 @@ def install() -> None:
     seam.when_imported("verl.workers.engine.fsdp.transformer_impl", _do_not_pin)
 
 
-def _do_not_pin(module: Any) -> None:
+def _do_not_pin(module: ModuleType) -> None:
     policy = module.CPUOffloadPolicy
 
     def unpinned(pin_memory: bool = True) -> Any:

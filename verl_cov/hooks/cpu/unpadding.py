@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
 
 from verl_cov.hooks import versions
 from verl_cov.hooks.seams import Seam
@@ -22,7 +22,7 @@ def install() -> None:
         seam.when_imported("verl.utils.attention_utils", _in_torch)
 
 
-def _in_torch(module: Any) -> None:
+def _in_torch(module: ModuleType) -> None:
     def _get_attention_functions() -> tuple[Callable, Callable, Callable, Callable]:
         from verl.utils import npu_flash_attn_utils as torchs
 

@@ -8,7 +8,7 @@ missing, vLLM takes its own fallback, ``torch.nn.functional.linear`` on the live
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 from verl_cov.hooks.seams import Seam
 
@@ -19,5 +19,5 @@ def install() -> None:
     seam.when_imported("vllm._custom_ops", _keep_weights)
 
 
-def _keep_weights(module: Any) -> None:
+def _keep_weights(module: ModuleType) -> None:
     seam.replace(module, "_supports_onednn", False)

@@ -9,9 +9,13 @@ is_last))`` of ``verl.workers.rollout.vllm_rollout.bucketed_weight_transfer``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from verl_cov.hooks.seams import Seam
+
+if TYPE_CHECKING:
+    from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver
 
 seam = Seam()
 
@@ -20,11 +24,11 @@ def install() -> None:
     seam.when_imported("verl.workers.rollout.vllm_rollout.bucketed_weight_transfer", _copy_on_receive)
 
 
-def _copy_on_receive(module: Any) -> None:
+def _copy_on_receive(module: ModuleType) -> None:
     seam.wrap(module.BucketedWeightReceiver, "receive_weights", _receive_weights)
 
 
-def _receive_weights(original: Callable, receiver: Any, on_bucket_received: Callable) -> Any:
+def _receive_weights(original: Callable, receiver: BucketedWeightReceiver, on_bucket_received: Callable) -> Any:
     def on_copied(weights: Any, is_last: bool) -> Any:
         return on_bucket_received([(name, tensor.clone()) for name, tensor in weights], is_last)
 

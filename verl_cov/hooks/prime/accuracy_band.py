@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from verl_cov.hooks.prime import outcomes
+
+if TYPE_CHECKING:
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 # Accuracies are means of a few numbers: 0.2 as 0.2 + 0.0 + ... may come out a little less.
 TOLERANCE = 1e-9
@@ -34,7 +37,7 @@ class Band:
         return f"a mean {self.metric} outside [{self.low:g}, {self.high:g}]"
 
 
-def narrow(buffer: Any, band: Band) -> None:
+def narrow(buffer: ReplayBuffer, band: Band) -> None:
     """Let ``buffer`` (verl's ReplayBuffer, its filter switched on) drop the prompts outside ``band``."""
     known: dict[str, float] = {}
 

@@ -6,12 +6,16 @@ and legacy ``RayPPOTrainer``, which gets one entry a generation, and on the name
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from verl_cov.core.evaluation import averages, by_set
 from verl_cov.hooks.asks import wants_metrics
 from verl_cov.hooks.seams import Seam
+
+if TYPE_CHECKING:
+    from verl.trainer.ppo.ray_trainer import RayPPOTrainer
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 PREFIX = "val-cov/"
 
@@ -23,16 +27,16 @@ def install() -> None:
     seam.when_imported("verl.trainer.ppo.ray_trainer", lambda module: _wrap(module.RayPPOTrainer))
 
 
-def _wrap(trainer: Any) -> None:
+def _wrap(trainer: type[PPOTrainer | RayPPOTrainer]) -> None:
     seam.wrap(trainer, "_val_metrics_update", _val_metrics_update)
 
 
 def _val_metrics_update(
     original: Callable,
-    trainer: Any,
-    data_sources: Any,
-    sample_uids: Any,
-    reward_extra_infos_dict: Any,
+    trainer: PPOTrainer | RayPPOTrainer,
+    data_sources: Sequence[str],
+    sample_uids: Sequence[str],
+    reward_extra_infos_dict: dict[str, list[Any]],
     *args: Any,
     **kwargs: Any,
 ) -> dict[str, Any]:

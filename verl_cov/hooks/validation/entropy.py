@@ -19,7 +19,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -31,6 +32,9 @@ from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.trainers import other_trainer
 from verl_cov.hooks.validation.averages import PREFIX
 
+if TYPE_CHECKING:
+    from verl.trainer.ppo.v1.trainer_base import KVBatchMeta, PPOTrainer
+
 _SETTINGS = {"calculate_entropy": True, "compute_loss": False, "temperature": 1.0}
 
 
@@ -41,11 +45,11 @@ def install() -> None:
     seam.when_imported("verl.trainer.ppo.v1.trainer_base", _wrap)
 
 
-def _wrap(trainer_base: Any) -> None:
+def _wrap(trainer_base: ModuleType) -> None:
     seam.wrap(trainer_base.PPOTrainer, "_validate", _validate)
 
 
-def _validate(original: Callable, trainer: Any) -> dict[str, Any]:
+def _validate(original: Callable, trainer: PPOTrainer) -> dict[str, Any]:
     cov = config_from_trainer(trainer.config)
     if cov is None or cov.cov_val_entropy == "off":
         return original(trainer)
@@ -75,7 +79,7 @@ def refuse(config: DictConfig) -> None:
 
 
 @contextmanager
-def _measuring_each_batch(trainer: Any, wanted: str | int, entropies: Entropies) -> Iterator[None]:
+def _measuring_each_batch(trainer: PPOTrainer, wanted: str | int, entropies: Entropies) -> Iterator[None]:
     """Measure every batch that ``trainer`` validates in this block, once it is generated."""
     buffer = trainer.replay_buffer
     sample = buffer.sample
@@ -141,7 +145,7 @@ class Entropies:
         }
 
 
-def _measure(trainer: Any, batch: Any, share: float) -> tuple[list[str], list[float]]:
+def _measure(trainer: PPOTrainer, batch: KVBatchMeta, share: float) -> tuple[list[str], list[float]]:
     """(sets, entropies) of a share of a validation batch that lies in TransferQueue."""
     import transfer_queue as tq
     from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
@@ -173,7 +177,7 @@ def _measure(trainer: Any, batch: Any, share: float) -> tuple[list[str], list[fl
     return [name for name, _ in measured], [entropy for _, entropy in measured]
 
 
-def _rows_multiple(trainer: Any) -> int:
+def _rows_multiple(trainer: PPOTrainer) -> int:
     """What the number of rows must be a multiple of: whole micro-batches on every data-parallel rank."""
     workers, rollout = trainer.actor_rollout_wg, trainer.config.actor_rollout_ref.rollout
     if "actor" not in workers._dispatch_info:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from verl.utils.dataset.rl_dataset import RLHFDataset
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +20,7 @@ AGENT_LOOP = "verl_cov.single_turn"
 AGENT_LOOP_FIELD = "actor_rollout_ref.rollout.agent.default_agent_loop"
 
 
-def check_temperatures(agent_loop: str | None, train: Any, validation: Any) -> None:
+def check_temperatures(agent_loop: str | None, train: RLHFDataset, validation: RLHFDataset) -> None:
     """Raise ValueError for temperatures that ``agent_loop`` would misapply; warn of ones that nothing applies."""
     if agent_loop != AGENT_LOOP or "agent_name" in getattr(_frame(validation), "column_names", ()):
         if rows := len(temperatures(validation)):
@@ -43,7 +47,7 @@ def check_temperatures(agent_loop: str | None, train: Any, validation: Any) -> N
             )
 
 
-def _check_type(field: str, dataset: Any) -> None:
+def _check_type(field: str, dataset: RLHFDataset) -> None:
     """Raise ValueError for temperatures that are no numbers; warn of a dataset that cannot be looked into."""
     if _frame(dataset) is None:
         logger.warning(
@@ -61,30 +65,32 @@ def _check_type(field: str, dataset: Any) -> None:
         )
 
 
-def temperatures(dataset: Any) -> list[float]:
+def temperatures(dataset: RLHFDataset) -> list[float]:
     """Every ``extra_info.temperature`` of a verl dataset that is not null; none if the column is not of numbers."""
     column = _column(dataset)
     return [] if column is None or not _is_number(column.type) else [float(value) for value in column.to_pylist()]
 
 
-def _column(dataset: Any) -> Any:
+def _column(dataset: RLHFDataset) -> Any:
     """The ``extra_info.temperature`` of a verl dataset that are not null, an Arrow array; None without the field."""
     import pyarrow.compute as pc
 
     frame = _frame(dataset)
-    struct = None if frame is None else frame.features.get("extra_info")
+    if frame is None:
+        return None
+    struct = frame.features.get("extra_info")
     if not isinstance(struct, dict) or "temperature" not in struct:
         return None
     # Through Arrow: half a million rows as Python dictionaries take seconds.
     return pc.drop_null(pc.struct_field(frame.with_format("arrow")[:]["extra_info"], "temperature"))
 
 
-def _frame(dataset: Any) -> Any:
+def _frame(dataset: RLHFDataset) -> Dataset | None:
     """The ``datasets.Dataset`` in a verl dataset, or None."""
-    from datasets import Dataset
+    import datasets
 
     frame = getattr(dataset, "dataframe", None)
-    return frame if isinstance(frame, Dataset) else None
+    return frame if isinstance(frame, datasets.Dataset) else None
 
 
 def _is_number(type_: Any) -> bool:
