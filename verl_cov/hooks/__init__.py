@@ -1,1 +1,1 @@
-"""Every touch of verl's and vLLM's internals, one module a seam. Each module names what it leans on."""
+"""Everything that touches verl's and vLLM's internals, one module per seam; each says which internals it leans on."""

@@ -1,6 +1,6 @@
-"""Tells whether a run asks for verl-cov, and what it asks for. If it does not, nothing of ours may act on it.
+"""Decides whether a run asks for verl-cov, and for what. If it does not, no code of verl-cov may act on the run.
 
-This is asked in every run, so it imports nothing of verl until the answer is yes. Leans on
+Every run is checked, so nothing of verl is imported until the answer is yes. Leans on
 ``verl.utils.config.omega_conf_to_dataclass`` and on the loss function of a worker that trains an actor:
 ``partial(ppo_loss, config=ActorConfig)``.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from verl_cov.hooks.config import CovPolicyLossConfig
 
-# Where a configuration can name verl-cov. A field of somebody else's that looks like one of ours does not.
+# The fields in which a configuration can name verl-cov. Other people's fields that look like ours do not count.
 NAMING_FIELDS = (
     f"{POLICY_LOSS}._target_",
     f"{POLICY_LOSS}.loss_mode",
@@ -34,7 +34,7 @@ NAMING_FIELDS = (
 def asks_for_verl_cov(config: DictConfig) -> bool:
     """Tells whether a trainer's configuration names verl-cov in one of :data:`NAMING_FIELDS`.
 
-    Never raises: it is called in runs of people who have never heard of us, whose configuration may hold anything.
+    Never raises: it is called in every run, also of people who never heard of verl-cov, with any configuration.
     """
     return any(names_verl_cov(_read(config, field)) for field in NAMING_FIELDS)
 
@@ -46,10 +46,10 @@ def names_verl_cov(value: object) -> bool:
 
 
 def config_from_policy_loss(policy_loss: PolicyLossConfig | None) -> CovPolicyLossConfig | None:
-    """The control or the metrics that verl's ``policy_loss`` dataclass asks for, or None if it is verl's own business.
+    """Returns the control or metrics that verl's ``policy_loss`` dataclass asks for; None if it asks for neither.
 
-    Accepts verl's plain ``PolicyLossConfig`` too, so that ``policy_loss.loss_mode=verl_cov.kl_cov`` alone works: its
-    numbers are verl's defaults, and the fields that only we have take ours.
+    Accepts verl's plain ``PolicyLossConfig`` too, so that ``policy_loss.loss_mode=verl_cov.kl_cov`` alone works: verl's
+    fields keep verl's defaults, and the fields that verl-cov adds take its own.
     """
     if not (names_verl_cov(type(policy_loss).__module__) or names_verl_cov(getattr(policy_loss, "loss_mode", None))):
         return None
@@ -60,7 +60,7 @@ def config_from_policy_loss(policy_loss: PolicyLossConfig | None) -> CovPolicyLo
 
 
 def config_from_loss(loss_fn: Callable[..., Any] | None) -> CovPolicyLossConfig | None:
-    """The same, from the loss function of a worker that trains an actor.
+    """Does the same as :func:`config_from_policy_loss`, from the loss function of a worker.
 
     None for any other worker: critics and reward models have losses with another configuration, or none.
     """
@@ -69,19 +69,19 @@ def config_from_loss(loss_fn: Callable[..., Any] | None) -> CovPolicyLossConfig 
 
 
 def config_from_trainer(config: DictConfig) -> CovPolicyLossConfig | None:
-    """The same, from a trainer's whole configuration. Raises what building the dataclass raises."""
+    """Does the same from a trainer's whole configuration. Raises what building the dataclass raises."""
     if not asks_for_verl_cov(config):
         return None
     from verl.utils.config import omega_conf_to_dataclass
 
     policy_loss = OmegaConf.select(config, POLICY_LOSS, default=None)
-    if not policy_loss or "_target_" not in policy_loss:  # verl trains with such a one
+    if not policy_loss or "_target_" not in policy_loss:  # verl can train without a class
         return None
     return config_from_policy_loss(omega_conf_to_dataclass(policy_loss))
 
 
 def wants_metrics(config: DictConfig) -> bool:
-    """True if metrics of ours are to be logged in the run of this trainer's configuration."""
+    """Returns True if this trainer's configuration asks for metrics of verl-cov."""
     cov = config_from_trainer(config)
     return cov is not None and cov.cov_metrics != "off"
 
@@ -90,4 +90,4 @@ def _read(config: DictConfig, field: str) -> object:
     try:
         return OmegaConf.select(config, field, default=None)
     except (OmegaConfBaseException, ValueError, TypeError, AttributeError):
-        return None  # an interpolation that cannot be resolved here, a leaf where verl has a node, no DictConfig
+        return None  # an unresolvable interpolation, a leaf where verl has a node, or no DictConfig

@@ -1,4 +1,4 @@
-"""Reads one rank's mini-batch or rollout batch as verl holds it, and writes the selection back into it.
+"""Reads one rank's mini-batch or rollout batch from verl's TensorDict, and writes the selection back into it.
 
 Leans on the fields of the TensorDict that ``TrainingWorker.train_batch`` and ``train_mini_batch`` get:
 ``response_mask``, ``old_log_probs``, ``advantages`` (jagged in the V1 trainer, dense and padded in the legacy one),
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -32,24 +33,24 @@ SELECTED_FIELD = "verl_cov_selected"
 
 @dataclass(frozen=True)
 class RankTokens:
-    """The response tokens of one rank's batch, row by row, on the device that the process groups work on.
+    """The response tokens of one rank's batch, row by row, on the device that the collectives use.
 
     Args:
-        data: verl's TensorDict, which the other fields were read from.
-        lengths: [rows] response slots in each row.
-        valid: [slots] bool, True for response tokens, False for padding and what tools wrote.
-        old_log_prob, advantage: [slots] float32.
+        data: verl's TensorDict, from which the other fields were read.
+        lengths: response slots in each row.
+        valid: True for response tokens, False for padding and for tokens that a tool wrote.
+        old_log_prob, advantage: of each slot.
     """
 
     data: TensorDict
-    lengths: Tensor
-    valid: Tensor
-    old_log_prob: Tensor
-    advantage: Tensor
+    lengths: Int64[Tensor, " rows"]
+    valid: Bool[Tensor, " slots"]
+    old_log_prob: Float32[Tensor, " slots"]
+    advantage: Float32[Tensor, " slots"]
 
     @classmethod
     def read(cls, data: TensorDict) -> RankTokens:
-        """Read verl's batch. Raises RuntimeError if its fields have different numbers of slots."""
+        """Reads verl's batch. Raises RuntimeError if its fields have different numbers of slots."""
         mask = data["response_mask"]
         if mask.is_nested:
             lengths = mask.offsets().diff()
@@ -62,8 +63,7 @@ class RankTokens:
             if flat[name].numel() != flat["response_mask"].numel():
                 raise RuntimeError(
                     f"verl-cov: {name} has {flat[name].numel()} response slots, response_mask "
-                    f"{flat['response_mask'].numel()}: this trainer lays its batch out in a way that verl-cov does not "
-                    "know"
+                    f"{flat['response_mask'].numel()}: verl-cov does not know this trainer's batch layout"
                 )
         on = device()
         return cls(
@@ -74,15 +74,15 @@ class RankTokens:
             advantage=flat["advantages"].to(on).float(),
         )
 
-    def entropy(self) -> Tensor | None:
-        """[slots] float32 entropy of the next-token distribution before each response token, if the batch has it."""
+    def entropy(self) -> Float32[Tensor, " slots"] | None:
+        """Returns the entropy of the next-token distribution at each response slot, in nats, if the batch has it."""
         if "entropy" not in self.data:
             return None
         entropy = _flat(self.data["entropy"])
         return entropy.to(self.valid.device).float() if entropy.numel() == self.valid.numel() else None
 
-    def score(self) -> Tensor | None:
-        """[rows] float32 reward of each response before any baseline, if the batch has it."""
+    def score(self) -> Float32[Tensor, " rows"] | None:
+        """Returns the reward of each response before any baseline, if the batch has it."""
         name = next((name for name in ("rm_scores", "token_level_scores") if name in self.data), None)
         if name is None:
             return None
@@ -93,8 +93,8 @@ class RankTokens:
         score = torch.zeros(self.lengths.numel(), device=rows.device)
         return score.index_add_(0, rows, token_scores.to(rows.device).float())
 
-    def prompt(self) -> Tensor | None:
-        """[rows] int64, a hash of each row's prompt (of verl's ``uid``), if the batch has it."""
+    def prompt(self) -> Int64[Tensor, " rows"] | None:
+        """Returns a hash of each row's prompt (of verl's ``uid``), if the batch has it."""
         ids = prompt_uids(self.data)
         if ids is None:
             return None
@@ -104,8 +104,7 @@ class RankTokens:
         return torch.tensor(hashes, dtype=torch.int64, device=self.lengths.device)
 
     def identity(self, group: ProcessGroup | None) -> Callable[[Tensor], Tensor]:
-        """A function from [n] slots to their [n] int64 identities; its first call talks to the other ranks of
-        ``group``."""
+        """Returns a function from slots to their int64 identities; its first call uses collectives over ``group``."""
 
         @functools.cache
         def row_ids() -> Tensor:
@@ -135,17 +134,16 @@ class RankTokens:
             group,
         )
 
-    def pick_responses(self, log_probs: Tensor) -> Tensor:
-        """[slots] float32: the responses' part of a model's log-probs of whole sequences (jagged [rows, prompt +
-        response])."""
+    def pick_responses(self, log_probs: Tensor) -> Float32[Tensor, " slots"]:
+        """Picks the responses out of a model's log-probs of whole sequences (jagged [rows, prompt + response])."""
         from verl.workers.utils.padding import no_padding_2_padding
 
         padded = no_padding_2_padding(log_probs, self.data)
         rows, positions = identity.slots(self.lengths, self.valid.numel())
         return padded.to(rows.device)[rows, positions].float()
 
-    def write_selection(self, selected: Tensor) -> None:
-        """Put the selection ([slots] bool) into the batch as :data:`SELECTED_FIELD`, where the batch itself lies."""
+    def write_selection(self, selected: Bool[Tensor, " slots"]) -> None:
+        """Stores the selection in the batch as :data:`SELECTED_FIELD`, on the batch's own device."""
         mask = self.data["response_mask"]
         values = selected.to(device=mask.device, dtype=torch.float32)
         if mask.is_nested:
@@ -157,7 +155,7 @@ class RankTokens:
 
 
 def prompt_uids(data: TensorDict) -> list[str] | None:
-    """verl's name of each row's prompt, if the batch has it."""
+    """Returns verl's ``uid`` of each row's prompt, if the batch has it."""
     if "uid" not in data:
         return None
     from verl.utils import tensordict_utils as tu
@@ -170,13 +168,13 @@ def _flat(field: Tensor) -> Tensor:
 
 
 def data_parallel_group(engine: BaseEngine) -> ProcessGroup | None:
-    """The engine's data-parallel group; None where it has one rank: gloo takes 0.1 ms to talk to itself."""
+    """Returns the engine's data-parallel group; None if it has one rank (a gloo collective would take 0.1 ms)."""
     group = engine.get_data_parallel_group()
     return None if group is None or dist.get_world_size(group) == 1 else group
 
 
 def device() -> torch.device:
-    """Where the collectives of this process run: the process groups of some engines are NCCL-only."""
+    """Returns the device of this process's collectives: the process groups of some engines are NCCL-only."""
     from verl.utils.device import get_device_id, get_device_name
 
     name = get_device_name()

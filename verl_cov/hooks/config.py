@@ -48,19 +48,19 @@ class CovPolicyLossConfig(PolicyLossConfig):
             micro-batch, as verl's own ``clip_cov`` and ``kl_cov`` do (for comparison: the update then depends on the
             micro-batch size).
         cov_log_prob: log-probs that the covariance is taken with: ``old`` the rollout policy's, which the batch
-            carries; ``current`` the present policy's, at one more forward an optimizer step (in scope
+            carries; ``current`` the present policy's, at the cost of a forward per optimizer step (in scope
             ``micro_batch`` the loss has them already). None: ``old`` for ``mini_batch``, ``current`` for
             ``micro_batch``, as in the released code.
         cov_seed: seed of Clip-Cov's draw and of the cut between equal covariances.
-        cov_metrics: what is reported under ``actor/cov/``, for any ``loss_mode``: ``full``, ``basic`` (without the
-            ladder and what is computed once a rollout) or ``off`` (the selection's own counts only).
+        cov_metrics: what is logged under ``actor/cov/``, for any ``loss_mode``: ``full``, ``basic`` (without the
+            ladder and without what is computed once per rollout) or ``off`` (the selection's own counts only).
         cov_dump_every: at the first optimizer step of every so many rollouts, write the tokens with the highest
             covariance, decoded and with context, to ``cov_dump_dir``/tokens.jsonl, which ``verl-cov tokens`` reads.
             0: never.
-        cov_dump_tokens: how many tokens that are.
+        cov_dump_tokens: number of tokens written each time.
         cov_dump_dir: folder of that file.
-        cov_val_entropy: of which of a validation's generations the entropy is measured, at one forward over them:
-            ``off``, ``all``, or the number of them.
+        cov_val_entropy: number of a validation's generations whose entropy is measured, by one forward over them:
+            ``off``, ``all`` or a number.
 
     Raises:
         ValueError: a field is out of range; the message names the field and the fix.
@@ -80,7 +80,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
 
     @classmethod
     def extend(cls, policy_loss: PolicyLossConfig) -> CovPolicyLossConfig:
-        """verl's numbers with our defaults for the rest."""
+        """Takes over the fields of verl's configuration; the fields that verl-cov adds get their defaults."""
         return cls(**{field.name: getattr(policy_loss, field.name) for field in fields(PolicyLossConfig)})
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
 
     @property
     def controls(self) -> bool:
-        """True if the loss is one of ours; else the configuration only asks for metrics."""
+        """True if the loss is one of verl-cov's; otherwise the configuration only asks for metrics."""
         return self.loss_mode in LOSS_MODES
 
     @property
@@ -145,7 +145,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
         return "clip_cov_ratio" if self.loss_mode == CLIP_COV else "kl_cov_ratio"
 
     def describe(self) -> str:
-        """The active control and its numbers, in one line."""
+        """Describes the active control and its settings in one line."""
         metrics = f"cov_metrics={self.cov_metrics}"
         if not self.controls:
             return f"{metrics} on loss_mode={self.loss_mode}, which is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
@@ -164,7 +164,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
 
 
 def known_fields() -> list[str]:
-    """Names that may stand under ``policy_loss``."""
+    """Returns the names of all fields of ``policy_loss``."""
     return [field.name for field in fields(CovPolicyLossConfig)]
 
 
@@ -212,7 +212,7 @@ def _check_val_entropy(config: CovPolicyLossConfig) -> None:
 
 
 def known_base_losses() -> list[str]:
-    """Names of the losses that a control can wrap: verl's registry without the covariance controls, ours and verl's."""
+    """Returns the losses that a control can wrap: all in verl's registry but verl's and our covariance controls."""
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
     verls = [name for name in POLICY_LOSS_REGISTRY if not name.endswith(("clip_cov", "kl_cov"))]

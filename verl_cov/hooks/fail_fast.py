@@ -2,8 +2,8 @@
 
 verl's trainers wait for rollouts in a polling loop; when an agent loop, a reward worker, a storage unit or a vLLM
 server dies, nothing arrives and nothing fails. A daemon thread in the driver reads Ray's actor and placement-group
-tables and ends the program with one line. It judges verl's own actors only; of any other dead actor it warns once, for
-the user's code may tolerate that. It runs only if the configuration asks for verl-cov, and not with
+tables and ends the program with one line. Only verl's own actors end the run; any other dead actor is reported once,
+because the user's code may tolerate it. The thread runs only if the configuration asks for verl-cov, and not with
 ``VERL_COV_FAIL_FAST=0``. Leans on ``ray._private.state.state.actor_table`` (the public API needs the dashboard).
 
 A vLLM engine is a child of its server's actor and can die alone: in a watched run the server then ends itself, so that
@@ -66,9 +66,9 @@ VERL_ACTORS = frozenset(
 
 CONNECT_SECONDS = 0.2
 POLL_SECONDS = 5.0
-# How long verl gets to report a dead worker itself: its own error says more than ours.
+# Time for verl to report a dead worker itself: its own error says more than ours.
 GRACE_SECONDS = 20.0
-# Ray needs seconds to place a group; imports do not count, they come after.
+# Ray needs seconds to place a group. Imports come later and do not count.
 PLACEMENT_SECONDS = 90.0
 
 
@@ -109,7 +109,7 @@ def _mark() -> bytes:
 
 @functools.cache
 def watch(own_cluster: bool) -> None:
-    """Start to watch this process's Ray job, once; does nothing with ``VERL_COV_FAIL_FAST=0``.
+    """Starts to watch this process's Ray job, once; does nothing with ``VERL_COV_FAIL_FAST=0``.
 
     Args:
         own_cluster: True if this program starts its Ray cluster. Only then is placement judged: in a shared cluster,
@@ -122,7 +122,7 @@ def watch(own_cluster: bool) -> None:
 
 @dataclass
 class Watch:
-    """Decides, from what Ray's tables say at one moment, whether the run is lost. Pure: time is an argument."""
+    """Decides from one reading of Ray's tables whether the run is lost. Time is an argument, for tests."""
 
     since: dict[str, float] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
@@ -130,7 +130,7 @@ class Watch:
     def verdict(
         self, actors: dict[str, dict], groups: dict[str, dict], job: str, cpus: float, now: float
     ) -> str | None:
-        """One line naming the cause, or None while all is well (or was not bad for long enough)."""
+        """Returns one line that names the cause, or None if the run may still go on."""
         troubles: dict[str, tuple[float, str]] = {}
         for actor_id, actor in actors.items():
             if actor["JobID"] != job or actor["State"] != "DEAD" or not _died_by_itself(str(actor["DeathCause"])):
@@ -141,7 +141,7 @@ class Watch:
                 troubles[actor_id] = (GRACE_SECONDS, message)
             elif actor_id not in self.warned:
                 self.warned.add(actor_id)
-                logger.warning("verl-cov: actor %s died, which is none of verl's: the run goes on. %s", name, reason)
+                logger.warning("verl-cov: actor %s died. It is not one of verl's, so the run goes on. %s", name, reason)
         for group_id, group in groups.items():
             if group["state"] == "PENDING":
                 wants = [dict(bundle) for bundle in group["bundles"].values()]
@@ -192,7 +192,7 @@ def _loop(own_cluster: bool) -> None:
     while True:
         time.sleep(POLL_SECONDS)
         try:
-            verdict = _look(watch_state, own_cluster)
+            verdict = _check_ray(watch_state, own_cluster)
         except Exception:
             # Ray is going down, or has not come up: neither is ours to report.
             continue
@@ -200,7 +200,7 @@ def _loop(own_cluster: bool) -> None:
             _end(verdict)
 
 
-def _look(watch_state: Watch, own_cluster: bool) -> str | None:
+def _check_ray(watch_state: Watch, own_cluster: bool) -> str | None:
     import ray
 
     if not ray.is_initialized():

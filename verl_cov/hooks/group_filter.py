@@ -1,4 +1,4 @@
-"""Ends a run whose prompts are nearly all answered all right or all wrong, in place of generating for ever.
+"""Stops the group filter after ``max_num_gen_batches``, which would otherwise generate prompts forever.
 
 With ``algorithm.filter_groups.enable`` verl's V1 trainer drops the prompts whose responses all have the same reward and
 generates others until the batch is full. It ignores ``max_num_gen_batches``, so on data that is too hard or too easy
@@ -37,7 +37,7 @@ seam = Seam()
 
 
 class TooFewPrompts(RuntimeError):
-    """The prompts that a step may generate cannot fill its batch."""
+    """The prompts that a step may generate are not enough to fill its batch."""
 
 
 def install() -> None:
@@ -59,7 +59,7 @@ def _wrap(trainer_base: ModuleType) -> None:
 
 
 def refuse(config: DictConfig) -> None:
-    """Raise ValueError for a filter of prompts that verl would ignore."""
+    """Raises ValueError if the filter is enabled in a trainer that ignores it."""
     if not _is_enabled(config):
         return
     other = other_trainer(config)
@@ -73,7 +73,7 @@ def refuse(config: DictConfig) -> None:
 
 
 def notices(config: DictConfig) -> Iterator[str]:
-    """What the user should know of the filter at the start."""
+    """Yields what the user should know about the filter at start."""
     if not _is_enabled(config):
         return
     batches = OmegaConf.select(config, f"{FIELD}.max_num_gen_batches", default=0) or 0
@@ -97,7 +97,7 @@ def _is_enabled(config: DictConfig) -> bool:
 
 @dataclass
 class Limit:
-    """How many prompts a step may generate, and what became of those it did.
+    """How many prompts a step may generate, and how many of them were dropped.
 
     Args:
         batches: N = max_num_gen_batches, at least 1. batch_size: prompts that the step trains on.
@@ -147,7 +147,7 @@ class Limit:
 
 
 def bound(buffer: ReplayBuffer, limit: Limit) -> None:
-    """Let ``buffer`` drop no more prompts than ``limit`` allows."""
+    """Makes ``buffer`` raise :class:`TooFewPrompts` when it drops more prompts than ``limit`` allows."""
     evict = buffer._evict_terminal_groups
 
     @functools.wraps(evict)

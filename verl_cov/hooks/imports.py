@@ -1,4 +1,4 @@
-"""Run code when another module is imported, without importing it.
+"""Runs code when another module is imported, without importing it.
 
 verl loads plugins at the end of ``import verl``, in every process of a run. Importing the engine, the trainer or vLLM
 there would cost seconds in processes that never use them, so each seam registers itself for the moment its target is

@@ -1,4 +1,4 @@
-"""The mini-batch hook in verl's legacy actor (0.6 and 0.7): nothing, until verl is patched.
+"""The mini-batch hook in verl's legacy actor (0.6 and 0.7), which works only with a patched verl.
 
 Leans on ``verl.workers.actor.dp_actor.DataParallelPPOActor.update_policy(data)``, which cuts a rank's rows into
 mini-batches and these into micro-batches in one long method: there is no place to wrap, so ``patches/`` puts
@@ -55,7 +55,7 @@ def _register_with_patched_verl(mini_batch_hook: ModuleType) -> None:
 
 
 def hook_for(worker: DataParallelPPOActor, data: DataProto) -> MiniBatchHook | None:
-    """The hook for a mini-batch of a legacy actor; None for another worker, or if nothing of ours is asked for."""
+    """Makes the hook for a mini-batch of a legacy actor; None for another worker or a run without verl-cov."""
     if not hasattr(worker, "actor_optimizer"):
         return None
     cov = _config(worker)
@@ -75,7 +75,7 @@ def _check_when_made(module: ModuleType, name: str) -> None:
 
 
 def refuse(config: DictConfig) -> None:
-    """Raise ValueError for a run whose legacy actor cannot do what is asked of verl-cov."""
+    """Raises ValueError if the run's legacy actor cannot do what the configuration asks for."""
     release, cov = versions.installed_release(), config_from_trainer(config)
     if cov is None or not release.legacy:
         return
@@ -91,7 +91,7 @@ def refuse(config: DictConfig) -> None:
 
 
 def refuse_actor(cov: CovPolicyLossConfig, patched: bool, actor: str) -> None:
-    """Raise ValueError for what a legacy actor cannot do.
+    """Raises ValueError if the configuration asks for something that a legacy actor cannot do.
 
     Args:
         patched: True if the module of the actor has ``MiniBatchStep``.
@@ -130,7 +130,7 @@ class LegacyActorAdapter:
         self.group = _data_parallel_group(worker)
 
     def step(self) -> int:
-        """Optimizer steps so far, as the optimizer's checkpoint has them: the actor is told no number of a rollout."""
+        """Counts the step as the optimizer's checkpoint does, because the actor does not know the rollout step."""
         state = state_of(self.worker)
         state.updates += 1
         parameters = self.worker.actor_optimizer.state.values()
@@ -155,7 +155,7 @@ def _config(actor: DataParallelPPOActor) -> CovPolicyLossConfig | None:
 
 
 def _data_parallel_group(actor: DataParallelPPOActor) -> ProcessGroup | None:
-    """The ranks that hold other rows than this one; None if there are none.
+    """Returns the ranks that hold different rows; None if there is only one.
 
     With Ulysses the ranks of a sequence-parallel group hold the same rows; verl lays the two out as this mesh
     (``fsdp_workers.py``, ``ulysses_device_mesh``), and does not hand it to the actor.

@@ -1,4 +1,4 @@
-"""The names of our policy losses, and where a trainer's configuration has the fields of a policy loss."""
+"""The names of verl-cov's policy losses, and the node of a trainer's configuration with a policy loss's fields."""
 
 CLIP_COV = "verl_cov.clip_cov"
 KL_COV = "verl_cov.kl_cov"

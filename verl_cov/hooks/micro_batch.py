@@ -1,7 +1,8 @@
-"""What a micro-batch's policy loss is told of the selection, and selection within each micro-batch.
+"""Passes the selection to the policy loss of each micro-batch, and selects within a micro-batch.
 
-verl hands a policy loss nothing but the padded micro-batch, so the tokens that a selection chose travel beside it, in a
-ContextVar: :mod:`.mini_batch` sets it, :mod:`.policy_losses` reads it.
+verl passes nothing but the padded micro-batch to a policy loss, so the selected tokens are passed in a ContextVar:
+:mod:`.mini_batch` sets it, :mod:`.policy_losses` reads it. Leans on ``ActorConfig.clip_ratio``, ``clip_ratio_low`` and
+``clip_ratio_high``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class MicroBatches:
-    """Selects within each micro-batch, as verl's own ``clip_cov`` and ``kl_cov`` do, and adds up what it chose.
+    """Selects within each micro-batch, as verl's own ``clip_cov`` and ``kl_cov`` do, and sums up what it selected.
 
     ``numbers`` are the sums of :attr:`verl_cov.core.selection.Selected.numbers` over the micro-batches so far, None
     before the first one. No collectives: engines call the loss on some ranks only, and not equally often.
@@ -38,7 +39,7 @@ class MicroBatches:
         self.numbers: Tensor | None = None
 
     def select(self, actor_config: ActorConfig, cov: CovPolicyLossConfig, micro_batch: dict[str, Tensor]) -> Tensor:
-        """[sequences, response length] bool: what is chosen in a micro-batch, given as verl's policy-loss arguments."""
+        """Selects in a micro-batch, given as verl's policy-loss arguments; returns [sequences, length] bool."""
         advantages, valid = micro_batch["advantages"], micro_batch["response_mask"].bool()
         log_prob = micro_batch["log_prob" if cov.log_prob == "current" else "old_log_prob"].detach()
         barred = _clipped_by_ppo(actor_config, micro_batch).flatten() if cov.loss_mode == CLIP_COV else None
@@ -74,18 +75,18 @@ def selected_tokens(selection: Tensor | MicroBatches) -> Iterator[None]:
 
 
 def current_selection() -> Tensor | MicroBatches | None:
-    """The selection that holds here, None outside of :func:`selected_tokens`."""
+    """Returns the current selection, None outside of :func:`selected_tokens`."""
     return _selected.get()
 
 
 def control_of(cov: CovPolicyLossConfig, step: int) -> Control:
-    """The selection that ``cov`` asks for at optimizer step ``step``."""
+    """Returns the selection rule of ``cov`` for optimizer step ``step``."""
     band = (cov.clip_cov_lb, cov.clip_cov_ub) if cov.loss_mode == CLIP_COV else None
     return Control(ratio=cov.ratio, band=band, seed=cov.cov_seed, step=step)
 
 
 def _clipped_by_ppo(actor_config: ActorConfig, micro_batch: dict[str, Tensor]) -> Tensor:
-    """Tokens whose gradient PPO's clip removes already; verl's ``clip_cov`` does not draw them."""
+    """Marks tokens whose gradient PPO's clip already removes; verl's ``clip_cov`` does not draw them."""
     low, high = (
         actor_config.clip_ratio if bound is None else bound
         for bound in (actor_config.clip_ratio_low, actor_config.clip_ratio_high)

@@ -1,6 +1,6 @@
-"""The hook round one optimizer step: selects over the whole mini-batch before it is cut up, and measures.
+"""The hook around one optimizer step: selects over the whole mini-batch before it is split, and computes metrics.
 
-:class:`MiniBatchHook` is what both kinds of actor worker have in common; it knows verl's worker only through an
+:class:`MiniBatchHook` is the part that both kinds of actor worker share; it knows verl's worker only through an
 :class:`ActorWorkerAdapter`: :mod:`.train_batch` for verl's engines, :mod:`.legacy_actor` for the legacy actor. Its
 three methods are what a verl with one of ``patches/`` calls (``verl/utils/mini_batch_hook.py``); elsewhere
 :mod:`.train_batch` calls them from a wrapper. The collectives run here, never inside the loss, which on some engines
@@ -45,7 +45,7 @@ MINI_BATCHES_PER_STEP = 1 << 20
 
 
 class ActorWorkerAdapter(Protocol):
-    """What the hook asks of a worker that trains an actor, for one mini-batch.
+    """What the hook needs from a worker that trains an actor, for one mini-batch.
 
     Args:
         worker: verl's.
@@ -60,33 +60,33 @@ class ActorWorkerAdapter(Protocol):
     tokenizer: PreTrainedTokenizerBase | None
 
     def step(self) -> int:
-        """Count this optimizer step: a number that a resumed run continues, equal on every rank."""
+        """Counts this optimizer step and returns its number: equal on every rank, and continued by a resumed run."""
         ...
 
     def log_probs(self, tokens: RankTokens) -> Tensor:
-        """[slots] float32 log-probs of the present policy, at the price of a forward (``cov_log_prob=current``)."""
+        """Computes [slots] float32 log-probs of the present policy, by a forward (``cov_log_prob=current``)."""
         ...
 
     def has_policy_loss(self, micro_batch: TensorDict) -> bool:
-        """True for a micro-batch on which verl computes the policy loss."""
+        """Returns True for a micro-batch on which verl computes the policy loss."""
         ...
 
     def prepare(self, micro_batch: TensorDict) -> None:
-        """Put right what verl's loss would fail on in this micro-batch."""
+        """Repairs what verl's loss would fail on in this micro-batch."""
         ...
 
     def selection_mask(self, micro_batch: TensorDict) -> Tensor:
-        """[sequences, response length] bool: ``SELECTED_FIELD`` of a micro-batch, padded as its loss has it."""
+        """Returns ``SELECTED_FIELD`` of a micro-batch as [sequences, length] bool, padded as for its loss."""
         ...
 
 
 @dataclass(frozen=True)
 class MiniBatch:
-    """What is known of a mini-batch before the update on it.
+    """What is known about a mini-batch before the update.
 
     Args:
         log_prob: [slots], what the covariances were taken with.
-        covariances: of the whole mini-batch; None if neither a selection over it nor metrics need them.
+        covariances: of the whole mini-batch; None if neither the selection nor the metrics need them.
         selected: the selection over the whole mini-batch; None if there is none.
         micro_batches: with ``cov_scope=micro_batch`` what selects, within each micro-batch, during the update.
         ladder: [shares] of :data:`verl_cov.core.LADDER`, with ``cov_metrics=full``.
@@ -105,7 +105,7 @@ class MiniBatch:
 
 
 class MiniBatchHook:
-    """One optimizer step on one rank. Made before the mini-batch is cut up; every data-parallel rank must make it."""
+    """One optimizer step on one rank. Every data-parallel rank must create it, before the mini-batch is split."""
 
     def __init__(self, adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig) -> None:
         self._adapter, self._cov = adapter, cov
@@ -113,7 +113,7 @@ class MiniBatchHook:
         self._mini_batch = select_and_measure(adapter, cov, self._step)
 
     def micro_batch(self, micro_batch: TensorDict) -> AbstractContextManager:
-        """To be entered round the loss of each micro-batch: the policy loss then knows what was selected of it."""
+        """Returns the context for the loss of a micro-batch, in which the policy loss knows the selected tokens."""
         if not self._cov.controls or not self._adapter.has_policy_loss(micro_batch):
             return nullcontext()
         self._adapter.prepare(micro_batch)
@@ -122,14 +122,13 @@ class MiniBatchHook:
         return selected_tokens(self._adapter.selection_mask(micro_batch))
 
     def metrics(self) -> dict[str, float]:
-        """``actor/cov/...`` of this step, the same on every rank; all ranks must ask (collectives), after the step."""
+        """Returns the metrics of this step, equal on every rank. All ranks must call it, after the step."""
         # Only now are the numbers read back: verl has waited for the device already, for the gradient's norm.
         return update_metrics(self._adapter, self._cov, self._mini_batch, self._step)
 
 
 def select_and_measure(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, step: int) -> MiniBatch:
-    """Select among a rank's mini-batch ``adapter.data`` (jagged or dense), store the mask in it as ``SELECTED_FIELD``,
-    and compute what the metrics need.
+    """Selects tokens of a mini-batch, stores the mask in it as ``SELECTED_FIELD``, and computes what metrics need.
 
     Every rank of ``adapter.group`` must call it with its own rows and the same ``cov`` and ``step``.
     """
@@ -165,7 +164,7 @@ def select_and_measure(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, st
 def update_metrics(
     adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_batch: MiniBatch, step: int
 ) -> dict[str, float]:
-    """The metrics of this optimizer step, the same on every rank; logs what the user should know and dumps tokens."""
+    """Returns the metrics of this optimizer step, equal on every rank; also logs advice and dumps tokens."""
     group, selected = adapter.group, mini_batch.selected
     totals = _totals(mini_batch, group)
     if selected is not None:

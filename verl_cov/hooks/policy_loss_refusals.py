@@ -1,4 +1,4 @@
-"""What is refused of ``policy_loss`` and its engine, and what the user should know of them at the start.
+"""Refuses impossible settings of ``policy_loss`` and its engine, and tells the user what will have no effect.
 
 Leans on ``POLICY_LOSS_REGISTRY`` of ``verl.trainer.ppo.core_algos``.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def refuse(config: DictConfig) -> None:
-    """Raise ValueError for a control that is misspelt, out of range, or impossible with this run's sizes or engine."""
+    """Raises ValueError for a control that is misspelt, out of range, or impossible with this run's sizes or engine."""
     policy_loss = OmegaConf.select(config, POLICY_LOSS, default=None) or {}
     mode = str(policy_loss.get("loss_mode"))
     our_class, our_mode = names_verl_cov(policy_loss.get("_target_")), names_verl_cov(mode)
@@ -61,7 +61,7 @@ def refuse(config: DictConfig) -> None:
 
 
 def notices(config: DictConfig) -> Iterator[str]:
-    """What will have no effect, or no meaning, in this run."""
+    """Yields what will have no effect, or no meaning, in this run."""
     cov = config_from_trainer(config)
     if cov is None:
         return
@@ -94,6 +94,6 @@ def _refuse_empty_selection(config: DictConfig, cov: CovPolicyLossConfig) -> Non
 
 
 def _round_up(value: float) -> float:
-    """To one significant digit, never down."""
+    """Rounds up to one significant digit."""
     unit = 10.0 ** math.floor(math.log10(value))
     return math.ceil(value / unit) * unit

@@ -86,10 +86,10 @@ def _policy_loss(
 
 
 def _selection(cov: CovPolicyLossConfig, actor_config: ActorConfig, inputs: dict[str, Any]) -> Tensor:
-    """[sequences, response length] bool: the tokens of this micro-batch that the control acts on."""
+    """Returns [sequences, length] bool: the tokens of this micro-batch that the control acts on."""
     selected = current_selection()
     if selected is None:
-        # Never on its own: the update would be another algorithm's than the one asked for.
+        # Never fall back to micro-batches silently: that is another algorithm than the configured one.
         if cov.cov_scope == "mini_batch":
             raise RuntimeError(
                 "verl-cov: this worker shows the policy loss one micro-batch at a time, and verl-cov's hook is not in "
@@ -110,5 +110,5 @@ def _selection(cov: CovPolicyLossConfig, actor_config: ActorConfig, inputs: dict
 
 @functools.cache
 def _without_hook() -> MicroBatches:
-    """What selects within micro-batches in a worker without the hook. One for all calls, so that its draws go on."""
+    """Returns what selects in a worker without the hook. One object for all calls, so that its draws differ."""
     return MicroBatches()

@@ -1,7 +1,9 @@
-"""What is refused of a run with our reward function, ``reward.custom_reward_function.path=pkg://verl_cov.tasks.reward``.
+"""Refuses a run whose reward function, ours (``pkg://verl_cov.tasks.reward``), could not work.
 
-At run time verl catches what a reward function raises and counts the prompt as failed: every one of them. What fails in
-a child of the verifier for mathematics counts as a wrong answer. So this looks before the run starts.
+At run time verl catches what a reward function raises and counts the prompt as failed: all of them. A failure in a
+child process of the verifier for mathematics counts as a wrong answer. So the check is made before the run starts.
+
+Leans on ``reward.custom_reward_function`` of verl's configuration.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ def refuse(config: DictConfig) -> None:
 
     installed = versions.installed("math-verify")
     if installed is None or not SpecifierSet(MATH_VERIFY).contains(installed, prereleases=True):
-        there = "which is not installed" if installed is None else f"and {installed} is installed"
+        state = "which is not installed" if installed is None else f"and {installed} is installed"
         raise ValueError(
-            f"{_FUNCTION}.path={path} needs math-verify{MATH_VERIFY}, {there}: pip install 'verl-cov[tasks]', on every "
+            f"{_FUNCTION}.path={path} needs math-verify{MATH_VERIFY}, {state}: pip install 'verl-cov[tasks]', on every "
             "node"
         )
     options = OmegaConf.select(config, f"{_FUNCTION}.reward_kwargs", default=None)

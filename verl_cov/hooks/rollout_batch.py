@@ -56,7 +56,7 @@ def _wrap(engine_workers: ModuleType) -> None:
 
 
 def _measures_rollouts(worker: TrainingWorker) -> bool:
-    """True for a worker that trains an actor in a run with ``cov_metrics=full``."""
+    """Returns True for a worker that trains an actor in a run with ``cov_metrics=full``."""
     cov = config_from_loss(worker.loss_fn)
     return cov is not None and cov.cov_metrics == "full"
 
@@ -90,7 +90,7 @@ def _infer_batch(
 
 def _save_checkpoint(original: Callable, worker: TrainingWorker, local_path: str, *args: Any, **kwargs: Any) -> Any:
     result = original(worker, local_path, *args, **kwargs)
-    # From a rank that has the metrics: under pipeline parallelism rank 0 has not.
+    # From a rank that has the metrics: under pipeline parallelism rank 0 has none.
     if (
         _measures_rollouts(worker)
         and worker.engine.is_mp_src_rank_with_outputs()
@@ -115,7 +115,7 @@ def _load_checkpoint(original: Callable, worker: TrainingWorker, local_path: str
 def rollout_metrics(
     worker: TrainingWorker, data: TensorDict, group: ProcessGroup | None
 ) -> tuple[dict[str, float], dict[str, Theorem]]:
-    """What a rollout batch says of entropy, and what the theorems predict of its updates; equal on every rank.
+    """Computes the entropy metrics of a rollout batch and the theorems' predictions; equal on every rank.
 
     Args:
         data: this rank's share of the rollout batch.
@@ -145,7 +145,7 @@ def rollout_metrics(
 def _compare_with_predictions(
     worker: TrainingWorker, values: dict[str, float], theorems: dict[str, Theorem], grad_norms: Sequence[float] | None
 ) -> dict[str, float]:
-    """The theorems of earlier rollouts against what became of the entropy.
+    """Compares the theorems of earlier rollouts with the measured entropy.
 
     Args:
         values: :func:`rollout_metrics` of this rollout.
@@ -160,7 +160,7 @@ def _compare_with_predictions(
 
 
 def clip_scale(grad_norms: Sequence[float] | None, clip_grad: float | None) -> float:
-    """What gradient clipping left of the steps of a rollout: the mean of min(1, clip_grad / grad_norm), in [0, 1].
+    """Computes what gradient clipping left of a rollout's steps: the mean of min(1, clip_grad / grad_norm).
 
     Where the norm is above the threshold, as it is in most steps of RL with verl's default of 1, the step is the
     gradient's direction alone, and the entropy change goes with covariance by norm. A norm that is not finite counts 0:
@@ -174,7 +174,7 @@ def clip_scale(grad_norms: Sequence[float] | None, clip_grad: float | None) -> f
 
 
 def _keep_entropies(worker: TrainingWorker, data: TensorDict, output: TensorDict) -> None:
-    """Remember the entropies of a dense (legacy) batch until it is trained on."""
+    """Keeps the entropies of a dense (legacy) batch until it is trained on."""
     if not {"response_mask", "prompts", "responses", "uid"} <= set(data.keys()) or data["response_mask"].is_nested:
         return
     from verl.workers.utils.padding import no_padding_2_padding

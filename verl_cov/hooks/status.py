@@ -1,4 +1,4 @@
-"""What became of the plugin in this process: ``verl-cov doctor`` and the checks of a run that asks for us read it."""
+"""Whether the plugin works in this process: ``verl-cov doctor`` and the checks of a run with verl-cov read it."""
 
 from __future__ import annotations
 

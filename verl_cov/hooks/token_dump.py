@@ -40,7 +40,7 @@ def write(
     step: int,
     group: ProcessGroup | None,
 ) -> None:
-    """Append the ``cov_dump_tokens`` highest of all ranks to the file; every rank of ``group`` must call it.
+    """Appends the ``cov_dump_tokens`` highest of all ranks to the file; every rank of ``group`` must call it.
 
     highest: :func:`highest_tokens` of this rank, whose mini-batch is ``data``.
     """
@@ -63,7 +63,7 @@ def write(
 def highest_tokens(
     tokens: RankTokens, log_prob: Tensor, covariances: Covariances, selected: Tensor | None, number: int
 ) -> list[dict[str, Any]]:
-    """This rank's ``number`` highest covariances, as the fields of :class:`Token` that are not text, and their row.
+    """Returns this rank's ``number`` highest covariances: the fields of :class:`Token` that are no text, and the row.
 
     Args:
         log_prob: [slots], what the covariances were taken with.

@@ -1,4 +1,4 @@
-"""The mini-batch hook in verl's engines: a wrapper round ``TrainingWorker.train_batch``, or verl's own hook if patched.
+"""The mini-batch hook in verl's engines: a wrapper around ``TrainingWorker.train_batch``, or a patched verl's own hook.
 
 Leans on ``verl.workers.engine_workers.TrainingWorker.train_batch(data)``: in verl 0.7.1 (engine mode) to 0.9.1 the one
 place, for every engine and trainer, that sees a rank's mini-batch. ``self.loss_fn`` is called there with
@@ -50,7 +50,7 @@ def _register_with_patched_verl(mini_batch_hook: ModuleType) -> None:
 
 
 def hook_for(worker: TrainingWorker, data: TensorDict) -> MiniBatchHook | None:
-    """The hook for a mini-batch of an engine's worker; None for another worker, or if nothing of ours is asked for.
+    """Makes the hook for a mini-batch of an engine's worker; None for another worker or a run without verl-cov.
 
     Raises:
         ValueError: the engine's settings make a selection over the mini-batch impossible.
@@ -93,7 +93,7 @@ def _train_batch(
 
 
 def _loss_with_selection(loss_fn: Callable[..., Any], hook: MiniBatchHook, *args: Any, **kwargs: Any) -> Any:
-    """Call verl's loss on one micro-batch, with its slice of the selection or with what selects within it."""
+    """Calls verl's loss on one micro-batch in the hook's context."""
     # Distillation calls the loss once more for the student's logits, without a micro-batch.
     with nullcontext() if kwargs.get("data") is None else hook.micro_batch(kwargs["data"]):
         return loss_fn(*args, **kwargs)
@@ -128,7 +128,7 @@ class EngineAdapter:
 
 
 def refuse_engine(engine_config: EngineConfig, cov: CovPolicyLossConfig) -> None:
-    """Raise ValueError for engine settings under which a selection over the mini-batch is impossible, and say why."""
+    """Raises ValueError for engine settings that make a selection over the mini-batch impossible."""
     if cov.cov_scope != "mini_batch":
         return
     torchtitan = getattr(engine_config, "strategy", None) == "torchtitan"
@@ -153,7 +153,7 @@ def refuse_engine(engine_config: EngineConfig, cov: CovPolicyLossConfig) -> None
 
 
 def _log_probs(worker: TrainingWorker, data: TensorDict) -> Tensor:
-    """The present policy's log-probs of the whole sequences, jagged, by one forward in the training's micro-batches."""
+    """Computes the present policy's log-probs of whole sequences, jagged, in the micro-batches of training."""
     from verl.utils import tensordict_utils as tu
 
     data = data.copy()  # shallow: the engine writes settings into it
@@ -174,7 +174,7 @@ def _log_probs(worker: TrainingWorker, data: TensorDict) -> Tensor:
 
 
 def _count_optimizer_step(worker: TrainingWorker, data: TensorDict, group: ProcessGroup | None) -> int:
-    """Count one optimizer step: its number holds the rollout step and the mini-batch within it.
+    """Counts one optimizer step: its number holds the rollout step and the mini-batch within it.
 
     The rollout step travels with the batch; the mini-batches are counted here. In asynchronous trainers rows of several
     rollout steps meet in a mini-batch: the latest counts, over all ranks.
@@ -198,7 +198,7 @@ def _count_optimizer_step(worker: TrainingWorker, data: TensorDict, group: Proce
 
 
 def _updates_before(engine: BaseEngine) -> int:
-    """How often the learning-rate scheduler stepped, which is once a rollout; it is in the checkpoint."""
+    """Returns how often the learning-rate scheduler stepped: once per rollout, and continued from a checkpoint."""
     scheduler = getattr(engine, "lr_scheduler", None)
     scheduler = getattr(scheduler, "schedulers", [scheduler])[0]  # torchtitan's holds one for each optimizer
     for name in ("last_epoch", "num_steps"):  # torch's; Megatron's and Automodel's

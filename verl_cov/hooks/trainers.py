@@ -1,4 +1,4 @@
-"""Questions about the trainer that a configuration is for, which several checks ask."""
+"""Reads from a configuration which trainer it is for and how that trainer updates; several checks use it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ OTHER_TRAINERS = {
 
 
 def other_trainer(config: DictConfig) -> str | None:
-    """The module of the trainer that ``config`` is for, if it is none of ``main_ppo``'s; its ``trainer.use_v1`` then
-    says nothing."""
+    """Returns the module of the trainer that ``config`` is for, None for ``main_ppo``'s trainers.
+
+    With another trainer, ``trainer.use_v1`` means nothing.
+    """
     for fields, name in OTHER_TRAINERS.items():
         if all(OmegaConf.select(config, field, default=None) is not None for field in fields):
             return name

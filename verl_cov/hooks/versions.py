@@ -1,6 +1,6 @@
-"""The verl releases that verl-cov works with, and the one place that knows in what they differ.
+"""The verl releases that verl-cov works with, and the one place that knows how they differ.
 
-Everything else asks the :class:`Release` of the verl at hand (:func:`installed_release`) what that one has.
+All other code asks the :class:`Release` of the installed verl (:func:`installed_release`).
 ``docs/compatibility.md`` says what was run on which; ``make compat`` runs it.
 """
 
@@ -77,20 +77,24 @@ def installed(distribution: str) -> str | None:
         return None
 
 
-def release_of(found: str | None) -> Release:
-    """The release that verl ``found`` is, or is taken for: a build from source as what it was built from, a later patch
-    release of the newest line (0.9.7) as the newest of it.
+def release_of(verl_version: str | None) -> Release:
+    """Returns the release that a version of verl is treated as.
+
+    A build from source counts as the release it was built from, a later patch release of the newest line (0.9.7) as the
+    newest release.
 
     Raises:
         UnsupportedVersion: there is no such release here.
     """
     known = ", ".join(release.version for release in RELEASES)
-    if found is None:
+    if verl_version is None:
         raise UnsupportedVersion(f"verl is not installed: pip install 'verl[verl-core]=={NEWEST.version}'")
     try:
-        base = Version(Version(found).base_version)  # 0.9.1.dev0 and 0.9.1+fork are 0.9.1
+        base = Version(Version(verl_version).base_version)  # 0.9.1.dev0 and 0.9.1+fork are 0.9.1
     except InvalidVersion:
-        raise UnsupportedVersion(f"verl calls itself {found!r}, which is no version: verl-cov knows {known}") from None
+        raise UnsupportedVersion(
+            f"verl calls itself {verl_version!r}, which is no version: verl-cov knows {known}"
+        ) from None
     for release in RELEASES:
         if base == Version(release.version):
             return release
@@ -99,16 +103,17 @@ def release_of(found: str | None) -> Release:
         return NEWEST
     if base > newest:
         raise UnsupportedVersion(
-            f"verl {found} is too new for this verl-cov, which knows {known}: upgrade verl-cov, or pip install "
+            f"verl {verl_version} is too new for this verl-cov, which knows {known}: upgrade verl-cov, or pip install "
             f"verl=={NEWEST.version}"
         )
     if base < Version(RELEASES[0].version):
         raise UnsupportedVersion(
-            f"verl {found} is too old for verl-cov, which knows {known}: pip install verl=={NEWEST.version}"
+            f"verl {verl_version} is too old for verl-cov, which knows {known}: pip install verl=={NEWEST.version}"
         )
     nearest = next(release.version for release in RELEASES if Version(release.version) > base)
     raise UnsupportedVersion(
-        f"verl {found} is not among the releases that verl-cov was tested with ({known}): pip install verl=={nearest}"
+        f"verl {verl_version} is not among the releases that verl-cov was tested with ({known}): "
+        f"pip install verl=={nearest}"
     )
 
 
@@ -122,19 +127,19 @@ def installed_release() -> Release:
 
 def require_v1(what: str) -> None:
     """Raise ValueError, in one line with the fix, if ``what`` cannot be had with the installed verl."""
-    found = installed("verl")
-    if found is not None and release_of(found).v1:
+    verl_version = installed("verl")
+    if verl_version is not None and release_of(verl_version).v1:
         return
-    here = "which is not installed" if found is None else f"and this is {found}"
+    state = "which is not installed" if verl_version is None else f"and this is {verl_version}"
     raise ValueError(
-        f"{what} needs verl 0.9 or later, {here}: pip install 'verl[verl-core]=={NEWEST.version}', in an environment "
+        f"{what} needs verl 0.9 or later, {state}: pip install 'verl[verl-core]=={NEWEST.version}', in an environment "
         "of its own if you need the other one"
     )
 
 
-def is_tested(found: str) -> bool:
+def is_tested(verl_version: str) -> bool:
     """True if exactly this version was tested (a later patch release or a build of a fork was not)."""
-    return any(found == release.version for release in RELEASES)
+    return any(verl_version == release.version for release in RELEASES)
 
 
 def check_parts(release: Release, package: Path) -> None:

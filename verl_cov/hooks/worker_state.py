@@ -1,4 +1,4 @@
-"""What must outlive a call: one object of ours on each of verl's workers."""
+"""State that must outlive a call: one object on each of verl's workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ATTRIBUTE = "_verl_cov"
 
 @dataclass
 class WorkerState:
-    """The state of one worker that trains an actor.
+    """Returns the state of one worker that trains an actor.
 
     Args:
         rollout_step, mini_batch: the last optimizer step: which rollout's, and which mini-batch of it; None before the
@@ -42,7 +42,7 @@ class WorkerState:
 
 
 def state_of(worker: TrainingWorker | DataParallelPPOActor) -> WorkerState:
-    """The state of ``worker`` (verl's), made when it is first asked for."""
+    """Returns the state of ``worker`` ; creates it at the first call."""
     if not hasattr(worker, _ATTRIBUTE):
         setattr(worker, _ATTRIBUTE, WorkerState())
     return getattr(worker, _ATTRIBUTE)

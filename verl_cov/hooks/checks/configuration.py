@@ -1,4 +1,4 @@
-"""Collects what every feature refuses of a configuration, and what it has to say; the features know why."""
+"""Collects the refusals and notices of all features; each feature knows its own."""
 
 from __future__ import annotations
 

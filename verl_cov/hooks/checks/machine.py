@@ -1,4 +1,4 @@
-"""What is refused of a run on this machine: what would make it hang, or fail after minutes.
+"""Refuses a run that would hang, or fail after minutes, on this machine.
 
 Counts what verl's actors reserve in Ray: in verl 0.9.1 a placement-group bundle of ``max_colocate_count`` = 3 a trainer
 process (``single_controller/ray/base.py``); with the V1 trainer one for TransferQueue's controller and one for each

@@ -1,4 +1,4 @@
-"""What the reward function said of responses that lie in verl's TransferQueue.
+"""Reads what the reward function returned for responses in verl's TransferQueue.
 
 Leans on the fields that ``AgentLoopWorkerTQ`` writes: ``rm_scores``, the score on the last response token, and
 ``extra_fields["reward_extra_info"]``, the other keys of what the reward function returned.

@@ -1,4 +1,4 @@
-"""What verl's worker is told to build: the PRM and its frozen reference, like the policy but for what ``prime`` says.
+"""Settings of the workers of the PRM and its frozen reference: the policy's, except where ``prime`` differs.
 
 Leans on ``TrainingWorkerConfig``, on the policy's ``ActorConfig`` having ``engine``, ``optim`` and ``checkpoint`` for
 every backend, and on ``ActorRolloutRefWorker.init_model`` setting the same fields of the engine's config.

@@ -1,4 +1,7 @@
-"""What is refused of a PRIME run before anything starts: a ValueError names the field and the fix."""
+"""Refuses a PRIME run that could not start or learn: a ValueError names the field and the fix.
+
+Leans on verl's ``hf_tokenizer`` and ``copy_to_local``, with which its workers load a model.
+"""
 
 from __future__ import annotations
 
