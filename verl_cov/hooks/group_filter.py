@@ -125,7 +125,7 @@ class Limit:
         )
 
     def drop(self, step: int, values: Counter[float], usable: int) -> None:
-        """Count prompts dropped in ``step``, where ``usable`` others are answered. Raises :class:`TooFewPrompts`."""
+        """Counts prompts dropped in ``step``, where ``usable`` others are answered. Raises :class:`TooFewPrompts`."""
         if step != self.step:
             self.step, self.dropped = step, Counter()
         self.dropped.update(values)

@@ -31,7 +31,7 @@ _around: dict[str, list[Callable[[], AbstractContextManager]]] = {}
 
 
 def when_imported(name: str, callback: Callable[[ModuleType], None]) -> None:
-    """Call ``callback(module)`` once, right after module ``name`` is first executed (now, if that has happened).
+    """Calls ``callback(module)`` once, right after module ``name`` is first executed (now, if that has happened).
 
     Because the callback runs before the import statement returns, ``from name import function`` in later modules
     sees a function the callback replaced. What a callback raises then does not reach the import, which belongs to
@@ -52,14 +52,14 @@ def when_imported(name: str, callback: Callable[[ModuleType], None]) -> None:
 
 
 def while_importing(name: str, context: Callable[[], AbstractContextManager]) -> None:
-    """Execute the body of module ``name`` inside ``with context():``. Too late (and ignored) once it is imported."""
+    """Executes the body of module ``name`` inside ``with context():``. Too late (and ignored) once it is imported."""
     if name not in sys.modules:
         _around.setdefault(name, []).append(context)
         _install()
 
 
 def forget(name: str, hook: Callable[..., Any]) -> None:
-    """Take back a hook that has not run yet; does nothing if it has."""
+    """Undoes a hook that has not run yet; does nothing if it has."""
     for waiting in (_after.get(name, []), _around.get(name, [])):
         if hook in waiting:
             waiting.remove(hook)

@@ -18,7 +18,7 @@ _OURS = "pkg://verl_cov.tasks.reward"
 
 
 def refuse(config: DictConfig) -> None:
-    """Raise ValueError for our reward function without what it needs, or with an option that is misspelt or out of
+    """Raises ValueError for our reward function without what it needs, or with an option that is misspelt or out of
     range."""
     path = str(OmegaConf.select(config, f"{_FUNCTION}.path", default=None))
     # verl takes dots and slashes between the names.

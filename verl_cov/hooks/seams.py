@@ -32,17 +32,17 @@ class Seam:
         self._undo: list[Callable[[], None]] = []
 
     def when_imported(self, module: str, change: Callable[[ModuleType], None]) -> None:
-        """Call ``change(module)`` once the module is imported (:func:`verl_cov.hooks.imports.when_imported`)."""
+        """Calls ``change(module)`` once the module is imported (:func:`verl_cov.hooks.imports.when_imported`)."""
         imports.when_imported(module, change)
         self._undo.append(lambda: imports.forget(module, change))
 
     def while_importing(self, module: str, context: Callable[[], AbstractContextManager]) -> None:
-        """Execute the module's body inside ``context()`` (:func:`verl_cov.hooks.imports.while_importing`)."""
+        """Executes the module's body inside ``context()`` (:func:`verl_cov.hooks.imports.while_importing`)."""
         imports.while_importing(module, context)
         self._undo.append(lambda: imports.forget(module, context))
 
     def wrap(self, owner: object, name: str, wrapper: Callable[..., Any]) -> None:
-        """Replace ``owner.name`` by a function that calls ``wrapper(original, *args, **kwargs)``.
+        """Replaces ``owner.name`` by a function that calls ``wrapper(original, *args, **kwargs)``.
 
         The replacement keeps the original's attributes (verl's ``@register`` puts dispatch rules there) and is a
         coroutine function if the original is one (Ray goes by that).
@@ -62,7 +62,7 @@ class Seam:
         self.replace(owner, name, replacement)
 
     def replace(self, owner: object, name: str, value: object) -> None:
-        """Set ``owner.name``. Taking it back leaves a later change by somebody else alone."""
+        """Sets ``owner.name``. Taking it back leaves a later change by somebody else alone."""
         original = getattr(owner, name)
         setattr(owner, name, value)
 
@@ -73,10 +73,10 @@ class Seam:
         self._undo.append(undo)
 
     def on_uninstall(self, undo: Callable[[], None]) -> None:
-        """Call ``undo()`` when the changes are taken back: for what was put into a registry."""
+        """Calls ``undo()`` when the changes are taken back: for what was put into a registry."""
         self._undo.append(undo)
 
     def uninstall(self) -> None:
-        """Take back every change, the newest first."""
+        """Undoes every change, the newest first."""
         while self._undo:
             self._undo.pop()()

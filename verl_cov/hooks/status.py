@@ -32,7 +32,7 @@ status = Status()
 
 
 def require_working_plugin() -> None:
-    """Raise RuntimeError if verl-cov could not register itself in this process."""
+    """Raises RuntimeError if verl-cov could not register itself in this process."""
     if status.error:
         raise RuntimeError(
             f"verl-cov {status.version} could not register itself in this process: {status.error}. "

@@ -126,7 +126,7 @@ def installed_release() -> Release:
 
 
 def require_v1(what: str) -> None:
-    """Raise ValueError, in one line with the fix, if ``what`` cannot be had with the installed verl."""
+    """Raises ValueError, in one line with the fix, if ``what`` cannot be had with the installed verl."""
     verl_version = installed("verl")
     if verl_version is not None and release_of(verl_version).v1:
         return
@@ -143,7 +143,7 @@ def is_tested(verl_version: str) -> bool:
 
 
 def check_parts(release: Release, package: Path) -> None:
-    """Raise :class:`UnsupportedVersion` if the folder ``package`` of a verl has other parts than ``release``.
+    """Raises :class:`UnsupportedVersion` if the folder ``package`` of a verl has other parts than ``release``.
 
     A build from between two releases calls itself the later one (0.8.0.dev), and may still be the earlier one.
     """
@@ -162,7 +162,7 @@ def check_parts(release: Release, package: Path) -> None:
 
 
 def check_installed_verl() -> None:
-    """Raise :class:`UnsupportedVersion` if this process has a verl whose internals were not checked."""
+    """Raises :class:`UnsupportedVersion` if this process has a verl whose internals were not checked."""
     import verl
 
     status.verl_version = verl.__version__

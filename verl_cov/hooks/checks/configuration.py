@@ -19,7 +19,7 @@ from verl_cov.hooks.validation import entropy, sampling
 
 
 def refuse(config: DictConfig) -> None:
-    """Raise ValueError for what verl-cov cannot do in this run, on whatever machine; names the field and the fix."""
+    """Raises ValueError for what verl-cov cannot do in this run, on whatever machine; names the field and the fix."""
     if status.error and _needs_plugin(config):
         raise ValueError(f"the plugin is not working ({status.error}); run `verl-cov doctor`")
     if status.error:
@@ -45,7 +45,7 @@ def _needs_plugin(config: DictConfig) -> bool:
 
 
 def refuse_here(config: DictConfig) -> None:
-    """Raise ValueError for what would make the run hang, or fail after minutes, on this machine."""
+    """Raises ValueError for what would make the run hang, or fail after minutes, on this machine."""
     for refuse_feature in (
         prime_refusals.refuse_models,
         cpu_refusals.refuse_here,

@@ -14,7 +14,7 @@ from verl_cov.hooks.trainers import other_trainer, starts_own_ray
 
 
 def refuse_without_accelerator(config: DictConfig) -> None:
-    """Raise ValueError if the run would start here and this machine has no accelerator."""
+    """Raises ValueError if the run would start here and this machine has no accelerator."""
     if cpu.is_selected() or not starts_own_ray(config):
         return
     from verl.plugin.platform import get_platform
@@ -27,7 +27,7 @@ def refuse_without_accelerator(config: DictConfig) -> None:
 
 
 def refuse_too_few_ray_cpus(config: DictConfig) -> None:
-    """Raise ValueError if Ray would wait for ever, silently, for actors that ask for more CPUs than it was told of."""
+    """Raises ValueError if Ray would wait for ever, silently, for actors that ask for more CPUs than it was told of."""
     if not starts_own_ray(config) or other_trainer(config) is not None:  # what the others reserve was not counted
         return
     have = OmegaConf.select(config, "ray_kwargs.ray_init.num_cpus", default=None) or _detected_cpus()

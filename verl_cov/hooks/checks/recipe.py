@@ -25,7 +25,7 @@ DATACLASSES = (
 
 
 def check(config: DictConfig, checkpoint: Path | None = None) -> None:
-    """Raise ValueError, in one line that names the field, for what verl or verl-cov would refuse at start.
+    """Raises ValueError, in one line that names the field, for what verl or verl-cov would refuse at start.
 
     config: resolved. checkpoint: a model folder to build verl's model configuration with (it reads a tokenizer and a
     config.json at once), in place of the recipe's checkpoint; None leaves that one dataclass out.

@@ -27,14 +27,14 @@ def is_selected() -> bool:
 
 
 def install() -> None:
-    """Register every piece of the CPU platform. Does nothing unless :func:`is_selected`."""
+    """Registers every piece of the CPU platform. Does nothing unless :func:`is_selected`."""
     if is_selected():
         for piece in _pieces():
             piece.install()
 
 
 def uninstall() -> None:
-    """Take back what :func:`install` changed in verl and vLLM."""
+    """Undoes what :func:`install` changed in verl and vLLM."""
     if is_selected():
         for piece in reversed(_pieces()):
             piece.seam.uninstall()

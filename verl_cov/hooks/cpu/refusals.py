@@ -21,13 +21,13 @@ _NEEDED = {
 
 
 def refuse(config: DictConfig) -> None:
-    """Raise ValueError for a run on a CPU with a verl that has no CPU platform."""
+    """Raises ValueError for a run on a CPU with a verl that has no CPU platform."""
     if str(OmegaConf.select(config, "trainer.device", default=None)) == "cpu" and not installed_release().v1:
         require_v1("training on a CPU (+verl_cov=cpu)")
 
 
 def refuse_here(config: DictConfig) -> None:
-    """Raise ValueError for a run that the CPU platform of this machine (``VERL_PLATFORM=cpu``) cannot train."""
+    """Raises ValueError for a run that the CPU platform of this machine (``VERL_PLATFORM=cpu``) cannot train."""
     if not cpu.is_selected():
         return
     if importlib.util.find_spec("vllm") is None:

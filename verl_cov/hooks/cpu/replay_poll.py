@@ -1,4 +1,4 @@
-"""Poll the replay buffer ten times a second.
+"""Polls the replay buffer ten times a second.
 
 The V1 trainer sleeps 2 s between two looks at whether the rollouts are done; on a laptop model a whole rollout takes
 less. Leans on the default of ``poll_interval`` of ``verl.trainer.ppo.v1.replay_buffer.ReplayBuffer``.

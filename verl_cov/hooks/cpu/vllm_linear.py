@@ -1,4 +1,4 @@
-"""Keep vLLM's CPU linear layers updatable.
+"""Keeps vLLM's CPU linear layers updatable.
 
 After loading, vLLM's CPU backend packs each linear weight for oneDNN and replaces the parameter by an empty one, so
 verl's in-place weight update fails (``'Parameter' object has no attribute 'weight_loader'``). With oneDNN reported as

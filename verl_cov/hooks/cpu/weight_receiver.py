@@ -1,4 +1,4 @@
-"""Copy received weights out of shared memory before it is closed.
+"""Copies received weights out of shared memory before it is closed.
 
 ``BucketedWeightReceiver`` hands vLLM tensors that view a shared-memory buffer and closes it when done. On an
 accelerator ``.to(device)`` copies; on a CPU it does not, and closing raises ``BufferError: cannot close exported

@@ -38,7 +38,7 @@ class Band:
 
 
 def narrow(buffer: ReplayBuffer, band: Band) -> None:
-    """Let ``buffer`` (verl's ReplayBuffer, its filter switched on) drop the prompts outside ``band``."""
+    """Lets ``buffer`` (verl's ReplayBuffer, its filter switched on) drop the prompts outside ``band``."""
     known: dict[str, float] = {}
 
     def _dapo_filtered_keys(partition_id: str) -> tuple[set[str], Counter]:

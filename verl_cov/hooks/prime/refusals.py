@@ -39,7 +39,7 @@ def is_prime_run(config: DictConfig) -> bool:
 
 
 def refuse(config: DictConfig) -> None:
-    """Raise ValueError for a PRIME run that could not start or would learn nothing, by the configuration alone."""
+    """Raises ValueError for a PRIME run that could not start or would learn nothing, by the configuration alone."""
     if not installed_release().v1:
         if str(OmegaConf.select(config, _MODE_FIELD, default="")) == TRAINER_MODE:
             require_v1("PRIME (+verl_cov=prime)")
@@ -152,7 +152,7 @@ def _check_reference(config: DictConfig, prime: PrimeConfig) -> None:
 
 
 def refuse_models(config: DictConfig) -> None:
-    """Raise ValueError unless policy, PRM and reference read the same tokens, and PRM and reference are alike.
+    """Raises ValueError unless policy, PRM and reference read the same tokens, and PRM and reference are alike.
 
     Reads the models' files: only on the machine that trains.
     """

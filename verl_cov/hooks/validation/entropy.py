@@ -60,7 +60,7 @@ def _validate(original: Callable, trainer: PPOTrainer) -> dict[str, Any]:
 
 
 def refuse(config: DictConfig) -> None:
-    """Raise ValueError for a trainer in which the entropy of a validation cannot be measured."""
+    """Raises ValueError for a trainer in which the entropy of a validation cannot be measured."""
     cov = config_from_trainer(config)
     if cov is None or cov.cov_val_entropy == "off":
         return
@@ -80,7 +80,7 @@ def refuse(config: DictConfig) -> None:
 
 @contextmanager
 def _measuring_each_batch(trainer: PPOTrainer, wanted: str | int, entropies: Entropies) -> Iterator[None]:
-    """Measure every batch that ``trainer`` validates in this block, once it is generated."""
+    """Measures every batch that ``trainer`` validates in this block, once it is generated."""
     buffer = trainer.replay_buffer
     sample = buffer.sample
     share = share_of(wanted, len(trainer.val_dataset) * trainer.config.actor_rollout_ref.rollout.val_kwargs.n)

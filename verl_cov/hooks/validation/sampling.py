@@ -58,7 +58,7 @@ def _create_dataloader(
 
 
 def refuse(config: DictConfig) -> None:
-    """Raise ValueError if our agent loop is misspelt, or if its samples would all be identical."""
+    """Raises ValueError if our agent loop is misspelt, or if its samples would all be identical."""
     loop = str(OmegaConf.select(config, AGENT_LOOP_FIELD, default=None))
     if not names_verl_cov(loop):
         return

@@ -21,7 +21,7 @@ AGENT_LOOP_FIELD = "actor_rollout_ref.rollout.agent.default_agent_loop"
 
 
 def check_temperatures(agent_loop: str | None, train: RLHFDataset, validation: RLHFDataset) -> None:
-    """Raise ValueError for temperatures that ``agent_loop`` would misapply; warn of ones that nothing applies."""
+    """Raises ValueError for temperatures that ``agent_loop`` would misapply; warn of ones that nothing applies."""
     if agent_loop != AGENT_LOOP or "agent_name" in getattr(_frame(validation), "column_names", ()):
         if rows := len(temperatures(validation)):
             logger.warning(
@@ -48,7 +48,7 @@ def check_temperatures(agent_loop: str | None, train: RLHFDataset, validation: R
 
 
 def _check_type(field: str, dataset: RLHFDataset) -> None:
-    """Raise ValueError for temperatures that are no numbers; warn of a dataset that cannot be looked into."""
+    """Raises ValueError for temperatures that are no numbers; warn of a dataset that cannot be looked into."""
     if _frame(dataset) is None:
         logger.warning(
             "verl-cov: the extra_info.temperature of the rows of %s cannot be checked: %s has no `dataframe` as verl's "
