@@ -97,7 +97,7 @@ def mini_batch(seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def run(spec: Spec, timeout: float = 400) -> dict[Any, Report]:
+def run(spec: Spec, timeout: float = 3000) -> dict[Any, Report]:
     """Run every layout of ``spec`` on ``spec.ranks`` processes.
 
     Returns {layout name: Report}, or with variants {(variant name, seed, layout name): Report}.

@@ -107,7 +107,7 @@ def test_the_driver_ends_when_a_worker_dies_that_it_does_not_wait_for():
         start_new_session=True,
     )
     try:
-        _, errors = process.communicate(timeout=90)
+        _, errors = process.communicate(timeout=900)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
