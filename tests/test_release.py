@@ -78,7 +78,7 @@ def write_run(path: Path, seed: int, a: float = 0.2, b: float = 0.8) -> Path:
     return path
 
 
-def test_the_law_needs_the_wheel_and_its_extra_alone(wheel, tmp_path):
+def test_the_law_works_from_the_wheel_alone(wheel, tmp_path):
     home = Environment(tmp_path / "venv")
     home.pip(f"{wheel}[law]")
     absent = {"torch", "verl", "hydra-core", "omegaconf", "ray", "transformers", "tensordict", "pyarrow", "math-verify"}
