@@ -190,7 +190,7 @@ def test_what_needs_the_extra_law_alone(words, tmp_path):
 
 def test_the_packages_of_the_law_and_of_the_metrics_load_without_an_extra():
     """The runner of recipes reads logs with the first; `watch` reads the second's table of keys."""
-    code = _BARE.partition("sys.argv = ")[0] + "import verl_cov.law, verl_cov.core.metrics"
+    code = _BARE.partition("sys.argv = ")[0] + "import verl_cov.law, verl_cov.core.metric_table"
     code += "\nimport verl_cov.recipes.launch, verl_cov.recipes.results"
     command = [sys.executable, "-c", code, json.dumps([*LAW, *TASKS, *OTHERS])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
