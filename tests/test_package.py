@@ -241,7 +241,8 @@ def test_the_plugin_loads_without_the_extras():
     code = _BARE.partition("sys.argv = ")[0] + "from verl_cov import plugin\nprint(plugin.status)"
     absent = [*LAW, "math_verify", "latex2sympy2_extended"]
     absent.remove("pandas")  # verl's own
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(absent)], capture_output=True, text=True, timeout=1200)
+    command = [sys.executable, "-c", code, json.dumps(absent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert "error=None" in done.stdout, done.stdout + done.stderr
     assert "fail_fast" in done.stdout
 

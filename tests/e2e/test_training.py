@@ -20,7 +20,7 @@ from verl_cov.core.metric_table import LADDER
 from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.tasks import countdown
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 
 REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kwargs):

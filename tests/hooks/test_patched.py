@@ -85,9 +85,10 @@ print(TrainingWorker.train_batch.__code__.co_filename.rpartition("/verl")[2])
 @needs_engine
 def test_the_wrapper_is_not_installed_in_a_patched_verl(patched_verl):
     assert in_a_process(WHO_TRAINS, None) == "_cov/hooks/seams.py"
-    assert in_a_process(WHO_TRAINS, patched_verl)== "/workers/engine_workers.py"
+    assert in_a_process(WHO_TRAINS, patched_verl) == "/workers/engine_workers.py"
 
 
+@pytest.mark.nightly
 @needs_engine
 def test_engines_select_and_learn_the_same_with_the_patch_as_with_the_wrapper(untrained_model, patched_verl):
     wrapped, patched_, mixed = (

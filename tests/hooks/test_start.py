@@ -291,7 +291,7 @@ def test_options_of_our_reward_function_are_checked_at_start(monkeypatch):
     for path in ("pkg://verl_cov.tasks.reward", "pkg://verl_cov/tasks/reward"):
         validate(*function(path, "max_tests=5"))
         message = refused(*function(path, "max_test=5"))
-        assert "reward.custom_reward_function.reward_kwargs has no option max_test; the options are max_tests" in message
+        assert "reward.custom_reward_function.reward_kwargs has no option max_test; the options are" in message
         assert "reward_kwargs.memory_mb must be a whole number of at least 128, got 1" in refused(
             *function(path, "memory_mb=1")
         )
