@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(page for folder in (".", "docs", "patches", "patches/*", "recipes") for page in ROOT.glob(f"{folder}/*.md"))
+PAGES = sorted(
+    page for folder in (".", "docs", "patches", "patches/*", "recipes") for page in ROOT.glob(f"{folder}/*.md")
+)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # Paths in backticks, in a layout or in prose, from the top of the repository.
-FILE = re.compile(r"\b(?:verl_cov|tests|benchmarks|docs|patches|requirements|recipes)/[\w./-]*\.(?:py|yaml|md|lock|sh|json)\b")
+FILE = re.compile(
+    r"\b(?:verl_cov|tests|benchmarks|docs|patches|requirements|recipes)/[\w./-]*\.(?:py|yaml|md|lock|sh|json)\b"
+)
 MODULE = re.compile(r"python -m ((?:verl_cov|benchmarks|docs|recipes|tests)[\w.]*)")
 
 
