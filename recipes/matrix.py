@@ -65,10 +65,12 @@ def trained() -> dict[str, Selection]:
 def digest(selection: Selection) -> str:
     """Names the configuration that a cell composes to, and the verl it is for.
 
-    Not the paths, and not the node `recipe`, which acts through the keys that refer to it.
+    Not the paths, not where a class of ours lives, and not the node `recipe`, which acts through the keys that refer to
+    it.
     """
     config = compose.resolved(compose.compose([*selection.hydra_overrides(), "recipe.name=cell", "recipe.toy=toy"]))
     flat = {key: value for key, value in compose.flat(config).items() if not key.startswith("recipe.")}
+    flat = {key: value for key, value in flat.items() if not (key.endswith("_target_") and "verl_cov" in str(value))}
     return compose.digest({"verl": importlib.metadata.version("verl"), **flat})
 
 

@@ -32,6 +32,7 @@ HOOKS = ("contract", "versions", "imports")
 CONTRACT = " ".join(["tests/test_doctor.py", *(f"tests/hooks/test_{name}.py" for name in HOOKS)])
 INVARIANCE = "tests/hooks/test_invariance.py tests/hooks/test_metrics.py"
 PATCHED = "tests/hooks/test_patched.py"
+WHOLE = "not (e2e or release)"  # also what only `make nightly` runs
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,16 @@ class Group:
 GROUPS = (
     Group("unit", "mathematics, selection on gloo ranks, losses against verl's own, law, patch tool", UNIT),
     Group("contract", "loading, configuration, main_ppo's refusals, doctor", CONTRACT),
-    Group("patched", "the patch: its own test, same tokens and gradient", PATCHED, patch=True),
+    Group("patched", "the patch: its own test, same tokens and gradient", PATCHED, patch=True, marker=WHOLE),
     Group(
         "engine",
         "the contract of invariance, and exact metrics, on verl's FSDP2 engine, on 1 and 2 ranks",
         INVARIANCE,
         engine=True,
+        marker=WHOLE,
     ),
     Group(
-        "host",
+        "hooks",
         "every other test of the hooks in worker and trainer, PRIME, recipes",
         "tests/hooks tests/core/prime tests/recipes",
         engine=True,
@@ -164,7 +166,7 @@ def run(python: Path, version: str, group: Group) -> Outcome:
     command += ["-m", group.marker, f"--junit-xml={report}", *group.paths.split()]
     if group.name == "engine":
         command += ["-k", "not 4"]  # ranks, on two cores: `make test` has them, with the pinned release
-    if group.name == "host":
+    if group.name == "hooks":
         others = {path for other in GROUPS if other is not group for path in other.paths.split()}
         command += [f"--ignore={path}" for path in sorted(others) if path.startswith("tests/hooks/")]
     variables = {**os.environ, "VERL_USE_EXTERNAL_MODULES": "verl_cov.plugin"}

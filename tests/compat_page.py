@@ -94,22 +94,23 @@ def _row(what: str, cell: Callable[[Release], str]) -> str:
 
 TEXT = """# verl releases
 
-Written by `make compat` from `verl_cov/hooks/versions.py` and from what ran. Other releases are refused at start, but
-for later ones of the newest line (0.9.x), which are taken for the newest; `verl-cov doctor` says which
-release yours is taken for.
+Written by `make compat` from `verl_cov/hooks/versions.py` and from what ran. With any other release a run that names
+verl-cov is refused at start, except with later ones of the newest line (0.9.x), which are taken for the newest;
+`verl-cov doctor` says which release yours is taken for.
 
 ## What works
 
 {works}
 "Patched": after `verl-cov patch apply` on every node ([patches/](../patches/README.md)). Without it the legacy actor is
-refused, but for `cov_scope=micro_batch` with `cov_metrics=off`. The legacy actor scales its loss by rows and by each
-micro-batch's own token mean: the tokens selected do not depend on the layout there, the loss does. The legacy Megatron
-actor has no patch. verl 0.7.1 trains with the legacy actor unless `trainer.use_legacy_worker_impl=disable`; that actor
-deals the ranks different numbers of dynamic micro-batches, with verl-cov or without: leave `use_dynamic_bsz` off there.
+refused, except for `cov_scope=micro_batch` with `cov_metrics=off`. The legacy actor scales its loss by rows and by each
+micro-batch's own token mean: there the selected tokens do not depend on the layout, but the loss does. The legacy
+Megatron actor has no patch. verl 0.7.1 trains with the legacy actor unless `trainer.use_legacy_worker_impl=disable`;
+that actor gives the ranks different numbers of dynamic micro-batches, with or without verl-cov: leave
+`use_dynamic_bsz` off there.
 
 Log-probs are bfloat16 before 0.8, which makes ties in the covariance and quantises entropy: always in 0.7.1's
 engines, and in the legacy actors of 0.6.1 and 0.7.1 unless `actor.fsdp_config.dtype` says otherwise. Later ones follow
-`actor.fsdp_config.mixed_precision.param_dtype`. The tests compare in float32. And verl 0.7.1's engines want
+`actor.fsdp_config.mixed_precision.param_dtype`. The tests compare in float32. verl 0.7.1's engines also need
 `model.use_remove_padding=true`, its default: without it they take the attention mask from the width of the responses,
 and a sequence, prompt included, that is longer than that does not attend to its own end.
 
@@ -126,8 +127,8 @@ On two CPU cores; FSDP2 on gloo, no GPU.
 
 {groups}
 
-Skipped are tests of what a release does not have. A cell is empty where there is nothing to run: before 0.7 verl has no
-engines that we hook, and before 0.9 it trains on no CPU.
+Tests of what a release does not have are skipped. A cell is empty where there is nothing to run: before 0.7 verl has no
+engines that we hook, and before 0.9 it does not train on a CPU.
 """
 
 

@@ -45,6 +45,8 @@ def verl_yaml_parsed_once() -> Iterator[None]:
     parsed: dict[str, object] = {}
 
     def load_once(file):
+        if not hasattr(file, "read"):  # Hydra gives open files
+            return load(file)
         text = file.read()
         if text not in parsed:
             parsed[text] = OmegaConf.to_container(load(io.StringIO(text)))

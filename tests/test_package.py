@@ -23,7 +23,7 @@ VERLS = {"verl", "torch", "ray", "vllm", "transformers", "tensordict", "hydra-co
 
 def wheel_of(source: Path, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
-    subprocess.run([*command, str(source)], check=True, timeout=120)
+    subprocess.run([*command, str(source)], check=True, timeout=1200)
     (wheel,) = folder.glob("verl_cov-*.whl")
     return wheel
 
@@ -105,7 +105,7 @@ def test_a_source_archive_builds_the_same_wheel_and_has_the_tests(wheel, tmp_pat
         cwd=ROOT,
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=1200,
     )
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as file:
@@ -121,7 +121,7 @@ def test_a_source_archive_builds_the_same_wheel_and_has_the_tests(wheel, tmp_pat
 def test_an_editable_install_puts_no_file_beside_the_folder(tmp_path):
     """A copy of the patches in site-packages would outlive the ones that are edited."""
     code = "import sys; from hatchling.build import build_editable; print(build_editable(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=True, capture_output=True, timeout=1200)
     (made,) = tmp_path.glob("*.whl")
     assert {name.partition("/")[0] for name in names_in(made) if ".dist-info/" not in name} == {"_verl_cov.pth"}
 
@@ -148,7 +148,7 @@ OTHERS = [*terminal.VERLS, "vllm", "psutil"]
 
 def bare(*words: object, absent: list[str], folder: Path | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", _BARE, json.dumps(absent), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder)
 
 
 @pytest.mark.parametrize(
@@ -190,10 +190,10 @@ def test_what_needs_the_extra_law_alone(words, tmp_path):
 
 def test_the_packages_of_the_law_and_of_the_metrics_load_without_an_extra():
     """The runner of recipes reads logs with the first; `watch` reads the second's table of keys."""
-    code = _BARE.partition("sys.argv = ")[0] + "import verl_cov.law, verl_cov.core.metrics"
+    code = _BARE.partition("sys.argv = ")[0] + "import verl_cov.law, verl_cov.core.metric_table"
     code += "\nimport verl_cov.recipes.launch, verl_cov.recipes.results"
     command = [sys.executable, "-c", code, json.dumps([*LAW, *TASKS, *OTHERS])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
 
@@ -241,11 +241,12 @@ def test_the_plugin_loads_without_the_extras():
     code = _BARE.partition("sys.argv = ")[0] + "from verl_cov import plugin\nprint(plugin.status)"
     absent = [*LAW, "math_verify", "latex2sympy2_extended"]
     absent.remove("pandas")  # verl's own
-    done = subprocess.run([sys.executable, "-c", code, json.dumps(absent)], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", code, json.dumps(absent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert "error=None" in done.stdout, done.stdout + done.stderr
     assert "fail_fast" in done.stdout
 
 
 def test_importing_the_package_is_free():
     code = "import sys, verl_cov; sys.exit(any(name in sys.modules for name in ('torch', 'verl', 'ray', 'vllm')))"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0

@@ -334,7 +334,7 @@ def test_a_read_only_installation_is_refused_before_anything_is_written(closed):
             path.chmod(0o555)
         before = snapshot(site)
         with ProcessPoolExecutor(1, mp_context=get_context("fork"), initializer=as_nobody) as pool:
-            refused = pool.submit(run_and_say, site, "apply").result(timeout=100)
+            refused = pool.submit(run_and_say, site, "apply").result(timeout=1000)
         assert refused[0] == 2
         assert re.search(rf"{site}/{closed}\S* is read-only for you: run this as its owner; nothing was", refused[1])
         assert snapshot(site) == before

@@ -34,7 +34,7 @@ class Environment:
             [str(self.bin / name), *map(str, words)],
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=4000,
             cwd=self.bin.parent,
             env={**variables, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "COLUMNS": "200"},
         )
@@ -59,7 +59,7 @@ class Environment:
 def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder)]
-    subprocess.run([*command, str(ROOT)], check=True, timeout=120)
+    subprocess.run([*command, str(ROOT)], check=True, timeout=1200)
     (made,) = folder.glob("verl_cov-*.whl")
     return made
 
@@ -78,7 +78,7 @@ def write_run(path: Path, seed: int, a: float = 0.2, b: float = 0.8) -> Path:
     return path
 
 
-def test_the_law_needs_the_wheel_and_its_extra_alone(wheel, tmp_path):
+def test_the_law_works_from_the_wheel_alone(wheel, tmp_path):
     home = Environment(tmp_path / "venv")
     home.pip(f"{wheel}[law]")
     absent = {"torch", "verl", "hydra-core", "omegaconf", "ray", "transformers", "tensordict", "pyarrow", "math-verify"}

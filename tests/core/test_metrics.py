@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from docs import pages
-from verl_cov.core import metrics
-from verl_cov.core.metric_table import LEVELS, PREFIX, TABLE
+from verl_cov.core import metric_table, metrics
+from verl_cov.core.metric_table import PREFIX, TABLE
 from verl_cov.core.selection import Totals
 from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.hooks import versions
@@ -54,7 +54,7 @@ def test_rows_are_complete_and_distinct():
     for metric in TABLE:
         assert metric.unit
         assert metric.meaning
-        assert metric.level in LEVELS
+        assert metric.level in metric_table.LEVELS
         assert metric.per in ("update", "rollout")
 
 
@@ -123,7 +123,7 @@ def test_a_mini_batch_without_covariance_or_without_tokens_has_no_shares():
 
 def test_levels():
     off, basic = (set(metrics.update_metrics(totals(), level, selected=True)) for level in ("off", "basic"))
-    of_level = {level: {metric.key for metric in TABLE if metric.level == level} for level in LEVELS}
+    of_level = {level: {metric.key for metric in TABLE if metric.level == level} for level in metric_table.LEVELS}
     assert off == of_level["off"] - {"threshold", "overlap_old", "forward_seconds"}
     assert basic - off == of_level["basic"]
     assert set(metrics.update_metrics(totals(), "off")) == {"tokens", "non_finite_tokens"}

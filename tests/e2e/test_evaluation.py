@@ -14,7 +14,7 @@ import torch
 
 from tests.e2e.test_training import check, train
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.nightly]
 
 # The accuracy is what the filter and the averages go by; the training reward is something else. Every other training
 # prompt is too hard for anyone. Saying nothing is wrong: were it right, two steps of training would teach just that.

@@ -107,6 +107,7 @@ def test_a_cell_is_run_stopped_and_resumed(toy, tmp_path):
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.nightly
 def test_mathematics_and_code_from_prepared_data_to_the_average(tmp_path):
     """A base model's template, data as `verl-cov data prepare` writes it, both verifiers in verl's reward workers,
     sampled and greedy prompts in one validation. The model is untrained: nothing is right, so nothing is filtered."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from verl_cov.hooks.worker_state import WorkerState
+from verl_cov.hooks.worker_state import state_of
 
 ROWS = 16
 # Columns of a dense batch's prompts, and of its responses. verl 0.7.1's engines, without remove_padding, let a sequence
@@ -97,7 +97,7 @@ def mini_batch(seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def run(spec: Spec, timeout: float = 400) -> dict[Any, Report]:
+def run(spec: Spec, timeout: float = 3000) -> dict[Any, Report]:
     """Run every layout of ``spec`` on ``spec.ranks`` processes.
 
     Returns {layout name: Report}, or with variants {(variant name, seed, layout name): Report}.
@@ -271,7 +271,8 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -
         return train(batch, loss_function=loss_function)
 
     engine.optimizer_step, engine.train_batch = optimizer_step, train_batch
-    worker.actor._verl_cov = WorkerState()
+    state = state_of(worker.actor)
+    state.rollout_step, state.mini_batch = None, 0
     try:
         output = worker.update_actor(data)
     finally:

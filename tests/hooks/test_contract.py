@@ -119,7 +119,7 @@ def test_recipes_are_refused_on_a_verl_that_cannot_run_them(tmp_path):
     recipe = ["tiny", "grpo", "kl_cov", "toy"]
     for words in (["recipes", "run", *recipe], ["recipes", "check", *recipe], ["recipes", "show", *recipe]):
         command = [sys.executable, "-c", "from verl_cov.cli import main; main()", *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=2000)
         assert done.returncode != 0, words
         assert "verl 0.9" in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr

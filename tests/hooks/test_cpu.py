@@ -22,7 +22,7 @@ def fresh(script: str, **environment: str) -> str:
     """Run ``script`` in a new interpreter with only ``environment`` added (None removes); its standard output."""
     env = {key: value for key, value in {**os.environ, **environment}.items() if value}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, env=env, timeout=120
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, env=env, timeout=1200
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -91,10 +91,13 @@ def test_the_driver_ends_when_a_worker_dies_that_it_does_not_wait_for():
         @ray.remote(num_cpus=0)
         class AgentLoopWorker:
             def pid(self): return os.getpid()
-            def wait(self): time.sleep(600)
+            def wait(self): time.sleep(6000)
+            def is_watched(self): return fail_fast.is_watched()
         waited_for, forgotten = AgentLoopWorker.remote(), AgentLoopWorker.remote()
         victim = ray.get(forgotten.pid.remote())
+        assert not ray.get(forgotten.is_watched.remote())
         fail_fast.watch(own_cluster=True)
+        while not ray.get(forgotten.is_watched.remote()): time.sleep(0.1)
         os.kill(victim, signal.SIGKILL)
         ray.get(waited_for.wait.remote())
         """
@@ -107,7 +110,7 @@ def test_the_driver_ends_when_a_worker_dies_that_it_does_not_wait_for():
         start_new_session=True,
     )
     try:
-        _, errors = process.communicate(timeout=90)
+        _, errors = process.communicate(timeout=900)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

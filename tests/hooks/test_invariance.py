@@ -6,12 +6,16 @@ on 1, 2 and 4 ranks with the rows dealt in different orders, ranked by old and b
 three seeds. Tokens, loss and gradient are compared with an oracle that shares no code with the package: the hash, the
 covariance and the losses are written down a second time in numpy, the log-probs and the gradient come from
 the plain transformers model. So are the metrics (numpys_metrics.py).
+
+`make test` runs a small matrix of it (:data:`SMALL`: every kind of layout, both losses and log-probs, one seed, 1 and 2
+ranks); `make nightly` all layouts, seeds and ranks.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -50,9 +54,30 @@ VARIANTS = {
 WIDE = ("+verl_cov=cpu", *(f"actor_rollout_ref.actor.clip_ratio{side}=1.0" for side in ("", "_low", "_high")))
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """Layouts and seeds of the contract. On one rank a matrix has the whole mini-batch too, which all are compared
+    with."""
+
+    layouts: tuple[Layout, ...]
+    seeds: tuple[int, ...]
+
+
+FULL = Matrix(LAYOUTS, SEEDS)
+# Small micro-batches in another order, dynamic batching, the legacy trainer's dense batch, padding rows.
+SMALL = Matrix(tuple(LAYOUTS[at] for at in (0, 3, 6, 7, 8)), SEEDS[:1])
+TIERS = [
+    pytest.param(SMALL, 1, id="small-1"),
+    pytest.param(SMALL, 2, id="small-2"),
+    *(pytest.param(FULL, ranks, id=f"full-{ranks}", marks=pytest.mark.nightly) for ranks in (1, 2, 4)),
+]
+
+
 @functools.cache
-def reports(model: str, ranks: int) -> dict[tuple[str, int, str], engine.Report]:
-    return engine.run(engine.Spec(model, WIDE, LAYOUTS, ranks=ranks, step=STEP, variants=VARIANTS, seeds=SEEDS))
+def reports(model: str, matrix: Matrix, ranks: int) -> dict[tuple[str, int, str], engine.Report]:
+    return engine.run(
+        engine.Spec(model, WIDE, matrix.layouts, ranks=ranks, step=STEP, variants=VARIANTS, seeds=matrix.seeds)
+    )
 
 
 # --- the oracle -------------------------------------------------------------------------------------------------------
@@ -168,16 +193,16 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 # --- the contract -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize(("matrix", "ranks"), TIERS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_layout_gives_the_oracles_tokens_loss_and_gradient(untrained_model, variant, ranks):
+def test_every_layout_gives_the_oracles_tokens_loss_and_gradient(untrained_model, variant, matrix, ranks):
     folder = str(untrained_model)
-    for seed in SEEDS:
+    for seed in matrix.seeds:
         chosen, loss, magnitude, gradient = oracle(folder, variant, seed)
-        first = reports(folder, 1)[variant, seed, "whole"]
+        first = reports(folder, matrix, 1)[variant, seed, "whole"]
         assert len(chosen) >= 3
-        for layout in LAYOUTS:
-            found = reports(folder, ranks)[variant, seed, layout.name]
+        for layout in matrix.layouts:
+            found = reports(folder, matrix, ranks)[variant, seed, layout.name]
             where = (seed, layout.name)
             assert alike(found.selected) == alike(chosen), where
             # Against the size of the terms: the loss itself is what advantages of both signs leave over.
@@ -187,21 +212,21 @@ def test_every_layout_gives_the_oracles_tokens_loss_and_gradient(untrained_model
             assert relative(found.gradient, first.gradient) < 1e-6, where
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize(("matrix", "ranks"), TIERS)
 @pytest.mark.parametrize("variant", ["kl_cov, old", "clip_cov, old"])
-def test_every_layout_reports_numpys_numbers(untrained_model, variant, ranks):
-    for seed in SEEDS:
-        for layout in LAYOUTS:
-            found = ours(reports(str(untrained_model), ranks)[variant, seed, layout.name])
+def test_every_layout_reports_numpys_numbers(untrained_model, variant, matrix, ranks):
+    for seed in matrix.seeds:
+        for layout in matrix.layouts:
+            found = ours(reports(str(untrained_model), matrix, ranks)[variant, seed, layout.name])
             check(found, expected(seed), layout.name)
             assert found["selected_tokens"] == int(RATIO * found["tokens"])
 
 
 def test_current_reports_its_cost_and_how_many_tokens_old_would_have_chosen(untrained_model):
     folder = str(untrained_model)
-    for seed in SEEDS:
+    for seed in SMALL.seeds:
         for loss in ("kl_cov", "clip_cov"):
-            current, old = (reports(folder, 2)[f"{loss}, {by}", seed, "whole"] for by in ("current", "old"))
+            current, old = (reports(folder, SMALL, 2)[f"{loss}, {by}", seed, "whole"] for by in ("current", "old"))
             shared = len(current.selected & old.selected) / len(current.selected)
             assert current.metrics["actor/cov/overlap_old"] == pytest.approx(shared)
             assert current.metrics["actor/cov/forward_seconds"] > 0
@@ -227,17 +252,13 @@ UPSTREAM = {
 }
 
 
-@functools.cache
-def micro_batch_reports(model: str) -> dict[tuple[str, int, str], engine.Report]:
-    return engine.run(engine.Spec(model, WIDE, LAYOUTS, variants=UPSTREAM, seeds=SEEDS))
-
-
-def test_micro_batch_scope_is_verls_own_kl_cov_and_depends_on_the_layout(untrained_model):
-    found = micro_batch_reports(str(untrained_model))
-    apart = []
-    for seed in SEEDS:
+@pytest.mark.parametrize("matrix", [SMALL, pytest.param(FULL, marks=pytest.mark.nightly)], ids=["small", "full"])
+def test_micro_batch_scope_is_verls_own_kl_cov_and_depends_on_the_layout(untrained_model, matrix):
+    spec = engine.Spec(str(untrained_model), WIDE, matrix.layouts, variants=UPSTREAM, seeds=matrix.seeds)
+    found, apart = engine.run(spec), []
+    for seed in matrix.seeds:
         *_, exact = oracle(str(untrained_model), "kl_cov, current", seed)
-        for layout in LAYOUTS:
+        for layout in matrix.layouts:
             ours, theirs = (found[name, seed, layout.name] for name in ("ours", "verl"))
             # With one sequence (or two that are alike) in a micro-batch every covariance is 0: all ties.
             if layout.micro >= 4 and layout.tokens is None:
@@ -256,7 +277,7 @@ def _mask_everything(rows):
         row["mask"] = np.zeros_like(row["mask"])
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_a_mini_batch_without_a_valid_token_gives_zero_loss_and_a_finite_gradient(untrained_model, ranks):
     variants = {**VARIANTS, "micro-batch scope": UPSTREAM["ours"]}
     spec = engine.Spec(str(untrained_model), WIDE, LAYOUTS[:2], ranks=ranks, variants=variants, edit=_mask_everything)

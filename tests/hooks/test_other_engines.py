@@ -60,7 +60,7 @@ UPDATES = [
 @functools.cache
 def reports(model: str) -> dict[tuple[str, str], other_engines.Report]:
     spec = other_engines.Spec(model, CASES, VARIANTS)
-    return engine.launch("tests.hooks.other_engines", spec, timeout=200)
+    return engine.launch("tests.hooks.other_engines", spec, timeout=2000)
 
 
 @functools.cache

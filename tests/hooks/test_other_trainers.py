@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(versions.installed_release() is not versions.NEW
 
 @functools.cache
 def reports(model: str) -> dict[str, Report]:
-    return engine.launch("tests.hooks.other_trainers", other_trainers.Spec(model, KL), timeout=200)
+    return engine.launch("tests.hooks.other_trainers", other_trainers.Spec(model, KL), timeout=2000)
 
 
 FULLY_ASYNC = ("first", "all of them older", "after the next weights", "without uid and versions")

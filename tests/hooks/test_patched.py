@@ -40,7 +40,7 @@ def in_a_process(code: str, verl: str | None) -> str:
     if verl is not None:
         environment["PYTHONPATH"] = f"{verl}{os.pathsep}{ROOT}"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=2000
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip().splitlines()[-1]
@@ -53,7 +53,7 @@ def test_the_hooks_own_test_passes(patched_verl):
     test = ROOT / "patches" / "test_mini_batch_hook_on_cpu.py"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(test.parent), str(test)]
     environment = {**os.environ, "PYTHONPATH": patched_verl, "VERL_USE_EXTERNAL_PLUGINS": "none"}
-    done = subprocess.run(command, env=environment, cwd=test.parent, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=environment, cwd=test.parent, capture_output=True, text=True, timeout=2000)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 passed" in done.stdout
 
@@ -78,16 +78,17 @@ import verl
 from tests.hooks import older_verl
 older_verl.prepare()
 from verl.workers.engine_workers import TrainingWorker
-print(TrainingWorker.train_batch.__globals__["__name__"])
+print(TrainingWorker.train_batch.__code__.co_filename.rpartition("/verl")[2])
 """
 
 
 @needs_engine
 def test_the_wrapper_is_not_installed_in_a_patched_verl(patched_verl):
-    assert in_a_process(WHO_TRAINS, None) == "verl_cov.hooks.train_batch"
-    assert in_a_process(WHO_TRAINS, patched_verl).startswith("verl.")
+    assert in_a_process(WHO_TRAINS, None) == "_cov/hooks/seams.py"
+    assert in_a_process(WHO_TRAINS, patched_verl) == "/workers/engine_workers.py"
 
 
+@pytest.mark.nightly
 @needs_engine
 def test_engines_select_and_learn_the_same_with_the_patch_as_with_the_wrapper(untrained_model, patched_verl):
     wrapped, patched_, mixed = (

@@ -167,7 +167,7 @@ def test_stopping_the_runner_stops_all_that_the_training_started(tmp_path, numbe
     training = training_of(folder)
     assert len(train.session_members(training)) == 2
     runner.send_signal(number)
-    output, _ = runner.communicate(timeout=100)
+    output, _ = runner.communicate(timeout=1000)
     assert runner.returncode == 130
     assert "stopping the training (SIGINT)" in output
     assert "Traceback" not in output
@@ -178,7 +178,7 @@ def test_a_training_that_ignores_every_request_is_killed(tmp_path):
     runner = in_background(tmp_path, hang=1, stubborn=True, grace_s=0.3)
     wait_for_steps(a_launch(tmp_path).folder, 1)
     runner.send_signal(signal.SIGINT)
-    output, _ = runner.communicate(timeout=100)
+    output, _ = runner.communicate(timeout=1000)
     assert runner.returncode == 130
     assert "stopping the training (SIGKILL)" in output
 

@@ -25,7 +25,7 @@ run.finish()
 
 
 def test_a_run_that_wandb_wrote(tmp_path):
-    subprocess.run([sys.executable, "-c", _WRITE], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, "-c", _WRITE], cwd=tmp_path, check=True, capture_output=True, timeout=1200)
     ((name, paths),) = find_runs([tmp_path])
     assert name == "the name"
     assert paths[0].stat().st_size > 6 * 32768  # so that records go over several blocks
