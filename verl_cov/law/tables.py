@@ -14,13 +14,20 @@ from verl_cov.law.forecast import Origin
 from verl_cov.law.points import Points
 from verl_cov.law.scale import Scaling
 
+FIT_COLUMNS = ("run", "a", "b", "ceiling b - a", "R²", "RMSE", "points")
+
+
+def fit_row(run: Points, law: Estimate) -> tuple[str, ...]:
+    """Cells under `FIT_COLUMNS`."""
+    coefficients = map(with_ends, (law.a, law.b, law.ceiling))
+    return run.name, *coefficients, f"{law.law.r2:.3f}", f"{law.law.rmse:.3g}", str(law.n)
+
 
 def fit_table(fits: Sequence[tuple[Points, Estimate]]) -> Table:
     """One row for each law."""
-    table = _table("R = -a exp(H) + b; in brackets 95 % intervals", "run", "a", "b", "ceiling b - a", "R²", "RMSE", "n")
+    table = _table("R = -a exp(H) + b; in brackets 95 % intervals", *FIT_COLUMNS)
     for run, law in fits:
-        cells = [Text(with_ends(interval)) for interval in (law.a, law.b, law.ceiling)]
-        table.add_row(Text(run.name), *cells, f"{law.law.r2:.3f}", f"{law.law.rmse:.3g}", str(law.n))
+        table.add_row(*map(Text, fit_row(run, law)))
     return table
 
 
