@@ -10,7 +10,7 @@ from rich.text import Text
 from verl_cov.law.commands import Sizes
 from verl_cov.law.compare import Comparison
 from verl_cov.law.estimate import Estimate, Interval
-from verl_cov.law.forecast import Origin
+from verl_cov.law.forecast import Forecast
 from verl_cov.law.points import Points
 from verl_cov.law.scale import Scaling
 
@@ -47,19 +47,19 @@ def gain_line(run: Points, law: Estimate) -> str:
 FORECAST_COLUMNS = ("first", "points", "ceiling", "RMSE of the rest", "error at the end", "in the interval")
 
 
-def forecast_row(run: Points, origin: Origin) -> tuple[str, ...]:
+def forecast_row(run: Points, origin: Forecast) -> tuple[str, ...]:
     """Cells under `FORECAST_COLUMNS`."""
     return (
         f"{100 * origin.n / run.steps.size:.0f} %",
         str(origin.n),
-        with_ends(origin.ceiling),
+        with_ends(origin.estimate.ceiling),
         f"{origin.rmse_rest:.3g}",
         f"{origin.final_error:+.3g}",
         f"{100 * origin.coverage:.0f} %",
     )
 
 
-def forecast_table(run: Points, origins: Sequence[Origin]) -> Table:
+def forecast_table(run: Points, origins: Sequence[Forecast]) -> Table:
     """How early the run was predictable: one row for each share of its points."""
     table = _table("Fitted to the first points, compared with the rest", *FORECAST_COLUMNS)
     for origin in origins:
