@@ -64,13 +64,12 @@ def test_rolling_origin_has_a_row_for_each_share_and_learns():
     rows = rolling_origin(*run())
     assert [(row.share, row.n) for row in rows] == [(0.1, 6), (0.15, 9), (0.2, 12), (0.3, 18), (0.5, 30), (0.75, 45)]
     result = forecast(*run(), share=0.3)
-    assert (rows[3].rmse_rest, rows[3].final_error, rows[3].coverage, rows[3].ceiling) == (
+    assert (rows[3].rmse_rest, rows[3].final_error, rows[3].coverage) == (
         result.rmse_rest,
         result.final_error,
         result.coverage,
-        result.estimate.ceiling,
     )
-    width = [row.ceiling.high - row.ceiling.low for row in rows]
+    width = [row.estimate.ceiling.high - row.estimate.ceiling.low for row in rows]
     assert width[-1] < width[0] / 3
 
 

@@ -210,11 +210,12 @@ def script(name: str, *words: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
-def test_run_sh():
-    done = script("run.sh", *TOY, "--dry-run", "trainer.save_freq=7")
-    assert done.returncode == 0
-    assert "+recipe/entropy=kl_cov" in done.stdout
-    assert "trainer.save_freq=7" in done.stdout
+def test_run_sh_hands_its_words_on(tmp_path):
+    stub = tmp_path / "verl-cov"
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+    done = script("run.sh", *TOY, "--dry-run", "a=1 2", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert (done.returncode, done.stdout) == (0, "recipes run tiny grpo kl_cov toy --dry-run a=1 2\n")
 
 
 def test_sweep_sh_goes_through_runs_and_seeds_and_past_a_failure(tmp_path):

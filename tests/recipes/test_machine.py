@@ -132,14 +132,24 @@ def test_memory_by_hand():
     assert "too much" in estimate(2e9, gpus=1, nodes=1, tensor=1, vllm_share=0.7, offload=False).problem
 
 
-@pytest.mark.parametrize("scale", ["gpu1", "node8", "nodes4x8"])
-@pytest.mark.parametrize("model", catalogue.options("model"))
+LARGE = ("qwen2.5-32b", "mistral-small-24b")
+
+
+def _on_scales():
+    """Each model on its own scale, the two largest on one GPU as well, and nightly every model on every scale."""
+    for model in catalogue.options("model"):
+        for scale in ("gpu1", "node8", "nodes4x8"):
+            own = scale == catalogue.natural_scale(model) or (scale == "gpu1" and model in ("tiny", *LARGE))
+            yield pytest.param(model, scale, marks=[] if own else pytest.mark.nightly)
+
+
+@pytest.mark.parametrize(("model", "scale"), _on_scales())
 def test_models_fit_their_scales(model, scale):
     """By the estimate, all but the two largest on one GPU; tensor parallelism divides a node."""
     config = compose.resolved(
         compose.compose(catalogue.parse([model, "grpo", "none", "math"], scale).hydra_overrides())
     )
-    large = scale == "gpu1" and model in ("qwen2.5-32b", "mistral-small-24b")
+    large = scale == "gpu1" and model in LARGE
     assert (machine.of_config(config).problem is not None) is large
     assert config.trainer.n_gpus_per_node % config.actor_rollout_ref.rollout.tensor_model_parallel_size == 0
 

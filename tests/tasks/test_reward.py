@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from verl_cov.tasks import reward
 from verl_cov.tasks.reward import check_options, compute_score
 
 KEYS = ["score", "acc", "extracted", "late"]
@@ -55,13 +52,6 @@ def test_late():
     assert list(monster.values()) == [0, 0, 1, 1]
     loop = compute_score("x", program("if input() == '2':\n    while 1: pass\nprint(1)"), TRUTH, CODE, test_seconds=1)
     assert list(loop.values()) == [0.5, 0, 1, 1]
-
-
-@needs_linux
-def test_32_threads_at_once():
-    with ThreadPoolExecutor(32) as threads:
-        answers = list(threads.map(lambda case: compute_score("x", *case[:3]), CASES * 16))
-    assert [list(answer.values()) for answer in answers] == [case[3] for case in CASES * 16]
 
 
 @pytest.mark.parametrize("extra", [None, {}, {"verifier": None}, {"verifier": "maths"}, {"split": "train"}])
@@ -110,11 +100,6 @@ def test_options_that_compute_score_takes_pass_the_check():
     check_options({"reward_router_address": "a", "reward_model_tokenizer": None})
     with pytest.raises(ValueError, match="no option extra_info"):  # verl would put it over every row's own
         check_options({"extra_info": {}})
-
-
-def test_verls_own_arguments_are_taken():
-    answer = compute_score("x", r"\boxed{5}", "5", MATH, reward_router_address="a", reward_model_tokenizer=None)
-    assert answer["score"] == 1
 
 
 @pytest.mark.parametrize("module", ["reward", "countdown"])
@@ -195,10 +180,3 @@ class TestVerl:
         score = get_custom_reward_fn(OmegaConf.create({"reward": {"custom_reward_function": function}}))
         with pytest.raises(ValueError, match="no option tests"):
             score(data_source="x", solution_str="", ground_truth="5", extra_info=MATH)
-
-
-def test_the_children_leave_no_trace_in_the_working_folder():
-    before = set(os.listdir())
-    compute_score("x", r"\boxed{\sqrt{12}}", r"2\sqrt{3}", MATH)
-    assert set(os.listdir()) == before
-    assert reward.__doc__

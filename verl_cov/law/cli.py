@@ -69,9 +69,8 @@ def fit(
         else:
             fits = commands.fit_each(loaded, robust)
         answer = to_json.one_or_all([to_json.fit_json(run, law) for run, law in fits])
-        _save(output, answer, lambda: laws.fits(fits))
+        _give(answer, as_json, output, lambda: laws.fits(fits))
     if as_json:
-        typer.echo(to_json.dumps(answer), nl=False)
         return
     terminal.console().print(tables.fit_table(fits))
     for run, law in fits:
@@ -99,9 +98,8 @@ def forecast(
         if output is not None and output.suffix.lower() == ".png" and len(forecasts) > 1:
             raise ValueError(f"-o {output}: the picture of a forecast shows one run; for several, `verl-cov report`")
         answer = to_json.one_or_all([to_json.forecast_json(*columns) for columns in forecasts])
-        _save(output, answer, lambda: laws.forecast(*forecasts[0][:2]))
+        _give(answer, as_json, output, lambda: laws.forecast(*forecasts[0][:2]))
     if as_json:
-        typer.echo(to_json.dumps(answer), nl=False)
         return
     for run, prediction, origins in forecasts:
         _print(f"{run.name}: fitted to the first {prediction.n} of {run.steps.size} points", style="bold")
@@ -130,9 +128,8 @@ def compare(
         loaded = load(runs, entropy_key, score_key)
         comparison = commands.compare_runs(loaded)
         answer = to_json.compare_json(loaded, comparison)
-        _save(output, answer, lambda: laws.comparison(comparison))
+        _give(answer, as_json, output, lambda: laws.comparison(comparison))
     if as_json:
-        typer.echo(to_json.dumps(answer), nl=False)
         return
     terminal.console().print(tables.compare_table(comparison))
     for line in tables.compare_lines(loaded, comparison):
@@ -170,9 +167,8 @@ def scale(
             models = commands.read_sizes(sizes or [], entropy_key, score_key)
         scaling = fit_trend(models.parameters, models.a, models.b)
         answer = to_json.scale_json(scaling, models.names, predict)
-        _save(output, answer, lambda: laws.sizes(scaling, models.a, models.b, predict))
+        _give(answer, as_json, output, lambda: laws.sizes(scaling, models.a, models.b, predict))
     if as_json:
-        typer.echo(to_json.dumps(answer), nl=False)
         return
     terminal.console().print(tables.scale_table(scaling, models, predict))
     if example:
@@ -230,16 +226,17 @@ def _check(output: Path | None, runs: Sequence[Path], fraction: float = 0.5) -> 
         files.check_output(output, (".json", ".png"), runs)
 
 
-def _save(output: Path | None, answer: Json, draw: Callable[[], Figure]) -> None:
+def _give(answer: Json, as_json: bool, output: Path | None, draw: Callable[[], Figure]) -> None:
+    """Write the answer, or its picture, to `output`, and print it if it is wanted as JSON."""
     from verl_cov.law import files, to_json
     from verl_cov.law.plots import style
 
-    if output is None:
-        return
-    if output.suffix.lower() == ".json":
+    if output is not None and output.suffix.lower() == ".json":
         files.write(output, to_json.dumps(answer).encode(errors="replace"))
-    else:
+    elif output is not None:
         files.write(output, style.png(draw()))
+    if as_json:
+        typer.echo(to_json.dumps(answer), nl=False)
 
 
 def _print(line: str, style: str = "") -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from verl_cov.law.compare import Comparison, compare
 from verl_cov.law.estimate import Estimate, estimate
-from verl_cov.law.forecast import Forecast, Origin, forecast, rolling_origin
+from verl_cov.law.forecast import Forecast, forecast, rolling_origin
 from verl_cov.law.points import Points
 from verl_cov.law.runs import check_comparable, load
 
@@ -50,7 +50,7 @@ def fit_together(runs: Sequence[Points], robust: bool = False) -> tuple[Points, 
     return together, law
 
 
-def forecast_each(runs: Sequence[Points], share: float) -> list[tuple[Points, Forecast, list[Origin]]]:
+def forecast_each(runs: Sequence[Points], share: float) -> list[tuple[Points, Forecast, list[Forecast]]]:
     """A forecast of each run from its first `share` of points, and the same from other shares."""
     forecasts = []
     for run in runs:

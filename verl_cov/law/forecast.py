@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from verl_cov.law.ar1 import regress
-from verl_cov.law.estimate import Estimate, Interval, estimate
+from verl_cov.law.estimate import Estimate, estimate
 from verl_cov.law.fit import Array
 from verl_cov.law.series import series
 
@@ -48,18 +48,6 @@ class Forecast:
     rmse_rest: float
     final_error: float
     coverage: float
-
-
-@dataclass(frozen=True)
-class Origin:
-    """One row of `rolling_origin`: how well the first n points predicted the others. Fields as in `Forecast`."""
-
-    share: float
-    n: int
-    rmse_rest: float
-    final_error: float
-    coverage: float
-    ceiling: Interval
 
 
 def forecast(
@@ -110,17 +98,17 @@ def rolling_origin(
     *,
     shares: Sequence[float] = SHARES,
     level: float = 0.95,
-) -> list[Origin]:
+) -> list[Forecast]:
     """Run `forecast` with several shares of one run, to see how early the run was predictable.
 
     Arguments as in `forecast`. A share that cannot be fitted, or gives no more points than the one before, has no row.
     """
-    rows: list[Origin] = []
+    rows: list[Forecast] = []
     for share in sorted(shares):
         try:
             row = forecast(steps, entropy, score, share=share, level=level)
         except ValueError:  # the first points may all have the same entropy; a later share has more
             continue
         if not rows or row.n > rows[-1].n:
-            rows.append(Origin(share, row.n, row.rmse_rest, row.final_error, row.coverage, row.estimate.ceiling))
+            rows.append(row)
     return rows

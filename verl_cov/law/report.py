@@ -28,7 +28,8 @@ _MOST_HEADLINES = 6
 def page(runs: Sequence[Points], share: float) -> str:
     """The page as HTML. share: of the points that the forecasts are fitted to. Raises ValueError as the fits do."""
     fits = commands.fit_each(runs)
-    parts = [_headlines(fits), _picture(laws.fits(fits), "score against entropy with the laws"), _laws(fits)]
+    parts = [_headlines(fits), _picture(laws.fits(fits), "score against entropy with the laws")]
+    parts.append(_table(tables.FIT_COLUMNS, [tables.fit_row(run, law) for run, law in fits]))
     if len(fits) > 1:
         parts += _comparison(runs)
     for run, law in fits:
@@ -48,17 +49,6 @@ def _headlines(fits: Sequence[tuple[Points, Estimate]]) -> str:
     lines = "".join(f'<p class="big">{_text(tables.gain_line(run, law))}.</p>' for run, law in fits[:_MOST_HEADLINES])
     rest = len(fits) - _MOST_HEADLINES
     return lines + (f"<p>{rest} more runs are below.</p>" if rest > 0 else "")
-
-
-def _laws(fits: Sequence[tuple[Points, Estimate]]) -> str:
-    rows = [
-        (run.name, *map(tables.with_ends, (law.a, law.b, law.ceiling)), *_quality(law), str(law.n)) for run, law in fits
-    ]
-    return _table(("run", "a", "b", "ceiling b - a", "R²", "RMSE", "points"), rows)
-
-
-def _quality(law: Estimate) -> tuple[str, str]:
-    return f"{law.law.r2:.3f}", f"{law.law.rmse:.3g}"
 
 
 def _comparison(runs: Sequence[Points]) -> list[str]:

@@ -10,17 +10,24 @@ from rich.text import Text
 from verl_cov.law.commands import Sizes
 from verl_cov.law.compare import Comparison
 from verl_cov.law.estimate import Estimate, Interval
-from verl_cov.law.forecast import Origin
+from verl_cov.law.forecast import Forecast
 from verl_cov.law.points import Points
 from verl_cov.law.scale import Scaling
+
+FIT_COLUMNS = ("run", "a", "b", "ceiling b - a", "R²", "RMSE", "points")
+
+
+def fit_row(run: Points, law: Estimate) -> tuple[str, ...]:
+    """Cells under `FIT_COLUMNS`."""
+    coefficients = map(with_ends, (law.a, law.b, law.ceiling))
+    return run.name, *coefficients, f"{law.law.r2:.3f}", f"{law.law.rmse:.3g}", str(law.n)
 
 
 def fit_table(fits: Sequence[tuple[Points, Estimate]]) -> Table:
     """One row for each law."""
-    table = _table("R = -a exp(H) + b; in brackets 95 % intervals", "run", "a", "b", "ceiling b - a", "R²", "RMSE", "n")
+    table = _table("R = -a exp(H) + b; in brackets 95 % intervals", *FIT_COLUMNS)
     for run, law in fits:
-        cells = [Text(with_ends(interval)) for interval in (law.a, law.b, law.ceiling)]
-        table.add_row(Text(run.name), *cells, f"{law.law.r2:.3f}", f"{law.law.rmse:.3g}", str(law.n))
+        table.add_row(*map(Text, fit_row(run, law)))
     return table
 
 
@@ -40,19 +47,19 @@ def gain_line(run: Points, law: Estimate) -> str:
 FORECAST_COLUMNS = ("first", "points", "ceiling", "RMSE of the rest", "error at the end", "in the interval")
 
 
-def forecast_row(run: Points, origin: Origin) -> tuple[str, ...]:
+def forecast_row(run: Points, origin: Forecast) -> tuple[str, ...]:
     """Cells under `FORECAST_COLUMNS`."""
     return (
         f"{100 * origin.n / run.steps.size:.0f} %",
         str(origin.n),
-        with_ends(origin.ceiling),
+        with_ends(origin.estimate.ceiling),
         f"{origin.rmse_rest:.3g}",
         f"{origin.final_error:+.3g}",
         f"{100 * origin.coverage:.0f} %",
     )
 
 
-def forecast_table(run: Points, origins: Sequence[Origin]) -> Table:
+def forecast_table(run: Points, origins: Sequence[Forecast]) -> Table:
     """How early the run was predictable: one row for each share of its points."""
     table = _table("Fitted to the first points, compared with the rest", *FORECAST_COLUMNS)
     for origin in origins:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from verl_cov.law.compare import Comparison
 from verl_cov.law.estimate import Estimate, Interval
-from verl_cov.law.forecast import Forecast, Origin
+from verl_cov.law.forecast import Forecast
 from verl_cov.law.points import Points
 from verl_cov.law.scale import Scaling, Trend
 
@@ -40,7 +40,7 @@ def fit_json(run: Points, law: Estimate) -> Json:
     }
 
 
-def forecast_json(run: Points, forecast: Forecast, origins: Sequence[Origin]) -> Json:
+def forecast_json(run: Points, forecast: Forecast, origins: Sequence[Forecast]) -> Json:
     """The law of a run's first points, as in `fit_json`, and its predictions of the others."""
     columns = {
         "step": forecast.step,
@@ -69,8 +69,8 @@ def forecast_json(run: Points, forecast: Forecast, origins: Sequence[Origin]) ->
                 "rmse_rest": origin.rmse_rest,
                 "final_error": origin.final_error,
                 "coverage": origin.coverage,
-                "ceiling": origin.ceiling.value,
-                "ceiling_interval": _ends(origin.ceiling),
+                "ceiling": origin.estimate.ceiling.value,
+                "ceiling_interval": _ends(origin.estimate.ceiling),
             }
             for origin in origins
         ],

@@ -10,10 +10,10 @@ from rich import progress as rich_progress
 from rich.console import Console
 from rich.text import Text
 
+from verl_cov.law.points import ENTROPY_KEY
 from verl_cov.law.readers import pick_score
 
 Record = tuple[int, dict[str, Any]]  # step, metrics
-ENTROPY_KEY = "actor/entropy"  # nats per token
 SCORE_KEY = "critic/score/mean"  # mean score of the step's rollouts, by the policy before the update
 
 _SAY_EVERY_S = 15.0  # without a terminal, while the training starts

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from verl_cov.law.readers import NoLog, Run, find_runs, pick_score, read_metrics
+from verl_cov.law.points import ENTROPY_KEY, score_key
+from verl_cov.law.readers import NoLog, Run, find_runs, read_metrics
 from verl_cov.recipes.launch import Launch
-from verl_cov.recipes.progress import ENTROPY_KEY, number
+from verl_cov.recipes.progress import number
 
 SELECTED_KEY = "actor/cov/selected_tokens"  # tokens that Clip-Cov or KL-Cov acted on, mean over the step's updates
 STEP_TIME_KEY = "timing_s/step"  # seconds, without validation
@@ -39,16 +40,16 @@ def table(runs: Mapping[str, Run]) -> Table:
     for column in ("steps", "entropy\nstart → end", "score\nstart → best → end", "tokens\nselected", "s/step"):
         result.add_column(column, justify="right", no_wrap=True)
     for name, run in runs.items():
-        entropy = _finite(run.column(ENTROPY_KEY))
-        key = pick_score(run.keys())
-        score = _finite(run.column(key)) if key else np.empty(0)
+        entropy = run.values(ENTROPY_KEY)
+        key = score_key(run)
+        score = run.values(key) if key else np.empty(0)
         result.add_row(
             name,
             str(int(run.steps[-1])) if run.steps.size else "0",
             " → ".join(map(number, entropy[[0, -1]])) if entropy.size else "-",
             " → ".join(map(number, (score[0], score.max(), score[-1]))) if score.size else "-",
-            number(_mean(run.column(SELECTED_KEY)), 1),
-            number(_mean(run.column(STEP_TIME_KEY)), 1),
+            number(_mean(run.values(SELECTED_KEY)), 1),
+            number(_mean(run.values(STEP_TIME_KEY)), 1),
         )
     return result
 
@@ -74,11 +75,5 @@ def write_report(launches: Sequence[Launch], console: Console) -> None:
         console.print(f"written: {path}", markup=False, soft_wrap=True)
 
 
-def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    finite: NDArray[np.float64] = values[np.isfinite(values)]
-    return finite
-
-
 def _mean(values: NDArray[np.float64]) -> float | None:
-    finite = _finite(values)
-    return float(finite.mean()) if finite.size else None
+    return float(values.mean()) if values.size else None

@@ -57,6 +57,11 @@ class Run:
         """Values [n] of `key`, one for each step; nan if the step has no value or the value is not a number."""
         return np.array([_number(record.get(key)) for record in self.records], dtype=np.float64)
 
+    def values(self, key: str) -> NDArray[np.float64]:
+        """The values [m] of `key` at the steps that have a finite one."""
+        column = self.column(key)
+        return column[np.isfinite(column)]
+
     def keys(self) -> list[str]:
         """All keys of all steps, sorted."""
         return sorted({key for record in self.records for key in record})

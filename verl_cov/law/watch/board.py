@@ -83,7 +83,7 @@ def _step(run: Run, width: int) -> Text:
 
 def _score(run: Run, width: int) -> Text:
     key = score_key(run)
-    values = _finite(run.column(key)) if key else np.empty(0)
+    values = run.values(key) if key else np.empty(0)
     if not values.size:
         return Text("no validation yet", style="dim")
     return _line(values, width, f"{values[-1]:.3f} (best {values.max():.3f})")
@@ -102,7 +102,7 @@ def _ceiling(run: Run, width: int) -> Text:
 
 
 def _entropy(run: Run, width: int) -> Text:
-    values, errors = _finite(run.column(ENTROPY_KEY)), _finite(run.column(PREFIX + "entropy_error"))
+    values, errors = run.values(ENTROPY_KEY), run.values(PREFIX + "entropy_error")
     if not values.size:
         return Text("no step yet", style="dim")
     error = f" ±{errors[-1]:.3f}" if errors.size else ""
@@ -113,7 +113,7 @@ def _theorem(number: int) -> Cell:
     def cell(run: Run, width: int) -> Text:
         """The predicted changes of the steps so far, each below the measured one, and that of the next step."""
         predicted = run.column(f"{PREFIX}theorem{number}_predicted")
-        correlation = _finite(run.column(f"{PREFIX}theorem{number}_correlation"))
+        correlation = run.values(f"{PREFIX}theorem{number}_correlation")
         if not np.isfinite(predicted).any():
             return Text("-")
         change = run.column(PREFIX + "entropy_change")
@@ -135,7 +135,7 @@ def _ladder(share: float) -> Cell:
 
 def _kind(kind: str, colour: str) -> Cell:
     def cell(run: Run, width: int) -> Text:
-        covariance, tokens = (_finite(run.column(f"{PREFIX}{kind}{what}")) for what in ("_cov_frac", "_frac"))
+        covariance, tokens = (run.values(f"{PREFIX}{kind}{what}") for what in ("_cov_frac", "_frac"))
         if not covariance.size or not tokens.size:
             return Text("-")
         full = round(width * float(covariance[-1]))
@@ -158,14 +158,14 @@ def _difficulties(run: Run, width: int) -> Text:
 
 
 def _selected(run: Run, width: int) -> Text:
-    tokens, share = (_finite(run.column(PREFIX + key)) for key in ("selected_tokens", "selected_frac"))
+    tokens, share = (run.values(PREFIX + key) for key in ("selected_tokens", "selected_frac"))
     if not tokens.size or not share.size:
         return Text("-")
     return _line(tokens, width, f"{tokens[-1]:.3g} tokens ({100 * share[-1]:.2g} %)")
 
 
 def _series(run: Run, key: str, width: int, form: str, style: Callable[[float], str] = lambda value: "default") -> Text:
-    values = _finite(run.column(PREFIX + key))
+    values = run.values(PREFIX + key)
     if not values.size:
         return Text("-")
     return _line(values, width, form.format(values[-1]), style(values[-1]))

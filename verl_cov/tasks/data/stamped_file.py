@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from verl_cov.tasks.data.rows import SCHEMA
 
@@ -28,19 +27,9 @@ Stamp = dict[str, Any]  # JSON: what a file was made of
 _GROUP_ROWS, _GROUP_CHARACTERS = 4096, 32_000_000
 
 
-@contextmanager
-def lock(path: Path) -> Iterator[None]:
-    """Hold the right to make `path`: other processes wait. The kernel frees the lock of a process that dies."""
-    file_lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        file_lock.acquire(timeout=0)
-    except Timeout:
-        print(f"verl-cov: another process is writing {path}; waiting for it", file=sys.stderr, flush=True)
-        file_lock.acquire()
-    try:
-        yield
-    finally:
-        file_lock.release()
+def lock(path: Path) -> FileLock:
+    """The right to make `path`, to hold by `with`: others wait. The kernel frees the lock of a process that dies."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 @contextmanager

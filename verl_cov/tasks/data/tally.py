@@ -82,14 +82,8 @@ def nothing_usable(dataset: DataSet, source_name: str, tally: Tally, fields: lis
     unknown = set(tally.dropped) == {UNKNOWN} and not tally.left_out
     if not unknown:
         return f"{dataset.name}: none of the {tally.read} rows of {source_name} can be used: {counted}"
-    nearest = max(dataset.formats, key=lambda known: len(set(known.fields) & set(fields)))
-    missing = [name for name in nearest.fields if name not in fields]
-    others = ", or ".join(" and ".join(known.fields) for known in dataset.formats if known is not nearest)
-    return (
-        f"{dataset.name}: {source_name} has the fields {', '.join(fields)}; of the nearest format, "
-        f"{' and '.join(nearest.fields)}, it lacks {' and '.join(missing)}"
-        + (f" (also read: {others})" if others else "")
-    )
+    formats = ", or ".join(" and ".join(known.fields) for known in dataset.formats)
+    return f"{dataset.name}: {source_name} has the fields {', '.join(fields)}; what can be read has {formats}"
 
 
 def excerpt(row: Mapping[str, Any], count: int) -> str:

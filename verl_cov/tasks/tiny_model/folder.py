@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +48,7 @@ def build(directory: str | os.PathLike[str], *, settings: Settings = DEFAULT) ->
     started = time.monotonic()
     model = new_model(settings)
     with one_thread():
-        pretrain(model, settings, print_progress(settings.steps))
+        pretrain(model, settings)
         measured: dict[str, Any] = measure(model, settings)
     measured["seconds"] = round(time.monotonic() - started, 1)
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -80,16 +79,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def print_progress(steps: int) -> Callable[[int, float], None]:
-    """A report(step, loss) that prints a line to standard error every five seconds, and one at the end."""
-    last = time.monotonic()
-
-    def report(step: int, loss: float) -> None:
-        nonlocal last
-        if step == steps or time.monotonic() - last >= 5:
-            last = time.monotonic()
-            print(f"pretraining the tiny model: step {step}/{steps}, loss {loss:.3f}", file=sys.stderr, flush=True)
-
-    return report

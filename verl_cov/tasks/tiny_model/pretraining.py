@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
+from rich.progress import track
 from transformers import Qwen2ForCausalLM
 
 from verl_cov.tasks import countdown
@@ -70,18 +72,17 @@ def collate(batch: list[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
-def pretrain(
-    model: Qwen2ForCausalLM, settings: Settings, report: Callable[[int, float], None] | None = None
-) -> list[float]:
+def pretrain(model: Qwen2ForCausalLM, settings: Settings) -> list[float]:
     """Train `model` in place on `demonstrations`. Returns the loss of each step, in nats per token of the answers.
 
-    report(step, loss): called after each step, the first being 1.
+    A bar on standard error shows how far it is.
     """
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     warmup = min(50, settings.steps // 10 + 1)
     stream, losses = demonstrations(settings), []
-    for step in range(settings.steps):
+    console = Console(stderr=True)
+    for step in track(range(settings.steps), "pretraining the tiny model", console=console):
         done = step / settings.steps
         rate = min((step + 1) / warmup, 0.1 + 0.45 * (1 + math.cos(math.pi * done)))
         optimizer.param_groups[0]["lr"] = settings.lr * rate
@@ -95,6 +96,4 @@ def pretrain(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
-        if report:
-            report(step + 1, losses[-1])
     return losses
