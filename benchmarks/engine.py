@@ -110,9 +110,9 @@ def _main(path: Path) -> None:
 
         setattr(owner, name, call)
 
-    timed(mini_batch, "look", "hook")
-    timed(mini_batch, "report", "hook")
-    timed(rollout_batch, "look", "rollout")
+    timed(mini_batch, "select_and_measure", "hook")
+    timed(mini_batch, "update_metrics", "hook")
+    timed(rollout_batch, "rollout_metrics", "rollout")
     timed(TrainingWorker, "train_batch", "update")
     random = np.random.default_rng(0)
     for _ in range(4):

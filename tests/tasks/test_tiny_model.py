@@ -310,10 +310,3 @@ class TestFolder:
         keys |= {tiny_model.fingerprint(replace(SHORT, **change)) for change in changes}
         assert len(keys) == len(changes) + 1
         assert tiny_model.fingerprint(SHORT) == tiny_model.fingerprint(replace(SHORT))
-
-
-def test_progress_is_a_line_at_the_end(capsys: pytest.CaptureFixture[str]):
-    report = model_folder.print_progress(3)
-    for step in (1, 2, 3):
-        report(step, 0.5)
-    assert capsys.readouterr().err == "pretraining the tiny model: step 3/3, loss 0.500\n"
