@@ -48,7 +48,7 @@ def test_the_order_of_the_points_does_not_matter():
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.6])
+@pytest.mark.parametrize("rho", [0.6, pytest.param(0.0, marks=pytest.mark.nightly)])
 def test_intervals_hold_the_rest_of_simulated_runs(rho):
     coverage = [forecast(*run(24, rho, seed), share=0.5).coverage for seed in range(40)]
     assert 0.90 < np.mean(coverage) < 0.995

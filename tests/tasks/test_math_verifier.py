@@ -336,15 +336,15 @@ class TestHostile:
         "answer",
         [
             "9^{9^{9^{9}}}",
-            r"\binom{10^9}{10^8}",
-            r"\sum_{i=1}^{10^{12}} \frac{1}{i}",
             "(x+1)^{5000}",
             "{" * 400 + "1" + "}" * 400,
-            "1" + "+1" * 450,
             *(
                 pytest.param(monster, marks=pytest.mark.nightly)
                 for monster in (
                     "10^{10^{10}}",
+                    r"\binom{10^9}{10^8}",
+                    r"\sum_{i=1}^{10^{12}} \frac{1}{i}",
+                    "1" + "+1" * 450,
                     "((((10!)!)!)!)!",
                     r"\prod_{i=1}^{10000000} i",
                     r"\sqrt{" * 100 + "2" + "}" * 100,
