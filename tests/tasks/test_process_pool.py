@@ -81,9 +81,9 @@ def test_many_threads_few_children(pool: ProcessPool):
 def test_threads_wait_for_a_child_and_waiting_does_not_count(pool: ProcessPool):
     pool.call({}, 10)
     started = time.monotonic()
-    with ThreadPoolExecutor(6) as threads:  # two at a time, 0.4 s each: the last waits for 0.8 s and has 0.9 s itself
-        list(threads.map(lambda _: pool.call({"sleep": 0.4}, 0.9), range(6)))
-    assert time.monotonic() - started > 1.1
+    with ThreadPoolExecutor(20) as threads:  # two at a time, 0.4 s each: the last waits longer than it has itself
+        list(threads.map(lambda _: pool.call({"sleep": 0.4}, 3.5), range(20)))
+    assert time.monotonic() - started > 3.5
 
 
 def test_a_late_child_is_killed_and_replaced(pool: ProcessPool):
