@@ -89,7 +89,7 @@ class MiniBatch:
         covariances: of the whole mini-batch; None if neither the selection nor the metrics need them.
         selected: the selection over the whole mini-batch; None if there is none.
         micro_batches: with ``cov_scope=micro_batch`` what selects, within each micro-batch, during the update.
-        ladder: [shares] of :data:`verl_cov.core.LADDER`, with ``cov_metrics=full``.
+        ladder: [shares] of :data:`verl_cov.core.metric_table.LADDER`, with ``cov_metrics=full``.
         overlap, seconds: with ``cov_log_prob=current``: how many of the selected tokens ``old`` would have selected,
             and the forward's time.
     """
