@@ -124,6 +124,15 @@ def test_what_the_start_up_check_warns_of_is_in_the_report_and_fails_nothing():
     assert failed == lacking()
 
 
+@NEEDS_NO_PATCH
+def test_what_this_machine_cannot_run_is_said_and_a_misspelt_flag_fails():
+    lines, _ = doctor("+verl_cov=kl_cov")
+    assert "warn: WARNING: on this machine it would not start: trainer.device=cuda" in lines["run", "configuration"]
+    lines, failed = doctor("+verlcov=kl_cov")
+    assert failed == {"configuration"} | lacking()
+    assert "did you mean +verl_cov=kl_cov?" in lines["run", "configuration"]
+
+
 @pytest.mark.parametrize(
     ("override", "text"),
     [

@@ -466,3 +466,12 @@ def test_the_real_commands_of_other_trainers_fail_in_one_line(tmp_path, trainer)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"verl-cov: {LOSS}kl_cov_ratio=0.2")
     assert "Traceback" not in done.stderr
+
+
+def test_what_the_user_may_have_meant_is_said():
+    assert any("loss_mode=verl_cov.kl_cov" in notice for notice in notices(config(*RUN, f"{LOSS}loss_mode=kl_cov")))
+    message = refused(*RUN, "reward.custom_reward_function.path=pkg://verl_cov.tasks.rewards")
+    assert "there is no such module" in message
+    assert "pkg://verl_cov.tasks.reward" in message
+    assert "CovPolicyLoss'" in (message := refused(*RUN, f"{LOSS}_target_=verl_cov.hooks.config.CovPolicyLoss"))
+    assert not message.endswith(":")

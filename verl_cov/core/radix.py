@@ -136,7 +136,10 @@ def select_largest(
 
 
 def marked_slots(mask: Bool[Tensor, " slots"]) -> Int64[Tensor, " marked"]:
-    """Returns slots that include all marked ones: just those on a CPU, every slot where finding them would wait."""
+    """Returns slot numbers that cover all marked slots.
+
+    Exactly those on a CPU; every slot on an accelerator, where finding them would mean waiting for the device.
+    """
     return mask.nonzero().squeeze(1) if on_cpu(mask) else torch.arange(mask.numel(), device=mask.device)
 
 

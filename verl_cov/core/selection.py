@@ -210,7 +210,7 @@ def _fraction(ratio: float) -> tuple[int, int]:
 def largest_values(
     cov: Float32[Tensor, " slots"], shares: tuple[float, ...], group: ProcessGroup | None = None
 ) -> Float32[Tensor, " shares"]:
-    """Returns where the largest covariances begin: for each share the n-th largest, n = :func:`quota` of the share.
+    """Returns, for each share, the n-th largest covariance, n being the :func:`quota` of the share.
 
     Args:
         cov: NaN where the slot holds no token.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,11 +31,32 @@ def check_run(overrides: Sequence[str], file: Path | None) -> Iterator[Check]:
             notices = list(configuration.notices(config))
             line = configuration.start_up_line(config)
             answer = Check("ok", name, f"asks for verl-cov; at start it prints: {line}")
+            notices += _refused_here(config)
+        elif misspelt := next(filter(_is_misspelt, overrides), None):
+            text = f"{misspelt} does not ask for verl-cov: did you mean +verl_cov=kl_cov?"
+            answer = Check("FAIL", name, text)
     except Exception as error:  # of whatever kind: why the run would not start is what was asked
         answer = Check("FAIL", name, f"the run would not start: {' '.join(str(error).split())}")
     for notice in notices:
         yield Check("warn" if "WARNING" in notice else "note", name, notice)
     yield answer
+
+
+def _refused_here(config: DictConfig) -> list[str]:
+    """What this machine cannot run; the run may be meant for another one."""
+    from verl_cov.hooks.checks import configuration
+
+    try:
+        configuration.refuse_here(config)
+    except ValueError as error:
+        return [f"WARNING: on this machine it would not start: {error}"]
+    return []
+
+
+def _is_misspelt(override: str) -> bool:
+    """True for an override whose key looks like our flag and is not, such as +verlcov=kl_cov."""
+    key = override.partition("=")[0]
+    return key != "+verl_cov" and re.match(r"\+*verl[-_ ]?cov", key, re.IGNORECASE) is not None
 
 
 def load_config(overrides: Sequence[str], file: Path | None) -> DictConfig:

@@ -60,16 +60,19 @@ def config_from_policy_loss(policy_loss: PolicyLossConfig | None) -> CovPolicyLo
 
 
 def config_from_loss(loss_fn: Callable[..., Any] | None) -> CovPolicyLossConfig | None:
-    """Does the same as :func:`config_from_policy_loss`, from the loss function of a worker.
+    """Returns the control or the metrics that a worker's loss function asks for; None if neither.
 
-    None for any other worker: critics and reward models have losses with another configuration, or none.
+    Critics and reward models have losses with another configuration, or none.
     """
     actor_config = getattr(loss_fn, "keywords", {}).get("config")
     return config_from_policy_loss(getattr(actor_config, "policy_loss", None))
 
 
 def config_from_trainer(config: DictConfig) -> CovPolicyLossConfig | None:
-    """Does the same from a trainer's whole configuration. Raises what building the dataclass raises."""
+    """Returns the control or the metrics that a trainer's whole configuration asks for; None if neither.
+
+    Raises what building the dataclass raises.
+    """
     if not asks_for_verl_cov(config):
         return None
     from verl.utils.config import omega_conf_to_dataclass

@@ -209,6 +209,6 @@ def _totals(mini_batch: MiniBatch, group: ProcessGroup | None) -> Totals:
     numbers = mini_batch.micro_batches.numbers
     numbers = torch.zeros(NUMBERS, dtype=torch.float64, device=batch.device()) if numbers is None else numbers
     within = totals_of(all_reduce(numbers.clone(), group).tolist())
-    # How the covariances are distributed is the mini-batch's; what was chosen from them the micro-batches' own.
+    # The statistics of the covariances are the mini-batch's; what was selected is summed over the micro-batches.
     chosen = ("candidates", "selected", "negative", "tied", "selected_covariance_sum")
     return within if whole is None else whole._replace(**{name: getattr(within, name) for name in chosen})

@@ -65,6 +65,11 @@ def notices(config: DictConfig) -> Iterator[str]:
     cov = config_from_trainer(config)
     if cov is None:
         return
+    if not cov.controls and cov.loss_mode in ("clip_cov", "kl_cov"):
+        yield (
+            f"WARNING: loss_mode={cov.loss_mode} is verl's own, which selects within micro-batches; verl-cov only "
+            f"measures. For the selection over the whole mini-batch: loss_mode=verl_cov.{cov.loss_mode}"
+        )
     calls, field = update_calls_on_one_policy(config)
     on_policy = updates_per_rollout(config) == calls == 1 and not bypasses_old_log_probs(config)
     if cov.loss_mode == KL_COV and on_policy:

@@ -8,13 +8,23 @@ Leans on ``reward.custom_reward_function`` of verl's configuration.
 
 from __future__ import annotations
 
+import importlib.util
+
 from omegaconf import DictConfig, OmegaConf
 from packaging.specifiers import SpecifierSet
 
 from verl_cov.hooks import versions
+from verl_cov.hooks.asks import names_verl_cov
 
 _FUNCTION = "reward.custom_reward_function"
 _OURS = "pkg://verl_cov.tasks.reward"
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package in front of it
+        return False
 
 
 def refuse(config: DictConfig) -> None:
@@ -23,6 +33,9 @@ def refuse(config: DictConfig) -> None:
     path = str(OmegaConf.select(config, f"{_FUNCTION}.path", default=None))
     # verl takes dots and slashes between the names.
     if path.replace("/", ".") != _OURS.replace("/", "."):
+        module = path.removeprefix("pkg://").replace("/", ".")
+        if names_verl_cov(path) and not _exists(module):
+            raise ValueError(f"{_FUNCTION}.path={path}: there is no such module; the reward function is {_OURS}")
         return
     from verl_cov.tasks.math import MATH_VERIFY
     from verl_cov.tasks.reward import check_options

@@ -139,7 +139,7 @@ def refuse_engine(engine_config: EngineConfig, cov: CovPolicyLossConfig) -> None
             "missing or counted twice. Set it to 1, or use cov_scope=micro_batch"
         )
     # Megatron's scheduler deals rows out after the selection, but from a mini-batch that every rank has in full, so
-    # every rank has selected the same. Log-probs it collects on one rank only.
+    # every rank has selected the same. But it collects log-probs on one rank only.
     if cov.log_prob == "current" and getattr(engine_config, "dynamic_context_parallel", False):
         raise ValueError(
             "cov_log_prob=current needs the log-probs on every rank, and with dynamic_context_parallel=True "

@@ -6,8 +6,8 @@ import os
 
 from omegaconf import DictConfig, OmegaConf
 
-# Entry points with a trainer of their own, by what their configuration has at its top level. A node of the user's may
-# have the same name, so all of it must be there.
+# Entry points with a trainer of their own, recognised by top-level fields of their configuration. A user may have a
+# node of the same name, so all the fields listed must be present.
 OTHER_TRAINERS = {
     ("async_training.trigger_parameter_sync_step",): "verl.experimental.fully_async_policy",
     ("rollout.nnodes", "rollout.n_gpus_per_node"): "verl.experimental.one_step_off_policy",

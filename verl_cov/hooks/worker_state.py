@@ -20,7 +20,7 @@ _ATTRIBUTE = "_verl_cov"
 
 @dataclass
 class WorkerState:
-    """Returns the state of one worker that trains an actor.
+    """The state of one worker that trains an actor.
 
     Args:
         rollout_step, mini_batch: the last optimizer step: which rollout's, and which mini-batch of it; None before the
@@ -42,7 +42,7 @@ class WorkerState:
 
 
 def state_of(worker: TrainingWorker | DataParallelPPOActor) -> WorkerState:
-    """Returns the state of ``worker`` ; creates it at the first call."""
+    """Returns the state of ``worker``; the first call creates it."""
     if not hasattr(worker, _ATTRIBUTE):
         setattr(worker, _ATTRIBUTE, WorkerState())
     return getattr(worker, _ATTRIBUTE)

@@ -126,7 +126,7 @@ def advantages(
         compared = groups.compared
         process = _standardised(rewards, mean_reward, groups, estimator)
         outcome = _standardised(outcome, outcome, groups, estimator)
-    else:
+    else:  # rloo, Eq. 5: the baseline of a response is the mean over the prompt's other responses
         compared = groups.compared
         others = groups.others(mean_reward)
         if estimator.rloo == "released":

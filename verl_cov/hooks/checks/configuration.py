@@ -83,6 +83,6 @@ def _in_one_line(refuse_feature: Callable[[DictConfig], None], config: DictConfi
         refuse_feature(config)
     except InstantiationException as error:
         # Hydra wraps what a dataclass raised; the cause says it better.
-        raise ValueError(str(error.__cause__ or error).splitlines()[0]) from None
+        raise ValueError(" ".join(str(error.__cause__ or error).split())) from None
     except (TypeError, RuntimeError) as error:
         raise ValueError(str(error)) from None

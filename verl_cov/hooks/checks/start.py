@@ -66,7 +66,7 @@ def _refuse(config: DictConfig) -> None:
 
 
 def _refuse_on_cpu(config: DictConfig) -> None:
-    """All that is ours in a run that asks for nothing but the CPU platform."""
+    """Makes the only checks in a run that asks for the CPU platform and nothing else."""
     cpu_refusals.refuse_here(config)
     machine.refuse_too_few_ray_cpus(config)
 

@@ -1,4 +1,4 @@
-"""Unpadding, of the legacy trainer's batches: verl 0.9.0 takes it from flash-attn alone, which has no build for CPUs.
+"""Unpads the legacy trainer's batches without flash-attn, which verl 0.9.0 requires and which has no build for CPUs.
 
 verl 0.9.1 falls back to torch by itself. Leans on ``verl.utils.attention_utils._get_attention_functions``, which says
 what unpads, and on ``unpad_input``, ``pad_input`` and ``index_first_axis`` of ``verl.utils.npu_flash_attn_utils``:

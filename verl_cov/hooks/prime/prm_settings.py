@@ -30,7 +30,7 @@ def prm_model(config: DictConfig, prime: PrimeConfig) -> DictConfig:
 
 
 def reference_model(config: DictConfig, prime: PrimeConfig) -> DictConfig:
-    """The frozen reference's: no adapters, and the PRM's options of loading."""
+    """Returns the model settings of the frozen reference: the PRM's loading options, without adapters."""
     own = {**prime.model, "path": prime.reference_path or config.actor_rollout_ref.model.path}
     return _model(config, {**own, "lora_rank": 0, "lora_adapter_path": None})
 
@@ -49,7 +49,7 @@ def _model(config: DictConfig, own: dict[str, Any]) -> DictConfig:
 
 
 def check_fields(config: DictConfig, prime: PrimeConfig) -> None:
-    """Raises ValueError for a field of ``prime.model``, ``optim`` or ``engine`` that the policy's has not."""
+    """Raises ValueError for a field of ``prime.model``, ``optim`` or ``engine`` that the policy does not have."""
     from hydra.errors import InstantiationException
     from verl.utils.config import omega_conf_to_dataclass
 
@@ -63,7 +63,10 @@ def check_fields(config: DictConfig, prime: PrimeConfig) -> None:
 
 
 def micro_batch_size(config: DictConfig, prime: PrimeConfig) -> int | None:
-    """Responses a forward of the PRM, which verl has divide what a rank gets; None with ``use_dynamic_bsz``."""
+    """Returns the number of responses in one forward of the PRM, or None with ``use_dynamic_bsz``.
+
+    verl requires that it divides the number of a rank's responses.
+    """
     actor = config.actor_rollout_ref.actor
     if actor.use_dynamic_bsz:
         return None

@@ -90,7 +90,7 @@ def _recording(
 def prm_loss(
     model_output: Mapping[str, Tensor], data: TensorDict, dp_group: object = None, *, beta: float, kind: str
 ) -> tuple[Tensor, dict[str, Metric]]:
-    """The PRM's loss on a micro-batch: this share of its mean over the responses of the mini-batch, all ranks.
+    """Computes a micro-batch's share of the PRM's loss, which is a mean over the mini-batch's responses on all ranks.
 
     Args:
         kind: ``ce`` or ``dpo``, see :mod:`verl_cov.core.prime.prm`.
