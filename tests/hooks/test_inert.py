@@ -88,7 +88,7 @@ def ours_called_by(function, *arguments) -> set[str]:
 
 
 # What may run: what stands in the place of verl's function, the question, and whether this process is on a CPU.
-QUESTION = {"replacement", "_validate_config", "_in_ray_worker", "is_selected"}
+QUESTION = {"replacement", "_validate_config", "is_selected"}
 QUESTION |= {"asks_for_verl_cov", "names_verl_cov", "_read", "<genexpr>"}
 
 

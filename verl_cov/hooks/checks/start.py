@@ -38,12 +38,12 @@ def install() -> None:
 
 
 def _validate_config(original: Callable, config: DictConfig, *args: Any, **kwargs: Any) -> None:
-    in_worker = _in_ray_worker()
     if not asks_for_verl_cov(config):
         logger.debug("verl-cov %s is installed, and this run does not ask for it", __version__)
-        if cpu.is_selected() and not (in_worker or status.error):
+        if cpu.is_selected() and not (status.error or _in_ray_worker()):
             _end_if_refused(_refuse_on_cpu, config)
         return original(config, *args, **kwargs)
+    in_worker = _in_ray_worker()
     if in_worker and (status.error or _has_v1()):
         # Some trainers check once more inside their task runner: the driver has done all this.
         return original(config, *args, **kwargs)
