@@ -7,6 +7,7 @@ for values that are not finite, each rank that holds some. Knows nothing about v
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -24,6 +25,11 @@ logger = logging.getLogger(__name__)
 EMPTY_BAND_STEPS = 10
 # Below half a token the floor of 1 at least doubles the ratio.
 FLOOR_DOMINATES = 0.5
+# Rollouts in a row in which a control changed less than this share of the policy loss's gradient.
+IDLE_ROLLOUTS = 10
+NO_CHANGE = 1e-6
+# Below this share in common, over so many updates with at least so many tokens, `old` and `current` are two controls.
+APART, APART_UPDATES, APART_TOKENS = 0.8, 10, 20
 _SHARES = (0.0002, 0.002, 0.02, 0.2, 0.5)
 
 
@@ -62,6 +68,8 @@ class Advice:
         self._rank = rank
         self._logged: set[str] = set()
         self._empty_steps = 0
+        self._idle_rollouts: set[int] = set()
+        self._overlaps: deque[tuple[int, int]] = deque(maxlen=APART_UPDATES)
 
     def after_update(
         self,
@@ -94,6 +102,37 @@ class Advice:
             )
         if totals.non_finite and "finite" not in self._logged:
             self._non_finite(totals.non_finite, log_prob, tokens)
+
+    def on_effect(self, config: ControlConfig, changed: float, rollout_step: int) -> None:
+        """Checks that the control acts; ``changed`` is its share in the gradient of an update's policy loss."""
+        if changed > NO_CHANGE:
+            self._idle_rollouts.clear()
+            return
+        self._idle_rollouts.add(rollout_step)
+        if len(self._idle_rollouts) >= IDLE_ROLLOUTS and "band" not in self._logged:
+            self._log(
+                "idle",
+                f"{config.loss_mode} changed nothing in the gradient of the policy loss for {IDLE_ROLLOUTS} rollouts: "
+                "its penalty needs more than one update a rollout (lower ppo_mini_batch_size) and a coefficient above "
+                "0, its band tokens, and the policy loss must be part of what is trained on",
+            )
+
+    def on_overlap(self, shared: int, selected: int) -> None:
+        """Checks that the selection by the rollout's log-probs is nearly that by the present policy's.
+
+        Args:
+            shared: tokens of one optimizer step that both select.
+            selected: tokens that the rollout's log-probs select.
+        """
+        self._overlaps.append((shared, selected))
+        both, all_selected = (sum(counts) for counts in zip(*self._overlaps, strict=True))
+        if all_selected >= APART_TOKENS and both < APART * all_selected:
+            self._log(
+                "apart",
+                f"the rollout's log-probs (cov_log_prob=old) and the present policy's select the same tokens only to "
+                f"{100 * both / all_selected:.0f} % ({len(self._overlaps)} updates): the policy moves far within a "
+                "rollout. Set cov_log_prob=current for the paper's selection, at the cost of a forward an update",
+            )
 
     def _band(self, config: ControlConfig, chosen: Selected, group: ProcessGroup | None) -> None:
         if not config.loss_mode.endswith("clip_cov") or "band" in self._logged:

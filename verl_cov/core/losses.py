@@ -53,6 +53,7 @@ def kl_cov(
     *,
     coefficient: float,
     estimator: str,
+    dead_zone: float = 0.0,
     log_prob: Float[Tensor, "sequences length"],
     old_log_prob: Float[Tensor, "sequences length"],
     rollout_is_weights: Float[Tensor, "sequences length"] | None = None,
@@ -64,7 +65,7 @@ def kl_cov(
         base_loss, selected, log_prob: as in :func:`clip_cov`.
         aggregate: reduces a [sequences, length] loss matrix to a scalar, as ``loss_agg_mode`` says.
         coefficient: beta.
-        estimator: ``abs``, ``k2`` or ``k3``, see :func:`kl_penalty`.
+        estimator, dead_zone: see :func:`kl_penalty`.
         old_log_prob: log-probs of the rollout policy, in nats.
         rollout_is_weights: rollout-correction weights; the penalty is weighted like the loss, as in verl's ``kl_cov``.
 
@@ -74,26 +75,54 @@ def kl_cov(
     loss, metrics = base_loss(
         log_prob=log_prob, old_log_prob=old_log_prob, rollout_is_weights=rollout_is_weights, **inputs
     )
-    penalty = torch.where(selected, kl_penalty(log_ratio(log_prob, old_log_prob), estimator), 0.0)
+    penalty = torch.where(selected, kl_penalty(log_ratio(log_prob, old_log_prob), estimator, dead_zone), 0.0)
     if rollout_is_weights is not None:
         penalty = penalty * rollout_is_weights
     return loss + coefficient * aggregate(penalty), metrics
 
 
-def kl_penalty(log_ratio: Float[Tensor, "*shape"], estimator: str) -> Float[Tensor, "*shape"]:
+def kl_penalty(log_ratio: Float[Tensor, "*shape"], estimator: str, dead_zone: float = 0.0) -> Float[Tensor, "*shape"]:
     """Computes each token's penalty in nats from x = log pi - log pi_old.
 
     ``abs`` = abs(x) is the released code's (Listing 1); ``k2`` = x^2 / 2 and ``k3`` = exp(-x) - 1 + x are the usual
-    estimators. The trap: all three are flat where the ratio is 1, so with one update per rollout KL-Cov does nothing.
-    Raises ValueError for another estimator.
+    estimators. Raises ValueError for another estimator.
+
+    Args:
+        dead_zone: for ``abs``, in nats: no penalty where abs(x) is not above it. 0 is the released code.
+
+    The trap: k2 and k3 are flat where the ratio is 1, and abs is not: its slope is +1 or -1 on either side of x = 0, so
+    that without a dead zone rounding decides the sign of a gradient of full size (:mod:`verl_cov.core.dead_zone`).
     """
     if estimator == "abs":
-        return log_ratio.abs()
+        size = log_ratio.abs()
+        return torch.where(size > dead_zone, size, 0.0)
     if estimator == "k2":
         return 0.5 * log_ratio.square()
     if estimator == "k3":
         return torch.expm1(-log_ratio) + log_ratio
     raise ValueError(f"unknown KL estimator {estimator!r}: use abs, k2 or k3")
+
+
+def gradient_change(
+    base_loss: Callable[[Tensor], Tensor],
+    controlled_loss: Callable[[Tensor], Tensor],
+    log_prob: Float[Tensor, "*shape"],
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Computes how much a control changes the gradient of the policy loss by the log-probs.
+
+    Args:
+        base_loss, controlled_loss: the scalar loss without and with the control, as functions of the log-probs.
+
+    Returns:
+        The sums over the tokens of |gradient with - gradient without| and of |gradient without|.
+    """
+    leaf = log_prob.detach().requires_grad_()
+    with torch.enable_grad():
+        without, with_control = (
+            torch.autograd.grad(loss(leaf), leaf, allow_unused=True, materialize_grads=True)[0]
+            for loss in (base_loss, controlled_loss)
+        )
+    return (with_control - without).abs().sum(), without.abs().sum()
 
 
 def ratio_loss(

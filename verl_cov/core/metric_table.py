@@ -131,6 +131,29 @@ def _updates() -> list[Metric]:
             "update",
         ),
         Metric(
+            "changed_gradient_frac",
+            "1",
+            "how much the control changed of the policy loss's gradient by the log-probs: sum over the tokens of |with "
+            "the control - without| / sum of |without|; 0 where verl throws that loss away",
+            "basic",
+            "update",
+        ),
+        Metric(
+            "kl_dead_zone",
+            _NATS,
+            "KL-Cov with `cov_kl=abs`: a token whose log-prob has moved no further pays nothing",
+            "off",
+            "update",
+        ),
+        Metric(
+            "overlap_current",
+            "1",
+            "with `cov_log_prob=old`: share of the selected tokens that the present policy's log-probs (`current`) "
+            "would have selected too; counted in the update's own forward",
+            "basic",
+            "update",
+        ),
+        Metric(
             "overlap_old",
             "1",
             "with `cov_log_prob=current`: share of the selected tokens that `old` would have selected too",

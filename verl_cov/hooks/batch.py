@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int64, Shaped
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # float32 like its neighbours: verl pads and re-cuts every field of a micro-batch, and bool tensors do not survive all
 # of it.
 SELECTED_FIELD = "verl_cov_selected"
+# 1 + each token's number among this rank's response slots, int64; 0 in what verl pads with.
+SLOT_FIELD = "verl_cov_slot"
 
 
 @dataclass(frozen=True)
@@ -144,14 +146,21 @@ class RankTokens:
 
     def write_selection(self, selected: Bool[Tensor, " slots"]) -> None:
         """Stores the selection in the batch as :data:`SELECTED_FIELD`, on the batch's own device."""
+        self._write(SELECTED_FIELD, selected.float())
+
+    def write_slots(self) -> None:
+        """Numbers the response slots in the batch, as :data:`SLOT_FIELD`."""
+        self._write(SLOT_FIELD, torch.arange(1, self.valid.numel() + 1))
+
+    def _write(self, name: str, values: Shaped[Tensor, " slots"]) -> None:
         mask = self.data["response_mask"]
-        values = selected.to(device=mask.device, dtype=torch.float32)
+        values = values.to(mask.device)
         if mask.is_nested:
             # Not nested_tensor_from_jagged: without a maximal length it pads to the sum of all lengths later on.
             parts = values.split(mask.offsets().diff().tolist())
-            self.data[SELECTED_FIELD] = torch.nested.as_nested_tensor(list(parts), layout=torch.jagged)
+            self.data[name] = torch.nested.as_nested_tensor(list(parts), layout=torch.jagged)
         else:
-            self.data[SELECTED_FIELD] = values.view(mask.shape)
+            self.data[name] = values.view(mask.shape)
 
 
 def prompt_uids(data: TensorDict) -> list[str] | None:

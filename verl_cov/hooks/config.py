@@ -42,6 +42,9 @@ class CovPolicyLossConfig(PolicyLossConfig):
         ppo_kl_coef: beta, coefficient of the penalty (Eq. 14).
         cov_kl: estimator of the penalty: ``abs`` = abs(log-ratio) (the released code), ``k2`` = log-ratio^2 / 2,
             ``k3`` = exp(-log-ratio) - 1 + log-ratio.
+        cov_kl_dead_zone: for ``cov_kl=abs``: nats that a log-prob must have moved before the penalty acts on it.
+            ``auto``: what rounding alone moves it, measured in the first update of each rollout, in which the penalty
+            rests (:mod:`verl_cov.core.dead_zone`). 0: the released code, in which rounding decides the sign.
         cov_base_loss: policy loss the control wraps: ``ratio`` (the unclipped surrogate -ratio * A) or any name in
             verl's registry. None: ``vanilla`` for Clip-Cov, ``ratio`` for KL-Cov, as in the paper's code.
         cov_scope: ``mini_batch`` selects over the whole optimizer mini-batch of all ranks; ``micro_batch`` within each
@@ -68,6 +71,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
     """
 
     cov_kl: str = "abs"
+    cov_kl_dead_zone: str | float = "auto"
     cov_base_loss: str | None = None
     cov_scope: str = "mini_batch"
     cov_log_prob: str | None = None
@@ -117,6 +121,10 @@ class CovPolicyLossConfig(PolicyLossConfig):
             raise ValueError(
                 f"{POLICY_LOSS}.ppo_kl_coef={self.ppo_kl_coef} must not be negative: it would reward moving away"
             )
+        if (zone := self.cov_kl_dead_zone) != "auto":
+            _check_number("cov_kl_dead_zone", zone, " of nats, or auto")
+            if float(zone) < 0:
+                raise ValueError(f"{POLICY_LOSS}.cov_kl_dead_zone={zone} must not be negative")
         _check_base_loss(self.base_loss)
 
     @property
@@ -168,9 +176,9 @@ def known_fields() -> list[str]:
     return [field.name for field in fields(CovPolicyLossConfig)]
 
 
-def _check_number(name: str, value: object) -> None:
+def _check_number(name: str, value: object, or_else: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{POLICY_LOSS}.{name}={value!r} must be a finite number")
+        raise ValueError(f"{POLICY_LOSS}.{name}={value!r} must be a finite number{or_else}")
 
 
 def _check_ratio(name: str, value: float) -> None:
@@ -212,14 +220,23 @@ def _check_val_entropy(config: CovPolicyLossConfig) -> None:
 
 
 def known_base_losses() -> list[str]:
-    """Returns the losses that a control can wrap: all in verl's registry but verl's and our covariance controls."""
+    """Returns the losses that a control can wrap: all in verl's registry but the covariance controls and bypass_mode.
+
+    bypass_mode would run without its settings: the trainer puts them where it reads them after the workers have copied
+    the configuration.
+    """
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
-    verls = [name for name in POLICY_LOSS_REGISTRY if not name.endswith(("clip_cov", "kl_cov"))]
+    verls = [name for name in POLICY_LOSS_REGISTRY if not name.endswith(("clip_cov", "kl_cov", "bypass_mode"))]
     return ["ratio", *dict.fromkeys(["vanilla", *verls])]
 
 
 def _check_base_loss(name: str) -> None:
+    if name == "bypass_mode":
+        raise ValueError(
+            f"{POLICY_LOSS}.cov_base_loss=bypass_mode would run without algorithm.rollout_correction, which the trainer "
+            "puts into the configuration after the workers have theirs: use vanilla"
+        )
     known = known_base_losses()
     if name not in known:
         raise ValueError(f"{POLICY_LOSS}.cov_base_loss={name!r} is unknown: use one of {', '.join(known)}")

@@ -24,7 +24,7 @@ from torch.distributed import ProcessGroup
 
 from verl_cov.hooks import batch, versions
 from verl_cov.hooks.asks import config_from_policy_loss, config_from_trainer
-from verl_cov.hooks.batch import SELECTED_FIELD, RankTokens
+from verl_cov.hooks.batch import RankTokens
 from verl_cov.hooks.loss_modes import POLICY_LOSS
 from verl_cov.hooks.mini_batch import MINI_BATCHES_PER_STEP, MiniBatchHook
 from verl_cov.hooks.seams import Seam
@@ -71,7 +71,13 @@ def _check_when_made(module: ModuleType, name: str) -> None:
         if getattr(actor, "actor_optimizer", None) is not None and (cov := _config(actor)) is not None:
             refuse_actor(cov, patched, name)
 
+    def compute_log_prob(original: Callable, actor: DataParallelPPOActor, *args: Any, **kwargs: Any) -> Any:
+        if getattr(actor, "actor_optimizer", None) is not None and _config(actor) is not None:
+            state_of(actor).log_probs_are_new = True
+        return original(actor, *args, **kwargs)
+
     seam.wrap(getattr(module, name), "__init__", init)
+    seam.wrap(getattr(module, name), "compute_log_prob", compute_log_prob)
 
 
 def refuse(config: DictConfig) -> None:
@@ -146,8 +152,11 @@ class LegacyActorAdapter:
     def prepare(self, micro_batch: TensorDict) -> None:
         pass
 
-    def selection_mask(self, micro_batch: TensorDict) -> Tensor:
-        return micro_batch[SELECTED_FIELD].bool()
+    def padded(self, micro_batch: TensorDict, name: str) -> Tensor:
+        return micro_batch[name]
+
+    def divides_by_width(self) -> bool:
+        return False  # dense: every micro-batch is as wide as the batch
 
 
 def _config(actor: DataParallelPPOActor) -> CovPolicyLossConfig | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from verl_cov.core import losses
 from verl_cov.core.identity import token_identity
 from verl_cov.core.selection import Control, select_tokens
 from verl_cov.hooks.loss_modes import CLIP_COV
+from verl_cov.hooks.update_record import UpdateRecord
 
 if TYPE_CHECKING:
     from verl.workers.config import ActorConfig
@@ -60,23 +62,39 @@ class MicroBatches:
         return chosen.mask.view_as(valid)
 
 
-_selected: ContextVar[Tensor | MicroBatches | None] = ContextVar("verl_cov_selected", default=None)
+@dataclass(frozen=True)
+class InLoss:
+    """What the policy loss of the micro-batch at hand is told.
+
+    Args:
+        selection: [sequences, response length] bool: the tokens to act on; or what selects within the micro-batch.
+        update: the record of the optimizer step.
+        slots: [sequences, response length] int64, the micro-batch's ``SLOT_FIELD``; None if nobody asks for it.
+    """
+
+    selection: Tensor | MicroBatches
+    update: UpdateRecord
+    slots: Tensor | None = None
+
+
+_in_loss: ContextVar[InLoss | None] = ContextVar("verl_cov_in_loss", default=None)
 
 
 @contextmanager
-def selected_tokens(selection: Tensor | MicroBatches) -> Iterator[None]:
-    """Within this block, our policy losses act on the tokens of ``selection``: [sequences, response length] bool of the
-    micro-batch whose loss is being computed, or what selects within it."""
-    token = _selected.set(selection)
+def selected_tokens(
+    selection: Tensor | MicroBatches, update: UpdateRecord | None = None, slots: Tensor | None = None
+) -> Iterator[None]:
+    """Within this block, our policy losses act on the tokens of ``selection``, see :class:`InLoss`."""
+    token = _in_loss.set(InLoss(selection, UpdateRecord() if update is None else update, slots))
     try:
         yield
     finally:
-        _selected.reset(token)
+        _in_loss.reset(token)
 
 
-def current_selection() -> Tensor | MicroBatches | None:
-    """Returns the current selection, None outside of :func:`selected_tokens`."""
-    return _selected.get()
+def in_loss() -> InLoss | None:
+    """Returns what the policy loss is told, None outside of :func:`selected_tokens`."""
+    return _in_loss.get()
 
 
 def control_of(cov: CovPolicyLossConfig, step: int) -> Control:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -20,16 +21,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from verl_cov.core import metrics
+from verl_cov.core import dead_zone, metrics
 from verl_cov.core.advice import Advice
 from verl_cov.core.collectives import all_reduce
 from verl_cov.core.covariance import Covariances
 from verl_cov.core.metric_table import LADDER
 from verl_cov.core.selection import NUMBERS, Selected, Totals, count, largest_means, select, totals_of
 from verl_cov.hooks import batch, token_dump
-from verl_cov.hooks.batch import RankTokens
+from verl_cov.hooks.batch import SELECTED_FIELD, SLOT_FIELD, RankTokens
 from verl_cov.hooks.loss_modes import KL_COV
 from verl_cov.hooks.micro_batch import MicroBatches, control_of, selected_tokens
+from verl_cov.hooks.update_record import UpdateRecord
 from verl_cov.hooks.worker_state import state_of
 
 if TYPE_CHECKING:
@@ -75,8 +77,12 @@ class ActorWorkerAdapter(Protocol):
         """Repairs what verl's loss would fail on in this micro-batch."""
         ...
 
-    def selection_mask(self, micro_batch: TensorDict) -> Tensor:
-        """Returns ``SELECTED_FIELD`` of a micro-batch as [sequences, length] bool, padded as for its loss."""
+    def padded(self, micro_batch: TensorDict, name: str) -> Tensor:
+        """Returns a field of a micro-batch as [sequences, length], padded as for its loss."""
+        ...
+
+    def divides_by_width(self) -> bool:
+        """Returns True if verl divides the loss by the width to which it padded the micro-batch."""
         ...
 
 
@@ -90,6 +96,7 @@ class MiniBatch:
         selected: the selection over the whole mini-batch; None if there is none.
         micro_batches: with ``cov_scope=micro_batch`` what selects, within each micro-batch, during the update.
         ladder: [shares] of :data:`verl_cov.core.metric_table.LADDER`, with ``cov_metrics=full``.
+        reselect: with ``cov_log_prob=old``: selects by other log-probs, [slots].
         overlap, seconds: with ``cov_log_prob=current``: how many of the selected tokens ``old`` would have selected,
             and the forward's time.
     """
@@ -102,6 +109,7 @@ class MiniBatch:
     ladder: Tensor | None = None
     overlap: Tensor | None = None
     seconds: float = 0.0
+    reselect: Callable[[Tensor], Selected] | None = None
 
 
 class MiniBatchHook:
@@ -111,20 +119,40 @@ class MiniBatchHook:
         self._adapter, self._cov = adapter, cov
         self._step = adapter.step()
         self._mini_batch = select_and_measure(adapter, cov, self._step)
+        self._update = start_record(adapter, cov, self._mini_batch)
 
     def micro_batch(self, micro_batch: TensorDict) -> AbstractContextManager:
         """Returns the context for the loss of a micro-batch, in which the policy loss knows the selected tokens."""
         if not self._cov.controls or not self._adapter.has_policy_loss(micro_batch):
             return nullcontext()
         self._adapter.prepare(micro_batch)
+        padded = functools.partial(self._adapter.padded, micro_batch)
         if self._mini_batch.micro_batches is not None:
-            return selected_tokens(self._mini_batch.micro_batches)
-        return selected_tokens(self._adapter.selection_mask(micro_batch))
+            return selected_tokens(self._mini_batch.micro_batches, self._update)
+        slots = None if self._mini_batch.reselect is None else padded(SLOT_FIELD)
+        return selected_tokens(padded(SELECTED_FIELD).bool(), self._update, slots)
 
     def metrics(self) -> dict[str, float]:
         """Returns the metrics of this step, equal on every rank. All ranks must call it, after the step."""
         # Only now are the numbers read back: verl has waited for the device already, for the gradient's norm.
-        return update_metrics(self._adapter, self._cov, self._mini_batch, self._step)
+        return update_metrics(self._adapter, self._cov, self._mini_batch, self._update, self._step)
+
+
+def start_record(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_batch: MiniBatch) -> UpdateRecord:
+    """Starts the record of this optimizer step; every rank must call it."""
+    state, lengths, horizon = state_of(adapter.worker), mini_batch.tokens.lengths, None
+    if cov.controls and adapter.divides_by_width():
+        longest = torch.cat([lengths, lengths.new_zeros(1)]).max()
+        if adapter.group is not None:
+            dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=adapter.group)
+        horizon = int(longest)
+    zone = cov.cov_kl_dead_zone
+    if zone == "auto":
+        # The first update on log-probs that this very policy gave: all it has moved is rounding.
+        zone = dead_zone.ALL if state.log_probs_are_new else state.dead_zone
+    state.log_probs_are_new = False
+    slots = mini_batch.tokens.valid.numel() if mini_batch.reselect is not None else None
+    return UpdateRecord(slots, float(zone), horizon, measures=cov.controls and cov.cov_metrics != "off")
 
 
 def select_and_measure(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, step: int) -> MiniBatch:
@@ -144,7 +172,7 @@ def select_and_measure(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, st
         group=group,
         update_kinds=cov.cov_metrics != "off",
     )
-    covariances = measure(log_prob)
+    covariances, reselect = measure(log_prob), None
     if cov.controls and micro_batches is None:
         identity, control = tokens.identity(group), control_of(cov, step)
         choose = functools.partial(select, advantage=tokens.advantage, identity=identity, control=control, group=group)
@@ -156,22 +184,24 @@ def select_and_measure(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, st
             covariances = measure(log_prob)
             selected_by_old, selected = selected, choose(covariances)
             overlap = all_reduce((selected_by_old.mask & selected.mask).sum(), group)
+        elif cov.cov_metrics != "off":
+            tokens.write_slots()
+
+            def reselect(log_prob: Tensor) -> Selected:
+                return choose(measure(log_prob))
+
         tokens.write_selection(selected.mask)
     ladder = largest_means(covariances.values, LADDER, group) if cov.cov_metrics == "full" else None
-    return MiniBatch(tokens, log_prob, covariances, selected, micro_batches, ladder, overlap, seconds)
+    return MiniBatch(tokens, log_prob, covariances, selected, micro_batches, ladder, overlap, seconds, reselect)
 
 
 def update_metrics(
-    adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_batch: MiniBatch, step: int
+    adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_batch: MiniBatch, update: UpdateRecord, step: int
 ) -> dict[str, float]:
     """Returns the metrics of this optimizer step, equal on every rank; also logs advice and dumps tokens."""
     group, selected = adapter.group, mini_batch.selected
     totals = _totals(mini_batch, group)
-    if selected is not None:
-        state = state_of(adapter.worker)
-        if state.advice is None:
-            state.advice = Advice(dist.get_rank() if dist.is_initialized() else 0)
-        state.advice.after_update(cov, selected, mini_batch.log_prob, mini_batch.tokens, group)
+    rollout_step, number = divmod(step, MINI_BATCHES_PER_STEP)
     values = metrics.update_metrics(
         totals,
         cov.cov_metrics,
@@ -183,7 +213,8 @@ def update_metrics(
     if mini_batch.overlap is not None:
         values["overlap_old"] = int(mini_batch.overlap) / max(totals.selected, 1)
         values["forward_seconds"] = mini_batch.seconds
-    rollout_step, number = divmod(step, MINI_BATCHES_PER_STEP)
+    if cov.controls:
+        values |= _effect(adapter, cov, mini_batch, update, totals.selected, rollout_step)
     if cov.cov_dump_every and number == 0 and rollout_step % cov.cov_dump_every == 0:
         assert mini_batch.covariances is not None  # the configuration refuses a dump without metrics
         highest = token_dump.highest_tokens(
@@ -195,6 +226,42 @@ def update_metrics(
         )
         token_dump.write(highest, adapter.data, adapter.tokenizer, cov, rollout_step, group)
     return metrics.prefixed(values)
+
+
+def _effect(
+    adapter: ActorWorkerAdapter,
+    cov: CovPolicyLossConfig,
+    mini_batch: MiniBatch,
+    update: UpdateRecord,
+    chosen: int,
+    rollout_step: int,
+) -> dict[str, float]:
+    """Returns what the losses have shown of the control's effect, and advises on it.
+
+    chosen: number of selected tokens.
+    """
+    group, state, sums = adapter.group, state_of(adapter.worker), update.sums(batch.device(), adapter.group)
+    values: dict[str, float] = {}
+    if update.dead_zone == dead_zone.ALL:
+        state.dead_zone = dead_zone.from_noise(sums.drift / sums.selected) if sums.selected else dead_zone.FLOOR
+    if cov.loss_mode == KL_COV and cov.cov_kl == "abs":
+        values["kl_dead_zone"] = state.dead_zone if update.dead_zone == dead_zone.ALL else update.dead_zone
+    if state.advice is None:
+        state.advice = Advice(dist.get_rank() if dist.is_initialized() else 0)
+    if update.measures:
+        values["changed_gradient_frac"] = sums.changed / sums.gradient if sums.gradient else float(sums.changed > 0)
+        state.advice.on_effect(cov, values["changed_gradient_frac"], rollout_step)
+    if (selected := mini_batch.selected) is None:
+        return values
+    state.advice.after_update(cov, selected, mini_batch.log_prob, mini_batch.tokens, group)
+    # Not where the losses of this rank's rows ran on another rank.
+    if mini_batch.reselect is not None and sums.seen == selected.totals.tokens + selected.totals.non_finite:
+        log_probs = mini_batch.log_prob if update.log_probs is None else update.log_probs[1:]
+        by_current = mini_batch.reselect(log_probs.to(selected.mask.device))
+        shared = int(all_reduce((by_current.mask & selected.mask).sum(), group))
+        values["overlap_current"] = shared / max(chosen, 1)
+        state.advice.on_overlap(shared, chosen)
+    return values
 
 
 def _totals(mini_batch: MiniBatch, group: ProcessGroup | None) -> Totals:

@@ -70,21 +70,40 @@ def notices(config: DictConfig) -> Iterator[str]:
             f"WARNING: loss_mode={cov.loss_mode} is verl's own, which selects within micro-batches; verl-cov only "
             f"measures. For the selection over the whole mini-batch: loss_mode=verl_cov.{cov.loss_mode}"
         )
+    if reason := without_effect(config):
+        yield f"WARNING: {cov.loss_mode.removeprefix('verl_cov.')} will do NOTHING: {reason}"
     calls, field = update_calls_on_one_policy(config)
-    on_policy = updates_per_rollout(config) == calls == 1 and not bypasses_old_log_probs(config)
-    if cov.loss_mode == KL_COV and on_policy:
-        yield (
-            "WARNING: one update per rollout (data.train_batch_size equals "
-            "actor_rollout_ref.actor.ppo_mini_batch_size and ppo_epochs is 1): the policy still equals the rollout "
-            "policy, where KL-Cov's penalty has no gradient. KL-Cov will do NOTHING. Lower ppo_mini_batch_size, or use "
-            "clip_cov"
-        )
     if cov.cov_metrics == "full" and calls > 1:
         yield (
             f"WARNING: this trainer updates {calls} times on log-probs of the same policy ({field}), so "
             "actor/cov/entropy_change and what is compared with it (theorem1_*, theorem2_*, entropy_falls) mean "
             "nothing; the other metrics hold"
         )
+
+
+def without_effect(config: DictConfig) -> str | None:
+    """Returns why the gradient of the run's control cannot reach the optimizer, and the fix; None if it can."""
+    cov = config_from_trainer(config)
+    if cov is None or not cov.controls:
+        return None
+    distils = OmegaConf.select(config, "distillation.enabled", default=False)
+    if distils and not OmegaConf.select(config, "distillation.distillation_loss.use_task_rewards", default=True):
+        return (
+            "distillation.distillation_loss.use_task_rewards=False throws the policy loss away. Set it to True, or use "
+            "+verl_cov=metrics"
+        )
+    if cov.loss_mode != KL_COV:
+        return None
+    if cov.ppo_kl_coef == 0:
+        return f"{POLICY_LOSS}.ppo_kl_coef=0 is a penalty of nothing. Raise it, or use +verl_cov=metrics"
+    on_one_policy = update_calls_on_one_policy(config)[0] == 1 and not bypasses_old_log_probs(config)
+    if updates_per_rollout(config) <= 1 and on_one_policy:
+        return (
+            "one update per rollout (actor_rollout_ref.actor.ppo_mini_batch_size is not below data.train_batch_size, "
+            "and ppo_epochs is 1): the policy still is the rollout policy, where the penalty has no gradient. Lower "
+            "ppo_mini_batch_size, or use clip_cov"
+        )
+    return None
 
 
 def _refuse_empty_selection(config: DictConfig, cov: CovPolicyLossConfig) -> None:

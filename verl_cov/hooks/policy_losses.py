@@ -11,19 +11,25 @@ import functools
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from verl_cov.core import losses
+from verl_cov.core.dead_zone import FLOOR
 from verl_cov.hooks import versions
 from verl_cov.hooks.asks import config_from_policy_loss
 from verl_cov.hooks.loss_modes import CLIP_COV, LOSS_MODES
-from verl_cov.hooks.micro_batch import MicroBatches, current_selection
+from verl_cov.hooks.micro_batch import InLoss, MicroBatches, in_loss
 from verl_cov.hooks.seams import Seam
+from verl_cov.hooks.update_record import UpdateRecord
 
 if TYPE_CHECKING:
     from verl.workers.config import ActorConfig
 
     from verl_cov.hooks.config import CovPolicyLossConfig
+
+# Losses of verl's that take the mean over a micro-batch's rows, whatever loss_agg_mode says.
+MEANS_OVER_ROWS = ("geo_mean",)
 
 seam = Seam()
 
@@ -54,41 +60,84 @@ def _policy_loss(
     if cov is None or not cov.controls:
         raise ValueError(f"policy_loss.loss_mode={config.policy_loss.loss_mode!r} is not one of verl-cov's losses")
 
+    context = _context(cov, response_mask)
+    update, batch_info = context.update, getattr(config, "global_batch_info", None) or {}
+    if loss_agg_mode == "seq-mean-token-sum-norm" and update.horizon and batch_info.get("loss_scale_factor") is None:
+        # verl divides by the micro-batch's width, which is that of its own longest response. verl's entropy bonus and
+        # reference KL, which come after this loss, read the number here too.
+        batch_info["loss_scale_factor"] = update.horizon
+
     def aggregate(loss_matrix: Tensor) -> Tensor:
         return core_algos.agg_loss(
-            loss_mat=loss_matrix,
-            loss_mask=response_mask,
-            loss_agg_mode=loss_agg_mode,
-            **(getattr(config, "global_batch_info", None) or {}),
+            loss_mat=loss_matrix, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **batch_info
         )
 
     inputs: dict[str, Any] = dict(
         old_log_prob=old_log_prob,
-        log_prob=log_prob,
         advantages=advantages,
         response_mask=response_mask,
         rollout_is_weights=rollout_is_weights,
     )
-    selected = _selection(cov, config, inputs)
+    selected = context.selection
+    if isinstance(selected, MicroBatches):
+        selected = selected.select(config, cov, inputs | {"log_prob": log_prob})
     if cov.base_loss == "ratio":
         base_loss: losses.PolicyLoss = functools.partial(losses.ratio_loss, aggregate=aggregate)
     else:
         base_loss = core_algos.get_policy_loss_fn(cov.base_loss)
         inputs.update(loss_agg_mode=loss_agg_mode, config=config)
+        if cov.base_loss in MEANS_OVER_ROWS:
+            base_loss = functools.partial(_sum_over_rows, base_loss, batch_info)
     if cov.loss_mode == CLIP_COV:
-        loss, metrics = losses.clip_cov(base_loss, selected, **inputs)
+        control = functools.partial(losses.clip_cov, base_loss, selected, **inputs)
     else:
-        penalty = dict(coefficient=cov.ppo_kl_coef, estimator=cov.cov_kl)
-        loss, metrics = losses.kl_cov(base_loss, selected, aggregate, **penalty, **inputs)
+        penalty = dict(coefficient=cov.ppo_kl_coef, estimator=cov.cov_kl, dead_zone=update.dead_zone)
+        control = functools.partial(losses.kl_cov, base_loss, selected, aggregate, **penalty, **inputs)
+        drift = torch.where(selected, losses.log_ratio(log_prob, old_log_prob), 0.0).detach().abs()
+        update.add(drift=drift.sum(), selected=selected.sum())
+    loss, metrics = control(log_prob=log_prob)
+    if update.measures:
+        _measure(loss, functools.partial(base_loss, **inputs), control, log_prob, update)
+        if context.slots is not None:
+            update.add_log_probs(context.slots, log_prob, response_mask.bool())
     if versions.installed_release().legacy:  # the legacy actor takes the mean of plain numbers
         metrics = {name: float(value) for name, value in metrics.items()}
     return loss, metrics
 
 
-def _selection(cov: CovPolicyLossConfig, actor_config: ActorConfig, inputs: dict[str, Any]) -> Tensor:
-    """Returns [sequences, length] bool: the tokens of this micro-batch that the control acts on."""
-    selected = current_selection()
-    if selected is None:
+def _sum_over_rows(
+    base_loss: losses.PolicyLoss, batch_info: dict[str, Any], *, log_prob: Tensor, **inputs: Any
+) -> tuple[Tensor, dict[str, Any]]:
+    """Makes of a loss that is the mean over a micro-batch's rows one that is the mean over the mini-batch's."""
+    loss, metrics = base_loss(log_prob=log_prob, **inputs)
+    if batch_info.get("global_batch_size") is not None:
+        loss = loss * (len(log_prob) * batch_info.get("dp_size", 1) / batch_info["global_batch_size"])
+    return loss, metrics
+
+
+def _measure(
+    loss: Tensor, base_loss: losses.PolicyLoss, control: losses.PolicyLoss, log_prob: Tensor, update: UpdateRecord
+) -> None:
+    """Records, when the backward pass reaches ``loss``, how much the control changed of its gradient.
+
+    A loss that verl throws away is never reached.
+    """
+    if not loss.requires_grad:
+        return
+    changed, gradient = losses.gradient_change(
+        lambda x: base_loss(log_prob=x)[0], lambda x: control(log_prob=x)[0], log_prob
+    )
+
+    def add(by_loss: Tensor) -> None:
+        update.add(changed=changed * by_loss.abs(), gradient=gradient * by_loss.abs())
+
+    loss.register_hook(add)
+
+
+def _context(cov: CovPolicyLossConfig, response_mask: Tensor) -> InLoss:
+    """Returns which tokens of this micro-batch to act on, and the record of the optimizer step."""
+    context = in_loss()
+    if context is None:
         # Never fall back to micro-batches silently: that is another algorithm than the configured one.
         if cov.cov_scope == "mini_batch":
             raise RuntimeError(
@@ -96,16 +145,15 @@ def _selection(cov: CovPolicyLossConfig, actor_config: ActorConfig, inputs: dict
                 "it: run `verl-cov doctor` and, for a legacy actor, `verl-cov patch apply` on every node; or set "
                 "actor_rollout_ref.actor.policy_loss.cov_scope=micro_batch"
             )
-        selected = _without_hook()
-    if isinstance(selected, MicroBatches):
-        return selected.select(actor_config, cov, inputs)
-    expected = inputs["response_mask"].shape
-    if selected.shape != expected:
+        dead_zone = FLOOR if cov.cov_kl_dead_zone == "auto" else float(cov.cov_kl_dead_zone)
+        return InLoss(_without_hook(), UpdateRecord(dead_zone=dead_zone))
+    shape = getattr(context.selection, "shape", response_mask.shape)
+    if shape != response_mask.shape:
         raise RuntimeError(
-            f"verl-cov: the selection has shape {tuple(selected.shape)}, the micro-batch {tuple(expected)}: "
+            f"verl-cov: the selection has shape {tuple(shape)}, the micro-batch {tuple(response_mask.shape)}: "
             "this engine re-shards the mini-batch after train_batch saw it, which verl-cov does not support"
         )
-    return selected
+    return context
 
 
 @functools.cache

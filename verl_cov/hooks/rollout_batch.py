@@ -82,6 +82,11 @@ def _train_mini_batch(
 def _infer_batch(
     original: Callable[..., TensorDict | None], worker: TrainingWorker, data: TensorDict
 ) -> TensorDict | None:
+    cov = config_from_loss(worker.loss_fn)
+    if cov is None:
+        return original(worker, data)
+    if not data.get("no_lora_adapter", False):  # with it the reference policy is asked
+        state_of(worker).log_probs_are_new = True
     output = original(worker, data)
     if output is not None and "entropy" in output and _measures_rollouts(worker):
         _keep_entropies(worker, data, output)

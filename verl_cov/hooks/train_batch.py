@@ -23,7 +23,7 @@ from torch.distributed import ProcessGroup
 
 from verl_cov.hooks import batch
 from verl_cov.hooks.asks import config_from_loss
-from verl_cov.hooks.batch import SELECTED_FIELD, RankTokens
+from verl_cov.hooks.batch import RankTokens
 from verl_cov.hooks.mini_batch import MINI_BATCHES_PER_STEP, MiniBatchHook
 from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.worker_state import state_of
@@ -123,8 +123,12 @@ class EngineAdapter:
 
             tu.assign_non_tensor(micro_batch, batch_num_tokens=1)
 
-    def selection_mask(self, micro_batch: TensorDict) -> Tensor:
-        return micro_batch.select(SELECTED_FIELD).to_padded_tensor()[SELECTED_FIELD].bool()
+    def padded(self, micro_batch: TensorDict, name: str) -> Tensor:
+        return micro_batch.select(name).to_padded_tensor()[name]
+
+    def divides_by_width(self) -> bool:
+        actor = self.worker.loss_fn.keywords["config"]
+        return actor.loss_agg_mode == "seq-mean-token-sum-norm" and getattr(actor, "loss_scale_factor", None) is None
 
 
 def refuse_engine(engine_config: EngineConfig, cov: CovPolicyLossConfig) -> None:

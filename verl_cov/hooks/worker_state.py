@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verl_cov.core.advice import Advice
+from verl_cov.core.dead_zone import FLOOR
 from verl_cov.core.entropy_change import EntropyChange
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class WorkerState:
         rollout_step, mini_batch: the last optimizer step: which rollout's, and which mini-batch of it; None before the
             first.
         updates: optimizer steps so far, where the worker is told no rollout step (the legacy actor).
+        log_probs_are_new: True after the actor has computed log-probs, until it is updated.
+        dead_zone: of KL-Cov's absolute penalty, in nats, as measured in this rollout's first update.
         advice: what the user has been told.
         entropy_change: predictions against measurements; the only part that goes into checkpoints.
         inferred_entropies: prompts' uids and [slots] entropies of the last inference, until they are trained on.
@@ -35,6 +38,8 @@ class WorkerState:
     rollout_step: int | None = None
     mini_batch: int = 0
     updates: int = -1
+    log_probs_are_new: bool = False
+    dead_zone: float = FLOOR
     advice: Advice | None = None
     entropy_change: EntropyChange = field(default_factory=EntropyChange)
     inferred_entropies: tuple[list[str] | None, Tensor] | None = None

@@ -71,7 +71,8 @@ def start_up_line(config: DictConfig) -> str:
     cov = config_from_trainer(config)
     trainer = "PRIME; " if OmegaConf.select(config, "trainer.v1.trainer_mode", default=None) == TRAINER_MODE else ""
     if cov is not None:
-        return f"verl-cov {__version__} is active: {trainer}{cov.describe()}"
+        active = "set WITHOUT EFFECT" if policy_loss_refusals.without_effect(config) else "active"
+        return f"verl-cov {__version__} is {active}: {trainer}{cov.describe()}"
     verls = f"loss_mode={mode} is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
     return f"verl-cov {__version__} is {'active: ' if trainer else 'loaded; '}{trainer}{verls}"
 
