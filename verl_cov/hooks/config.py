@@ -234,8 +234,8 @@ def known_base_losses() -> list[str]:
 def _check_base_loss(name: str) -> None:
     if name == "bypass_mode":
         raise ValueError(
-            f"{POLICY_LOSS}.cov_base_loss=bypass_mode would run without algorithm.rollout_correction, which the trainer "
-            "puts into the configuration after the workers have theirs: use vanilla"
+            f"{POLICY_LOSS}.cov_base_loss=bypass_mode would run without algorithm.rollout_correction, which the "
+            "trainer puts into the configuration after the workers have theirs: use vanilla"
         )
     known = known_base_losses()
     if name not in known:

@@ -71,7 +71,7 @@ def notices(config: DictConfig) -> Iterator[str]:
             f"measures. For the selection over the whole mini-batch: loss_mode=verl_cov.{cov.loss_mode}"
         )
     if reason := without_effect(config):
-        yield f"WARNING: {cov.loss_mode.removeprefix('verl_cov.')} will do NOTHING: {reason}"
+        yield f"WARNING: {'KL-Cov' if cov.loss_mode == KL_COV else 'Clip-Cov'} will do NOTHING: {reason}"
     calls, field = update_calls_on_one_policy(config)
     if cov.cov_metrics == "full" and calls > 1:
         yield (

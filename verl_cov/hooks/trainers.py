@@ -35,7 +35,8 @@ def updates_per_rollout(config: DictConfig) -> float:
     actor = config.actor_rollout_ref.actor
     if other_trainer(config) == "verl.experimental.fully_async_policy":  # takes so many mini-batches from its queue
         return (OmegaConf.select(config, "async_training.require_batches", default=1) or 1) * actor.ppo_epochs
-    return config.data.train_batch_size / max(actor.ppo_mini_batch_size, 1) * actor.ppo_epochs
+    # A mini-batch above the batch is the batch, as it may be with use_dynamic_bsz.
+    return max(config.data.train_batch_size / max(actor.ppo_mini_batch_size, 1), 1) * actor.ppo_epochs
 
 
 def update_calls_on_one_policy(config: DictConfig) -> tuple[int, str]:
