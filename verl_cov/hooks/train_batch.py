@@ -36,6 +36,15 @@ if TYPE_CHECKING:
 
     from verl_cov.hooks.config import CovPolicyLossConfig
 
+# What an update may ask of its forward besides log-probs. An additional forward asks for none of it: top-k distillation
+# would call the loss, which it has not. tests/hooks/test_forward_flags.py reads verl's engines for flags missing here.
+FORWARD_FLAGS = {
+    "calculate_entropy": False,
+    "calculate_sum_pi_squared": False,
+    "distillation_use_topk": False,
+    "distillation_only": False,
+}
+
 seam = Seam()
 
 
@@ -166,7 +175,7 @@ def _log_probs(worker: TrainingWorker, data: TensorDict) -> Tensor:
         use_fused_kernels=settings.use_fused_kernels,
     )
     tu.assign_non_tensor(data, **{key: value for key, value in defaults.items() if key not in data})
-    tu.assign_non_tensor(data, calculate_entropy=False)
+    tu.assign_non_tensor(data, **FORWARD_FLAGS)
     keep_loaded = tu.get(data, key="disable_auto_offload", default=False)
     with worker.engine.eval_mode(disable_auto_offload=keep_loaded):
         output = worker.engine.infer_batch(data, loss_function=None)
