@@ -333,8 +333,9 @@ def to_tensordict(rows: list[dict[str, Any]], dense: bool) -> Any:
         fields["responses"] = jagged([row["response"] for row in rows])
     extra = {"max_response_len": RESPONSE} if dense else {}
     fields |= {key: jagged([row[key] for row in rows]) for key in ("teacher_ids", "teacher_logprobs") if key in rows[0]}
-    if "uid" in rows[0]:
-        fields["uid"] = [row["uid"] for row in rows]
+    for name in ("uid", "session_id"):
+        if name in rows[0]:
+            fields[name] = [row[name] for row in rows]
     return tu.get_tensordict(fields, non_tensor_dict=extra)
 
 

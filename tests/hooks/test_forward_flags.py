@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pytest
 import verl.workers.engine
 
 from tests.hooks import engine
@@ -33,7 +32,7 @@ BATCHES = {"data", "batch", "micro_batch", "micro_batch_td", "tensordict"}
 
 
 def fields_read(tree: ast.AST) -> Iterator[str]:
-    """Names that code reads from a batch: ``tu.get*(batch, key=...)``, ``batch.get``, ``batch[...]``, ``... in batch``."""
+    """What code reads from a batch: ``tu.get*(batch, key=...)``, ``batch.get``, ``batch[...]`` and ``... in batch``."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             of = getattr(node.func.value, "id", None)

@@ -21,7 +21,8 @@ RESPONSES = 3
 
 class Generation:
     """Stands in for prompts, vLLM and reward function: a prompt is answered as soon as it is asked, with the
-    accuracies that ``answer(number of the prompt)`` gives its responses."""
+    accuracies that ``answer(number of the prompt)`` gives its responses: of each session one, or a list of one for each
+    of its outputs."""
 
     def __init__(self, tq, answer):
         self.tq, self.answer, self.asked = tq, answer, 0
@@ -32,15 +33,20 @@ class Generation:
         for _ in range(prompts):
             uid, accuracies = str(uuid.uuid4()), self.answer(self.asked)
             self.asked += 1
+            outputs = [
+                (f"{uid}_{session}_{output}", accuracy)
+                for session, given in enumerate(accuracies)
+                for output, accuracy in enumerate(given if isinstance(given, list) else [given])
+            ]
             rows = [
                 {
                     "rm_scores": torch.tensor([0.0, accuracy]),
                     # As verl_cov.tasks.reward answers: the training reward need not be the accuracy.
                     "extra_fields": {"reward_extra_info": {"score": 0.5, "acc": accuracy}},
                 }
-                for accuracy in accuracies
+                for _, accuracy in outputs
             ]
-            keys = [f"{uid}_{session}_0" for session in range(len(rows))]
+            keys = [key for key, _ in outputs]
             self.tq.kv_batch_put(
                 keys=keys,
                 partition_id="train",

@@ -30,6 +30,7 @@ from verl_cov.hooks import batch, token_dump
 from verl_cov.hooks.batch import RankTokens
 from verl_cov.hooks.loss_modes import KL_COV
 from verl_cov.hooks.micro_batch import MicroBatches, control_of, selected_tokens
+from verl_cov.hooks.reporting import agreed, reporting
 from verl_cov.hooks.worker_state import state_of
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 # Mini-batches of one rollout step share its number; a step never has a million of them.
 MINI_BATCHES_PER_STEP = 1 << 20
+UPDATE = "the measurement of an update"
 
 
 class ActorWorkerAdapter(Protocol):
@@ -110,12 +112,23 @@ class MiniBatchHook:
     def __init__(self, adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig) -> None:
         self._adapter, self._cov = adapter, cov
         self._step = adapter.step()
-        self._mini_batch = select_and_measure(adapter, cov, self._step)
+        self._mini_batch: MiniBatch | None = None
+        if cov.controls:
+            self._mini_batch = select_and_measure(adapter, cov, self._step, RankTokens.read(adapter.data))
+            return
+        tokens = None
+        with reporting(UPDATE):
+            tokens = RankTokens.read(adapter.data)
+        tokens = agreed(tokens, adapter.group)
+        if tokens is not None:
+            with reporting(UPDATE):
+                self._mini_batch = select_and_measure(adapter, cov, self._step, tokens)
 
     def micro_batch(self, micro_batch: TensorDict) -> AbstractContextManager:
         """Returns the context for the loss of a micro-batch, in which the policy loss knows the selected tokens."""
         if not self._cov.controls or not self._adapter.has_policy_loss(micro_batch):
             return nullcontext()
+        assert self._mini_batch is not None  # a control has one, or has raised
         self._adapter.prepare(micro_batch)
         if self._mini_batch.micro_batches is not None:
             return selected_tokens(self._mini_batch.micro_batches)
@@ -123,16 +136,26 @@ class MiniBatchHook:
 
     def metrics(self) -> dict[str, float]:
         """Returns the metrics of this step, equal on every rank. All ranks must call it, after the step."""
+        values: dict[str, float] = {}
+        if self._mini_batch is None:
+            return values
         # Only now are the numbers read back: verl has waited for the device already, for the gradient's norm.
-        return update_metrics(self._adapter, self._cov, self._mini_batch, self._step)
+        with reporting(UPDATE):
+            values = update_metrics(self._adapter, self._cov, self._mini_batch)
+        rollout_step, number = divmod(self._step, MINI_BATCHES_PER_STEP)
+        if self._cov.cov_dump_every and number == 0 and rollout_step % self._cov.cov_dump_every == 0:
+            dump_tokens(self._adapter, self._cov, self._mini_batch, rollout_step)
+        return values
 
 
-def select_and_measure(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, step: int) -> MiniBatch:
+def select_and_measure(
+    adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, step: int, tokens: RankTokens
+) -> MiniBatch:
     """Selects tokens of a mini-batch, stores the mask in it as ``SELECTED_FIELD``, and computes what metrics need.
 
     Every rank of ``adapter.group`` must call it with its own rows and the same ``cov`` and ``step``.
     """
-    group, tokens = adapter.group, RankTokens.read(adapter.data)
+    group = adapter.group
     log_prob, selected, overlap, seconds = tokens.old_log_prob, None, None, 0.0
     micro_batches = MicroBatches(step) if cov.controls and cov.cov_scope == "micro_batch" else None
     if micro_batches is not None and cov.cov_metrics == "off":
@@ -157,21 +180,23 @@ def select_and_measure(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, st
             selected_by_old, selected = selected, choose(covariances)
             overlap = all_reduce((selected_by_old.mask & selected.mask).sum(), group)
         tokens.write_selection(selected.mask)
-    ladder = largest_means(covariances.values, LADDER, group) if cov.cov_metrics == "full" else None
+    ladder = None
+    if cov.cov_metrics == "full":
+        with reporting("the ladder of the covariances"):
+            ladder = largest_means(covariances.values, LADDER, group)
     return MiniBatch(tokens, log_prob, covariances, selected, micro_batches, ladder, overlap, seconds)
 
 
-def update_metrics(
-    adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_batch: MiniBatch, step: int
-) -> dict[str, float]:
-    """Returns the metrics of this optimizer step, equal on every rank; also logs advice and dumps tokens."""
+def update_metrics(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_batch: MiniBatch) -> dict[str, float]:
+    """Returns the metrics of this optimizer step, equal on every rank; also logs advice."""
     group, selected = adapter.group, mini_batch.selected
     totals = _totals(mini_batch, group)
     if selected is not None:
-        state = state_of(adapter.worker)
-        if state.advice is None:
-            state.advice = Advice(dist.get_rank() if dist.is_initialized() else 0)
-        state.advice.after_update(cov, selected, mini_batch.log_prob, mini_batch.tokens, group)
+        with reporting("the advice after an update"):  # its collective comes first, by numbers equal on every rank
+            state = state_of(adapter.worker)
+            if state.advice is None:
+                state.advice = Advice(dist.get_rank() if dist.is_initialized() else 0)
+            state.advice.after_update(cov, selected, mini_batch.log_prob, mini_batch.tokens, group)
     values = metrics.update_metrics(
         totals,
         cov.cov_metrics,
@@ -183,18 +208,26 @@ def update_metrics(
     if mini_batch.overlap is not None:
         values["overlap_old"] = int(mini_batch.overlap) / max(totals.selected, 1)
         values["forward_seconds"] = mini_batch.seconds
-    rollout_step, number = divmod(step, MINI_BATCHES_PER_STEP)
-    if cov.cov_dump_every and number == 0 and rollout_step % cov.cov_dump_every == 0:
+    return metrics.prefixed(values)
+
+
+def dump_tokens(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_batch: MiniBatch, step: int) -> None:
+    """Appends the tokens with the highest covariance of all ranks to the file; every rank must call it."""
+    tokens = None
+    with reporting(token_dump.DUMP):
         assert mini_batch.covariances is not None  # the configuration refuses a dump without metrics
         highest = token_dump.highest_tokens(
             mini_batch.tokens,
             mini_batch.log_prob,
             mini_batch.covariances,
-            None if selected is None else selected.mask,
+            None if mini_batch.selected is None else mini_batch.selected.mask,
             cov.cov_dump_tokens,
         )
-        token_dump.write(highest, adapter.data, adapter.tokenizer, cov, rollout_step, group)
-    return metrics.prefixed(values)
+        tokens = token_dump.with_text(highest, adapter.data, adapter.tokenizer, step)
+    tokens = agreed(tokens, adapter.group)
+    if tokens is not None:
+        with reporting(token_dump.DUMP):
+            token_dump.write(tokens, cov, adapter.group)
 
 
 def _totals(mini_batch: MiniBatch, group: ProcessGroup | None) -> Totals:

@@ -24,7 +24,8 @@ from torch.distributed import ProcessGroup
 from verl_cov.hooks import batch
 from verl_cov.hooks.asks import config_from_loss
 from verl_cov.hooks.batch import SELECTED_FIELD, RankTokens
-from verl_cov.hooks.mini_batch import MINI_BATCHES_PER_STEP, MiniBatchHook
+from verl_cov.hooks.mini_batch import MINI_BATCHES_PER_STEP, UPDATE, MiniBatchHook
+from verl_cov.hooks.reporting import reporting
 from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.worker_state import state_of
 
@@ -97,7 +98,8 @@ def _train_batch(
         worker.loss_fn = loss_fn
     metrics = hook.metrics()
     if output is not None:  # None on the ranks of a model-parallel group that return nothing
-        tu.get(output, "metrics").update(metrics)
+        with reporting(UPDATE):
+            tu.get(output, "metrics").update(metrics)
     return output
 
 
