@@ -9,7 +9,9 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+import torch
 import torch.distributed as dist
+from tensordict import NonTensorStack, TensorDict
 
 from tests.hooks import engine
 from tests.ranks import run_ranks
@@ -157,3 +159,62 @@ def test_all_have_it_or_none():
     for missing in ((0,), (1,), (0, 1)):
         assert run_ranks(_agree, 2, missing) == [None, None]
     assert agreed("alone", None) == "alone"
+
+
+# --- PRIME ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prime_advantages(monkeypatch):
+    """PRIME's ``_compute_advantage`` on three responses to one prompt, without workers and TransferQueue."""
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    from tests.hooks.test_prime_refusals import RUN
+    from tests.hooks.test_start import config
+    from verl_cov.hooks.prime.prm_settings import prime_in
+    from verl_cov.hooks.prime.prm_worker import LOG_PROBS
+    from verl_cov.hooks.prime.trainer import PrimeTrainer
+
+    mask = torch.nested.as_nested_tensor([torch.ones(length) for length in (2, 3, 1)], layout=torch.jagged)
+    put: dict = {}
+    trainer = PrimeTrainer.__new__(PrimeTrainer)
+    trainer.config = config(*RUN)
+    trainer.prime = prime_in(trainer.config)
+    trainer.band, trainer.timing_raw = None, {}
+    monkeypatch.setattr(PPOTrainerSync, "_compute_advantage", lambda self, batch, metrics: batch)
+    fields = {"response_mask": mask, LOG_PROBS: mask * 0.5, "uid": NonTensorStack(*["p"] * 3)}
+    data = TensorDict(fields, batch_size=3)
+    for name, value in {
+        "_get": lambda batch, *fields: data,
+        "_put": lambda batch, fields: put.update(fields) or batch,
+        "_outcomes": lambda batch: torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64),
+        "_reference_log_probs": lambda batch, data: mask,
+        "_infer": lambda workers, batch, mask: mask.float(),
+        "_train": lambda batch: [None, {"prm_loss": [1.0]}],
+        "prm": None,
+    }.items():
+        setattr(trainer, name, value)
+
+    def run(sessions=("p_0_0", "p_1_0", "p_2_0")):
+        metrics: dict = {}
+        trainer._compute_advantage(SimpleNamespace(keys=list(sessions)), metrics)
+        return metrics, put["advantages"]
+
+    return run
+
+
+def test_primes_metrics_end_no_run_and_its_advantages_stay(prime_advantages, monkeypatch):
+    from verl_cov.hooks.prime import prime_metrics
+
+    metrics, advantages = prime_advantages()
+    assert {"prime/pairs", "prime/outcome", "prime/prm_loss"} <= set(metrics)
+    for name in ("ranking_metrics", "reward_metrics", "filter_metrics", "training_metrics"):
+        monkeypatch.setattr(prime_metrics, name, broken)
+    metrics, again = prime_advantages()
+    assert metrics == {}
+    assert torch.equal(again.values(), advantages.values())
+
+
+def test_prime_refuses_an_agent_loop_with_several_outputs(prime_advantages):
+    with pytest.raises(ValueError, match="1 of 3 rows are further outputs of a session"):
+        prime_advantages(("p_0_0", "p_0_1", "p_1_0"))

@@ -50,10 +50,6 @@ class OutcomeOutOfRange(ValueError):
     """An outcome outside of [0, 1], from which the PRM cannot learn."""
 
 
-class SeveralOutputs(ValueError):
-    """An agent loop that gives several outputs in a session: several rows, of which none is a whole response."""
-
-
 class PrimeTrainer(PPOTrainerSync):
     """PRIME: see docs/prime.md. ``config.prime`` is :class:`~verl_cov.core.prime.prime_config.PrimeConfig`."""
 
@@ -147,11 +143,7 @@ class PrimeTrainer(PPOTrainerSync):
     # --- a batch ------------------------------------------------------------------------------------------------------
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        if several := sum(not key.endswith("_0") for key in batch.keys):
-            raise SeveralOutputs(
-                f"verl-cov: {several} of {len(batch)} rows are further outputs of a session, and PRIME compares whole "
-                "responses: use an agent loop with one output (actor_rollout_ref.rollout.agent.default_agent_loop)"
-            )
+        outcomes.refuse_several_outputs(batch.keys)
         data = self._get(batch, "uid", "response_mask", "old_log_probs")
         mask = data["response_mask"]
         valid = mask.to_padded_tensor(0).bool()
