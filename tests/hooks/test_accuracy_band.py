@@ -149,7 +149,7 @@ def test_data_that_is_too_hard_ends_the_run_within_the_batches_allowed(sample, b
     message = str(error.value)
     assert "\n" not in message
     assert f"{4 * batches} had a mean acc outside [0.2, 0.8] ({4 * batches} all wrong)" in message
-    assert f"max_num_gen_batches={batches} allows {4 * batches}" in message
+    assert f"max_num_gen_batches={batches} generation batches of 4 allow {4 * batches}" in message
 
 
 def test_the_error_names_the_accuracies_that_were_seen(sample):
