@@ -132,3 +132,4 @@ def test_accuracies_that_cannot_be_attributed_leave_verls_numbers_alone(version,
         assert not any("val-cov" in key for key in found)
     (record,) = [record for record in caplog.records if "verl-cov" in record.message]
     assert "the average over the validation sets failed and is left out; the run goes on" in record.message
+    assert "6 accuracies for 4 generations" in record.message

@@ -11,6 +11,7 @@ micro-batch that ``train_batch`` fills in. A verl with one of ``patches/`` calls
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import ModuleType
@@ -194,7 +195,7 @@ def _count_optimizer_step(worker: TrainingWorker, data: TensorDict, group: Proce
     steps = getattr(steps, "data", steps) if not hasattr(steps, "tolist") else steps.tolist()
     steps = steps if isinstance(steps, list) else [steps]
     # None: a rollout server that was not told of its weights' version yet, or another rollout than vLLM's.
-    steps = [step for step in steps if step is not None] or [_updates_before(worker.engine)]
+    steps = [step for step in steps if isinstance(step, numbers.Real)] or [_updates_before(worker.engine)]
     # The legacy trainer's rows (dense) say which weights sampled them, the first of which are version 0; V1's the step.
     behind = 0 if data["response_mask"].is_nested else 1
     latest = torch.tensor(max((int(step) for step in steps), default=0) + behind, device=batch.device())
