@@ -110,8 +110,8 @@ def _main(path: Path) -> None:
 
         setattr(owner, name, call)
 
-    timed(mini_batch, "select_and_measure", "hook")
-    timed(mini_batch, "update_metrics", "hook")
+    timed(mini_batch.MiniBatchHook, "__init__", "hook")
+    timed(mini_batch.MiniBatchHook, "metrics", "hook")
     timed(rollout_batch, "rollout_metrics", "rollout")
     timed(TrainingWorker, "train_batch", "update")
     random = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import torch
 
 from verl_cov.core import rollout
 from verl_cov.core.entropy_change import MIN_PAIRS, WINDOW, EntropyChange
-from verl_cov.core.rollout import Responses, Theorem
+from verl_cov.core.rollout import Responses, Theorem, row_sums
 
 
 def run(rollouts, change=None):
@@ -105,13 +105,9 @@ def placebo_batch(random, prompts=32, responses=8, length=5):
     score = score.astype(float).reshape(prompts, responses)
     advantage = (score - score.mean(1, keepdims=True)) / (score.std(1, keepdims=True) + 1e-6)
     flat = [torch.tensor(x, dtype=torch.float32) for x in (log_prob, np.repeat(advantage.flatten(), length), entropy)]
-    return Responses.gather(
-        torch.full((rows,), length),
-        torch.ones(rows * length, dtype=torch.bool),
-        *flat,
-        None,
-        torch.tensor(np.repeat(np.arange(prompts) + 1, responses)),
-    )
+    prompt = torch.tensor(np.repeat(np.arange(prompts) + 1, responses))
+    every_slot = torch.ones(rows * length, dtype=torch.bool)
+    return Responses.gather(row_sums(torch.full((rows,), length), every_slot, *flat, None, prompt))
 
 
 def test_a_policy_that_stands_still_shows_no_correlation():

@@ -11,7 +11,8 @@ from scipy import stats
 
 from verl_cov.core import covariance, losses
 from verl_cov.hooks import versions
-from verl_cov.hooks.config import CovPolicyLossConfig, known_base_losses
+from verl_cov.hooks.base_losses import known_base_losses
+from verl_cov.hooks.config import CovPolicyLossConfig
 from verl_cov.hooks.micro_batch import MicroBatches, selected_tokens
 
 RELEASE = versions.installed_release()

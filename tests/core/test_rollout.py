@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.ranks import run_ranks
 from verl_cov.core import rollout
-from verl_cov.core.rollout import Responses
+from verl_cov.core.rollout import Responses, row_sums
 
 
 def batch(seed=0, prompts=6, responses=8):
@@ -48,7 +48,7 @@ def responses_of(rows, group=None, without=()):
     def of_row(name, dtype):
         return None if name in without else torch.tensor([row[name] for row in rows], dtype=dtype)
 
-    return Responses.gather(
+    table = row_sums(
         torch.tensor([len(row["mask"]) for row in rows], dtype=torch.int64),
         column("mask", torch.bool),
         column("log_prob"),
@@ -56,8 +56,9 @@ def responses_of(rows, group=None, without=()):
         None if "entropy" in without else column("entropy"),
         of_row("score", torch.float32),
         of_row("prompt", torch.int64),
-        group,
+        of_row("response", torch.int64) if all("response" in row for row in rows) else None,
     )
+    return Responses.gather(table, group)
 
 
 def everything(responses):
@@ -128,6 +129,29 @@ def test_ranks_and_order_of_the_rows_do_not_matter():
         owners = random.integers(0, world - 1, len(rows)) if world == 4 else np.zeros(len(rows), int)  # one has none
         for found in run_ranks(_share, world, [rows[i] for i in order], owners):
             assert found == pytest.approx(alone, rel=1e-12, abs=1e-12)
+
+
+def cut_into_outputs(rows):
+    """The same responses as an agent loop gives them that writes several outputs in a session, in random order."""
+    random = np.random.default_rng(5)
+    pieces = []
+    for number, row in enumerate(rows, 1):
+        length = row["mask"].size
+        cuts = [0, *sorted(random.choice(np.arange(1, length), size=random.integers(0, length // 2), replace=False))]
+        for start, end in zip(cuts, [*cuts[1:], length], strict=True):
+            by_token = {key: row[key][start:end] for key in ("mask", "log_prob", "entropy", "advantage")}
+            pieces.append({**row, **by_token, "response": number})
+    return [pieces[at] for at in random.permutation(len(pieces))]
+
+
+def test_a_response_counts_once_however_many_rows_it_has():
+    rows = batch(1)
+    pieces = cut_into_outputs(rows)
+    assert len(pieces) > 1.5 * len(rows)
+    alone = pytest.approx(everything(responses_of(rows)), rel=1e-9, abs=1e-12)
+    assert everything(responses_of(pieces)) == alone
+    owners = np.random.default_rng(3).integers(0, 2, len(pieces))  # the outputs of one session on both ranks
+    assert run_ranks(_share, 2, pieces, owners) == [alone, alone]
 
 
 def test_padding_rows_and_tokens_that_are_not_finite_take_no_part():

@@ -189,7 +189,9 @@ def _rank_main(path: Path, rank: int) -> None:
     config = compose(spec.overrides, spec.model)
     OmegaConf.resolve(config)
     torch.manual_seed(0)
-    worker = ActorRolloutRefWorker(config=config.actor_rollout_ref, role="actor")
+    distillation = config.get("distillation") or {}
+    more = {"distillation_config": distillation} if distillation.get("enabled") else {}
+    worker = ActorRolloutRefWorker(config=config.actor_rollout_ref, role="actor", **more)
     worker.init_model()
     reports: dict[Any, Report] = {}
     for layout in spec.layouts if spec.variants is None else ():
@@ -208,14 +210,14 @@ def _set_policy_loss(worker: Any, policy_loss: dict[str, Any]) -> None:
     from functools import partial
 
     from verl.workers.config import PolicyLossConfig
-    from verl.workers.utils.losses import ppo_loss
 
     from verl_cov.hooks.config import LOSS_MODES, CovPolicyLossConfig
 
     ours = policy_loss["loss_mode"] in LOSS_MODES or "cov_metrics" in policy_loss
     config = copy.deepcopy(worker.actor.loss_fn.keywords["config"])
     object.__setattr__(config, "policy_loss", (CovPolicyLossConfig if ours else PolicyLossConfig)(**policy_loss))
-    worker.set_loss_fn(partial(ppo_loss, config=config))
+    loss = worker.actor.loss_fn
+    worker.set_loss_fn(partial(loss.func, **{**loss.keywords, "config": config}))
 
 
 def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -> Report:
@@ -330,8 +332,10 @@ def to_tensordict(rows: list[dict[str, Any]], dense: bool) -> Any:
         fields["prompts"] = jagged([row["prompt"] for row in rows])
         fields["responses"] = jagged([row["response"] for row in rows])
     extra = {"max_response_len": RESPONSE} if dense else {}
-    if "uid" in rows[0]:
-        fields["uid"] = [row["uid"] for row in rows]
+    fields |= {key: jagged([row[key] for row in rows]) for key in ("teacher_ids", "teacher_logprobs") if key in rows[0]}
+    for name in ("uid", "session_id"):
+        if name in rows[0]:
+            fields[name] = [row[name] for row in rows]
     return tu.get_tensordict(fields, non_tensor_dict=extra)
 
 

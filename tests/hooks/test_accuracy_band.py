@@ -91,6 +91,15 @@ def test_an_accuracy_at_the_bound_is_kept(sample, count):
     assert generation.asked == 4
 
 
+def test_a_response_of_several_outputs_counts_once(sample):
+    """Of five sessions one is right; its six outputs carry its reward each, and would be six of ten right."""
+    kept, metrics, _ = sample(
+        lambda prompt: right(1) if prompt >= 2 else [[1.0] * 6, 0.0, 0.0, 0.0, 0.0], "prime.accuracy_high=0.5"
+    )
+    assert sorted(map(sum, kept)) == [1, 1, 6, 6]
+    assert dropped(metrics) == {}
+
+
 @pytest.mark.parametrize(("low", "high", "count"), [(0.3, 0.8, 1), (0.2, 0.7, 4), (0.5, 1.0, 2)])
 def test_one_just_outside_is_not(sample, low, high, count):
     """verl's own filter would keep all of these: no prompt is all right or all wrong."""
@@ -140,7 +149,7 @@ def test_data_that_is_too_hard_ends_the_run_within_the_batches_allowed(sample, b
     message = str(error.value)
     assert "\n" not in message
     assert f"{4 * batches} had a mean acc outside [0.2, 0.8] ({4 * batches} all wrong)" in message
-    assert f"max_num_gen_batches={batches} allows {4 * batches}" in message
+    assert f"max_num_gen_batches={batches} generation batches of 4 allow {4 * batches}" in message
 
 
 def test_the_error_names_the_accuracies_that_were_seen(sample):

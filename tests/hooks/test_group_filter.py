@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections import Counter
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from tests.hooks.test_start import RUN, config
+from verl_cov.hooks import group_filter
 from verl_cov.hooks.group_filter import Limit, TooFewPrompts
 
 FILTER = (
@@ -21,7 +23,8 @@ RESPONSES = 3
 
 class Generation:
     """Stands in for prompts, vLLM and reward function: a prompt is answered as soon as it is asked, with the
-    accuracies that ``answer(number of the prompt)`` gives its responses."""
+    accuracies that ``answer(number of the prompt)`` gives its responses: of each session one, or a list of one for each
+    of its outputs."""
 
     def __init__(self, tq, answer):
         self.tq, self.answer, self.asked = tq, answer, 0
@@ -32,15 +35,20 @@ class Generation:
         for _ in range(prompts):
             uid, accuracies = str(uuid.uuid4()), self.answer(self.asked)
             self.asked += 1
+            outputs = [
+                (f"{uid}_{session}_{output}", accuracy)
+                for session, given in enumerate(accuracies)
+                for output, accuracy in enumerate(given if isinstance(given, list) else [given])
+            ]
             rows = [
                 {
                     "rm_scores": torch.tensor([0.0, accuracy]),
                     # As verl_cov.tasks.reward answers: the training reward need not be the accuracy.
                     "extra_fields": {"reward_extra_info": {"score": 0.5, "acc": accuracy}},
                 }
-                for accuracy in accuracies
+                for _, accuracy in outputs
             ]
-            keys = [f"{uid}_{session}_0" for session in range(len(rows))]
+            keys = [key for key, _ in outputs]
             self.tq.kv_batch_put(
                 keys=keys,
                 partition_id="train",
@@ -99,9 +107,32 @@ def test_prompts_that_teach_nothing_end_the_run_within_the_batches_allowed(sampl
         f"of {4 * batches} answered, {4 * batches} had the same acc in all responses ({4 * batches} all wrong)"
         in message
     )
-    assert f"max_num_gen_batches={batches} allows {4 * batches}" in message
+    assert f"max_num_gen_batches={batches} generation batches of 4 allow {4 * batches}" in message
     for fix in ("nearer to the model's level", "rollout.n", "filter_groups.enable=False"):
         assert fix in message
+
+
+def test_a_generation_batch_has_as_many_prompts_as_the_configuration_says(sample):
+    """As in DAPO's scripts, where it is three times the batch that is trained on."""
+    three_times = ("algorithm.filter_groups.max_num_gen_batches=2", "data.gen_batch_size=12")
+    with pytest.raises(TooFewPrompts, match="max_num_gen_batches=2 generation batches of 12 allow 24") as error:
+        sample(all_wrong, *three_times)
+    # More than 20 wrong ones leave fewer than 4; verl asks for two for each one dropped.
+    dropped = int(re.search(r"answered, (\d+) had", str(error.value)).group(1))
+    assert 20 < dropped <= 24
+    batch, _, asked = sample(lambda prompt: [0.0, 1.0, 1.0] if prompt >= 16 else all_wrong(prompt), *three_times)
+    assert len(batch.keys) == 4 * RESPONSES
+    assert asked > 16
+
+
+def test_a_limit_that_no_batch_fits_into_is_refused():
+    one_by_one = config(*RUN, *FILTER, "algorithm.filter_groups.max_num_gen_batches=3", "data.gen_batch_size=1")
+    with pytest.raises(ValueError, match="can never fill") as error:
+        group_filter.refuse(one_by_one)
+    for part in ("max_num_gen_batches=3 x data.gen_batch_size=1 prompts", "data.gen_batch_size=null"):
+        assert part in str(error.value)
+    for enough in ("data.gen_batch_size=2", "data.gen_batch_size=null", "algorithm.filter_groups.enable=False"):
+        group_filter.refuse(config(*RUN, *FILTER, "algorithm.filter_groups.max_num_gen_batches=3", enough))
 
 
 def test_it_says_which_were_all_right_and_which_all_wrong(sample):
@@ -141,7 +172,7 @@ def test_without_a_limit_nothing_of_ours_counts(sample):
 
 
 def test_each_step_counts_anew():
-    limit = Limit(batches=2, batch_size=4, metric="acc", rule="the same acc in all responses")
+    limit = Limit(batches=2, gen_batch_size=4, batch_size=4, metric="acc", rule="the same acc in all responses")
     for step in range(5):
         limit.drop(step, Counter({0.0: 3}), usable=2)
         limit.drop(step, Counter({1.0: 1}), usable=3)

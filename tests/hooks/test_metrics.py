@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tests.hooks.test_invariance import CLIP, KL, LAYOUTS, RANDOM_ORDER, RATIO, 
 from tests.ranks import run_ranks
 from verl_cov.core import token_file
 from verl_cov.core.metric_table import TABLE
+from verl_cov.hooks import rollout_batch
 
 VARIANTS = {
     "kl_cov": KL,
@@ -85,6 +87,26 @@ def test_current_measures_the_present_policys_covariance(untrained_model):
     assert found[0]["mean"] != pytest.approx(found[1]["mean"], rel=1e-3)
     # The theorems are about the policy that sampled, whatever the control looks at.
     assert found[0]["theorem2"] == found[1]["theorem2"]
+
+
+def test_the_outputs_of_a_session_are_measured_as_one_response():
+    def measured(rows):
+        data = engine.to_tensordict(rows, dense=False)
+        return rollout_batch.rollout_metrics(SimpleNamespace(), data, None)[0]
+
+    rows = [{**row, "session_id": number % 4} for number, row in enumerate(engine.mini_batch())]
+    halves = []
+    for row in rows:
+        for part in (
+            (slice(None, 2), slice(2, None)) if row["session_id"] in (0, 3) and len(row["mask"]) > 2 else (slice(None),)
+        ):
+            halves.append(
+                {**row, **{key: row[key][part] for key in ("response", "mask", "old_log_prob", "advantage", "entropy")}}
+            )
+    assert len(halves) > len(rows)
+    assert measured(halves) == pytest.approx(measured(rows), rel=1e-9)
+    without = [{key: value for key, value in row.items() if key != "session_id"} for row in halves]
+    assert measured(without)["entropy"] != pytest.approx(measured(rows)["entropy"], rel=1e-3)
 
 
 # --- the dump -------------------------------------------------------------------------------------------------------

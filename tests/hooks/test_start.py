@@ -15,6 +15,7 @@ from omegaconf import open_dict
 
 from verl_cov.hooks import cpu, versions
 from verl_cov.hooks.asks import config_from_trainer
+from verl_cov.hooks.base_losses import known_base_losses
 from verl_cov.hooks.checks import configuration, machine, start
 from verl_cov.hooks.policy_loss_refusals import notices
 from verl_cov.hooks.policy_loss_refusals import refuse as refuse_policy_loss
@@ -104,6 +105,102 @@ def test_loss_mode_alone_is_enough_and_is_checked_too():
     plain = ("+verl_cov=cpu", *RUN[1:], f"{LOSS}loss_mode=verl_cov.clip_cov", f"{LOSS}clip_cov_ratio=0.001")
     validate(*plain)
     assert "clip_cov_ratio=0.2" in refused(*plain, f"{LOSS}clip_cov_ratio=0.2")
+
+
+EXTERNAL = """
+from verl.trainer.ppo.core_algos import register_policy_loss
+
+@register_policy_loss("users_own")
+def loss(old_log_prob, log_prob, advantages, response_mask, **_):
+    raise NotImplementedError("on a GPU only")
+"""
+
+
+@pytest.fixture
+def external_lib(tmp_path, monkeypatch):
+    """A user's module that registers the policy loss ``users_own`` when it is imported."""
+    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
+
+    (tmp_path / "users_losses.py").write_text(EXTERNAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "actor_rollout_ref.model.external_lib="
+    sys.modules.pop("users_losses", None)
+    POLICY_LOSS_REGISTRY.pop("users_own", None)
+
+
+@pytest.mark.parametrize("library", ["users_losses", "[users_losses]"])
+@pytest.mark.parametrize(
+    "run",
+    [
+        (*RUN, f"{LOSS}cov_base_loss=users_own"),
+        ("+verl_cov=[metrics,cpu]", *RUN[1:], f"{LOSS}loss_mode=users_own"),
+    ],
+)
+def test_a_loss_of_the_users_own_is_looked_up_where_the_workers_find_it(external_lib, capsys, run, library):
+    assert "users_own" in refused(*run)
+    validate(*run, external_lib + library)
+    assert "users_own" in (out := capsys.readouterr().out)
+    assert "is active" in out
+    assert "left for the workers" not in out
+    # A module that is only on the workers' machines may have it.
+    sys.modules.pop("users_losses", None)
+    assert "users_lost" in refused(*(part.replace("users_own", "users_lost") for part in run), external_lib + library)
+    validate(*(part.replace("users_own", "users_lost") for part in run), external_lib + "not_here")
+    assert (
+        "users_lost is left for the workers to find in actor_rollout_ref.model.external_lib" in capsys.readouterr().out
+    )
+
+
+def test_a_message_lists_each_loss_once():
+    message = refused(*RUN, f"{LOSS}loss_mode=quite_another")
+    for name in ("verl_cov.kl_cov", "verl_cov.clip_cov", "gspo"):
+        assert message.count(name) == 1, message
+
+
+def test_fields_of_the_users_own_class_are_known_too(tmp_path, monkeypatch):
+    (tmp_path / "users_config.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from verl.workers.config import PolicyLossConfig\n"
+        "@dataclass\n"
+        "class Own(PolicyLossConfig):\n"
+        "    own_field: float = 1.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = ("+verl_cov=cpu", *RUN[1:], f"{LOSS}loss_mode=verl_cov.kl_cov", f"{LOSS}_target_=users_config.Own")
+    run += (f"{LOSS}kl_cov_ratio=0.002",)
+    validate(*run, f"+{LOSS}own_field=2.0")
+    assert "did you mean own_field?" in refused(*run, f"+{LOSS}own_feild=2.0")
+
+
+@pytest.mark.parametrize("loss", [loss for loss in known_base_losses() if loss != "dro"])
+def test_every_base_loss_of_verls_can_be_computed_with_its_defaults(loss):
+    validate(*RUN, f"{LOSS}cov_base_loss={loss}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "cause"),
+    [
+        ((f"{LOSS}cov_base_loss=dro",), "dro_beta must be a positive value"),
+        ((f"{LOSS}cov_base_loss=dro", f"{LOSS}dro_beta=-1"), "dro_beta must be a positive value"),
+        ((f"{LOSS}cov_base_loss=vanilla", "actor_rollout_ref.actor.clip_ratio_c=0.5"), "clip_ratio_c"),
+        (
+            (f"{LOSS}cov_base_loss=bypass_mode", f"+{LOSS}rollout_correction.loss_type=ppo_clib"),
+            "Invalid loss_type: ppo_clib",
+        ),
+    ],
+)
+def test_a_base_loss_without_its_numbers_is_refused_at_start(overrides, cause):
+    message = refused(*RUN, *overrides)
+    assert f"{overrides[0]} cannot be computed in this run" in message
+    assert cause in message
+    validate(*RUN, f"{LOSS}cov_base_loss=dro", f"{LOSS}dro_beta=0.1")
+
+
+@pytest.mark.parametrize("controls", ["kl_cov,clip_cov", "clip_cov,kl_cov"])
+def test_two_controls_are_refused(controls):
+    run = (f"+verl_cov=[{controls},cpu]", *RUN[1:])
+    for override in (f"{LOSS}loss_mode=verl_cov.kl_cov", f"{LOSS}loss_mode=vanilla", f"{LOSS}kl_cov_ratio=0.002"):
+        assert f"two controls are composed, {controls.replace(',', ' and ')}" in refused(*run, override)
 
 
 def test_metrics_for_a_loss_of_verls_own(capsys):

@@ -9,6 +9,7 @@ import pytest
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 from tests.hooks.test_start import RUN, config
+from verl_cov.hooks import reporting
 
 # Generations of each set in the paper's validation, and the accuracies and "Avg." of its Table 2, in percent.
 SETS = dict(aime24=960, aime25=960, amc=2656, math500=500, omni_math=2821, olympiad=675, minerva=272)
@@ -116,3 +117,19 @@ def test_an_acc_that_is_text_leaves_verls_numbers_alone(version):
     assert found["val-core/a/reward/mean@1"] == 1.0
     assert found["val-cov/acc/sample_weighted"] == 0.5
     assert found["val-cov/generations"] == 2
+
+
+@pytest.mark.parametrize("version", ["V1", "legacy"])
+def test_accuracies_that_cannot_be_attributed_leave_verls_numbers_alone(version, caplog, monkeypatch):
+    """As verl's lists are where a set's reward function returns a key "reward" and another set's gives an "acc" too."""
+    monkeypatch.setattr(reporting, "_warned", set())
+    names, uids = np.array(["a", "a", "b", "b"]), ["u", "u", "v", "v"]
+    for _ in range(2):
+        found = trainer(version)._val_metrics_update(
+            names, uids, {"reward": [1.0] * 6, "acc": [None] * 4 + [1.0] * 2}, []
+        )
+        assert found["val-core/a/reward/mean@2"] == 1.0
+        assert not any("val-cov" in key for key in found)
+    (record,) = [record for record in caplog.records if "verl-cov" in record.message]
+    assert "the average over the validation sets failed and is left out; the run goes on" in record.message
+    assert "6 accuracies for 4 generations" in record.message

@@ -11,6 +11,8 @@ import pyarrow.parquet
 import pytest
 from omegaconf import OmegaConf
 
+from verl_cov.hooks import reporting
+from verl_cov.hooks.validation import temperatures as rows_temperatures
 from verl_cov.hooks.validation.temperatures import AGENT_LOOP, check_temperatures, temperatures
 
 
@@ -102,6 +104,16 @@ def test_temperatures_that_nothing_acts_on_are_said(folder, caplog):
         with caplog.at_level(logging.WARNING):
             check_temperatures(loop, plain, validation)
         assert "1 validation rows have an extra_info.temperature, and nothing acts on it" in caplog.text
+
+
+def test_a_look_that_fails_ends_no_run(folder, caplog, monkeypatch):
+    monkeypatch.setattr(reporting, "_warned", set())
+    monkeypatch.setattr(rows_temperatures, "_column", lambda dataset: 1 / 0)
+    rows = dataset(folder, "validation", [{"temperature": 0.0}])
+    check_temperatures("single_turn_agent", rows, rows)
+    assert "the look for temperatures in the validation rows failed" in caplog.text
+    with pytest.raises(ZeroDivisionError):  # where the loop acts on them, it must know
+        check_temperatures(AGENT_LOOP, rows, rows)
 
 
 def test_a_temperature_that_is_no_number_is_other_peoples_business_unless_our_loop_runs(folder, caplog):

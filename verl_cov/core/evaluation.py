@@ -52,9 +52,16 @@ def by_set(
         accuracies: None where the reward function returned none; empty if it never returned any. A set is left out if
             it has no accuracy, or if one of them is not a number (a reward function may return "yes" as ``acc``).
         expected: {(set, prompt): generations requested}. Missing generations count as wrong, as verl counts them.
+
+    Raises:
+        ValueError: there is not one accuracy a generation. verl's lists are of different lengths if a reward function
+            returns a key ``reward``, and then nobody knows whose an accuracy is.
     """
     if not len(accuracies):
         return {}
+    names = list(names)
+    if len(accuracies) != len(names):
+        raise ValueError(f"{len(accuracies)} accuracies for {len(names)} generations: whose is which is not known")
     totals: dict[str, float] = defaultdict(float)
     seen: dict[tuple[str, str], int] = defaultdict(int)
     no_numbers: set[str] = set()

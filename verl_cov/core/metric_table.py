@@ -169,7 +169,8 @@ def _rollouts() -> list[Metric]:
         Metric(
             "entropy",
             _NATS,
-            "entropy of the policy that sampled this rollout: mean over each response's tokens, then over responses "
+            "entropy of the policy that sampled this rollout: mean over each response's tokens (of all outputs of a "
+            "session, where an agent loop gives several), then over responses "
             "(verl's `actor/entropy` follows `loss_agg_mode` and by default weights long responses more). "
             "Absent if verl computes no entropy (`rollout_correction.bypass_mode`)",
             "full",

@@ -5,7 +5,8 @@ and ranks, and because the effect of an update on entropy shows only at the next
 policy pi that the rollouts were sampled from, at the rollout temperature.
 
 Averages are the paper's (Eq. 5): the mean over the tokens of each response, then over responses. Each rank reduces its
-responses to a few numbers, which are gathered once, so the result does not depend on the layout of the rows.
+rows to a few numbers, which are gathered once, so the result does not depend on the layout of the rows. The trap: a row
+is no response where an agent loop gives several outputs in a session; all of them are one response.
 
 Knows nothing about verl.
 """
@@ -36,7 +37,8 @@ class Responses:
         log_prob_advantage, log_prob_weight: mean of log pi A and of log pi pi A.
         entropy: mean entropy H of the next-token distribution, in nats; NaN where the batch does not carry it.
         entropy_advantage, entropy_weight: mean of H A and of H pi A; NaN where ``entropy`` is.
-        score: the response's reward before any baseline; NaN where the batch does not carry it.
+        score: the response's reward before any baseline, the highest of its rows; NaN where the batch does not carry
+            it.
         prompt: equal for the responses to one prompt; 0 where the batch does not carry it.
     """
 
@@ -57,52 +59,63 @@ class Responses:
         return bool(self.entropy.size) and bool(np.isfinite(self.entropy).all())
 
     @classmethod
-    def gather(
-        cls,
-        lengths: Int64[Tensor, " rows"],
-        valid: Bool[Tensor, " slots"],
-        log_prob: Float32[Tensor, " slots"],
-        advantage: Float32[Tensor, " slots"],
-        entropy: Float[Tensor, " slots"] | None,
-        score: Float[Tensor, " rows"] | None,
-        prompt: Int64[Tensor, " rows"] | None,
-        group: ProcessGroup | None = None,
-    ) -> Responses:
-        """Gathers the rollout batch of all ranks; ``lengths`` are the response slots of this rank's rows.
+    def gather(cls, table: Int64[Tensor, "rows 12"], group: ProcessGroup | None = None) -> Responses:
+        """Gathers the rollout batch of all ranks, each of which gives its :func:`row_sums`.
 
-        Responses without a valid token (padding rows) are left out, and so are tokens whose log-prob or advantage is
-        not finite.
+        Responses without a valid token (padding rows) are left out.
         """
-        rows, _ = slots(lengths, valid.numel())
-        sums = torch.zeros(lengths.numel(), 9, dtype=torch.float64, device=valid.device)
-        for part in parts(valid):  # in parts: the columns of a large rollout would take ten times its memory
-            finite = log_prob[part].abs().lt(LARGEST) & advantage[part].abs().lt(LARGEST)
-            counted = valid[part] & finite
-            logp, adv = (torch.where(counted, x[part], 0.0).double() for x in (log_prob, advantage))
-            if entropy is None:
-                ent = torch.full_like(logp, torch.nan)
-            else:
-                ent = torch.where(counted, entropy[part].double(), 0.0)
-            weight = logp.exp() * adv
-            columns = [counted, logp, adv, weight, logp * adv, logp * weight, ent, ent * adv, ent * weight]
-            sums.index_add_(0, rows[part], torch.stack([column.double() for column in columns], 1))
-        means = sums[:, 1:] / sums[:, :1].clamp(min=1)
-        if score is None:
-            score = torch.full_like(means[:, 0], torch.nan)
-        table = torch.cat(
-            [
-                torch.cat([means, score.double()[:, None]], 1).view(torch.int64),
-                (torch.zeros_like(lengths) if prompt is None else prompt)[:, None],
-                (sums[:, :1] > 0).long(),
-            ],
-            1,
-        )
         gathered, present, _ = gather_rows(table, group)
         gathered, present = gathered.cpu().numpy(), present.cpu().numpy()
-        gathered = gathered[present & (gathered[:, -1] == 1)]
-        floats = np.ascontiguousarray(gathered[:, :-2]).view(np.float64)
-        columns = [*floats.T, gathered[:, -2]]
+        floats, (prompt, response) = np.ascontiguousarray(gathered[:, :-2]).view(np.float64), gathered[:, -2:].T
+        kept = present & (floats[:, 0] > 0)
+        floats, prompt, response = floats[kept], prompt[kept], response[kept]
+        # A row that names no response is one: a number of its own.
+        response = np.where(response == 0, -1 - np.arange(response.size), response)
+        _, first, at = np.unique(response, return_index=True, return_inverse=True)
+        sums, score = np.zeros((first.size, floats.shape[1] - 1)), np.full(first.size, -np.inf)
+        np.add.at(sums, at, floats[:, :-1])
+        with np.errstate(invalid="ignore"):  # NaN where the batch has no scores
+            np.maximum.at(score, at, floats[:, -1])
+        columns = [*(sums[:, 1:] / sums[:, :1]).T, score, prompt[first]]
         return cls(*columns)
+
+
+def row_sums(
+    lengths: Int64[Tensor, " rows"],
+    valid: Bool[Tensor, " slots"],
+    log_prob: Float32[Tensor, " slots"],
+    advantage: Float32[Tensor, " slots"],
+    entropy: Float[Tensor, " slots"] | None,
+    score: Float[Tensor, " rows"] | None,
+    prompt: Int64[Tensor, " rows"] | None,
+    response: Int64[Tensor, " rows"] | None = None,
+) -> Int64[Tensor, "rows 12"]:
+    """Adds up what :class:`Responses` needs over each row of this rank; uses no collectives.
+
+    Tokens whose log-prob or advantage is not finite are left out.
+
+    Args:
+        lengths: response slots of each row.
+        response: equal for the rows that one response consists of (an agent loop may give several outputs in a
+            session), on whatever rank; None where each row is a response.
+
+    Returns:
+        For each row the number of tokens, eight sums and the score, which are the bits of float64; prompt; response.
+    """
+    rows, _ = slots(lengths, valid.numel())
+    sums = torch.zeros(lengths.numel(), 9, dtype=torch.float64, device=valid.device)
+    for part in parts(valid):  # in parts: the columns of a large rollout would take ten times its memory
+        finite = log_prob[part].abs().lt(LARGEST) & advantage[part].abs().lt(LARGEST)
+        counted = valid[part] & finite
+        logp, adv = (torch.where(counted, x[part], 0.0).double() for x in (log_prob, advantage))
+        ent = torch.where(counted, torch.nan if entropy is None else entropy[part].double(), 0.0)
+        weight = logp.exp() * adv
+        columns = [counted, logp, adv, weight, logp * adv, logp * weight, ent, ent * adv, ent * weight]
+        sums.index_add_(0, rows[part], torch.stack([column.double() for column in columns], 1))
+    if score is None:
+        score = torch.full_like(sums[:, 0], torch.nan)
+    names = [torch.zeros_like(lengths) if name is None else name for name in (prompt, response)]
+    return torch.cat([torch.cat([sums, score.double()[:, None]], 1).view(torch.int64), torch.stack(names, 1)], 1)
 
 
 def entropies(responses: Responses) -> dict[str, float]:

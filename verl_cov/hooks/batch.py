@@ -2,8 +2,8 @@
 
 Leans on the fields of the TensorDict that ``TrainingWorker.train_batch`` and ``train_mini_batch`` get:
 ``response_mask``, ``old_log_probs``, ``advantages`` (jagged in the V1 trainer, dense and padded in the legacy one),
-``input_ids`` or ``responses``, for metrics ``entropy``, ``rm_scores`` or ``token_level_scores`` and ``uid``; on
-``verl.workers.utils.padding.no_padding_2_padding`` for a model's output.
+``input_ids`` or ``responses``, for metrics ``entropy``, ``rm_scores`` or ``token_level_scores``, ``uid`` and
+``session_id``; on ``verl.workers.utils.padding.no_padding_2_padding`` for a model's output.
 """
 
 from __future__ import annotations
@@ -97,12 +97,27 @@ class RankTokens:
 
     def prompt(self) -> Int64[Tensor, " rows"] | None:
         """Returns a hash of each row's prompt (of verl's ``uid``), if the batch has it."""
-        ids = prompt_uids(self.data)
-        if ids is None:
+        return self._hashes(prompt_uids(self.data))
+
+    def response(self) -> Int64[Tensor, " rows"] | None:
+        """Returns a hash of the response that each row belongs to; None if each row is a response.
+
+        An agent loop of the V1 trainer may give several outputs in a session, which are rows of one response: of one
+        ``uid`` and ``session_id``.
+        """
+        uids = prompt_uids(self.data)
+        if uids is None or "session_id" not in self.data:
             return None
-        hashes = [
-            int.from_bytes(hashlib.blake2b(uid.encode(), digest_size=8).digest(), "big", signed=True) for uid in ids
-        ]
+        from verl.utils import tensordict_utils as tu
+
+        sessions = tu.get(self.data, "session_id")
+        return self._hashes([f"{uid}_{int(session)}" for uid, session in zip(uids, sessions, strict=True)])
+
+    def _hashes(self, names: list[str] | None) -> Int64[Tensor, " rows"] | None:
+        if names is None:
+            return None
+        digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+        hashes = [int.from_bytes(digest, "big", signed=True) for digest in digests]
         return torch.tensor(hashes, dtype=torch.int64, device=self.lengths.device)
 
     def identity(self, group: ProcessGroup | None) -> Callable[[Tensor], Tensor]:

@@ -2,9 +2,8 @@
 
 ``CovPolicyLossConfig`` extends verl's ``PolicyLossConfig`` and is selected by ``_target_`` (what ``+verl_cov=kl_cov``
 does), so a process without a working plugin fails when the configuration is built, not later with another loss.
-Field names that verl has keep verl's meaning. Leans on ``verl.workers.config.PolicyLossConfig`` and on
-``POLICY_LOSS_REGISTRY`` of ``verl.trainer.ppo.core_algos``. It takes a second to import: :mod:`.asks` does so in the
-runs that need it.
+Field names that verl has keep verl's meaning. Leans on ``verl.workers.config.PolicyLossConfig``. It takes a second to
+import: :mod:`.asks` does so in the runs that need it.
 """
 
 from __future__ import annotations
@@ -46,7 +45,8 @@ class CovPolicyLossConfig(PolicyLossConfig):
             ``auto``: what rounding alone moves it, measured in the first update of each rollout, in which the penalty
             rests (:mod:`verl_cov.core.dead_zone`). 0: the released code, in which rounding decides the sign.
         cov_base_loss: policy loss the control wraps: ``ratio`` (the unclipped surrogate -ratio * A) or any name in
-            verl's registry. None: ``vanilla`` for Clip-Cov, ``ratio`` for KL-Cov, as in the paper's code.
+            verl's registry, which :mod:`.base_losses` checks. None: ``vanilla`` for Clip-Cov, ``ratio`` for KL-Cov, as
+            in the paper's code.
         cov_scope: ``mini_batch`` selects over the whole optimizer mini-batch of all ranks; ``micro_batch`` within each
             micro-batch, as verl's own ``clip_cov`` and ``kl_cov`` do (for comparison: the update then depends on the
             micro-batch size).
@@ -125,7 +125,6 @@ class CovPolicyLossConfig(PolicyLossConfig):
             _check_number("cov_kl_dead_zone", zone, " of nats, or auto")
             if float(zone) < 0:
                 raise ValueError(f"{POLICY_LOSS}.cov_kl_dead_zone={zone} must not be negative")
-        _check_base_loss(self.base_loss)
 
     @property
     def controls(self) -> bool:
@@ -217,26 +216,3 @@ def _check_val_entropy(config: CovPolicyLossConfig) -> None:
         raise ValueError(f"{POLICY_LOSS}.cov_val_entropy={value} needs verl 0.9 or later: set it to off")
     if value != "off" and config.cov_metrics == "off":
         raise ValueError(f"{POLICY_LOSS}.cov_val_entropy={value} needs cov_metrics=basic or full, not off")
-
-
-def known_base_losses() -> list[str]:
-    """Returns the losses that a control can wrap: all in verl's registry but the covariance controls and bypass_mode.
-
-    bypass_mode would run without its settings: the trainer puts them where it reads them after the workers have copied
-    the configuration.
-    """
-    from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
-
-    verls = [name for name in POLICY_LOSS_REGISTRY if not name.endswith(("clip_cov", "kl_cov", "bypass_mode"))]
-    return ["ratio", *dict.fromkeys(["vanilla", *verls])]
-
-
-def _check_base_loss(name: str) -> None:
-    if name == "bypass_mode":
-        raise ValueError(
-            f"{POLICY_LOSS}.cov_base_loss=bypass_mode would run without algorithm.rollout_correction, which the "
-            "trainer puts into the configuration after the workers have theirs: use vanilla"
-        )
-    known = known_base_losses()
-    if name not in known:
-        raise ValueError(f"{POLICY_LOSS}.cov_base_loss={name!r} is unknown: use one of {', '.join(known)}")

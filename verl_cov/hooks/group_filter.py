@@ -2,9 +2,13 @@
 
 With ``algorithm.filter_groups.enable`` verl's V1 trainer drops the prompts whose responses all have the same reward and
 generates others until the batch is full. It ignores ``max_num_gen_batches``, so on data that is too hard or too easy
-the first step never ends. Here N = max_num_gen_batches > 0 holds: N batches of prompts of which more than N - 1 were
-dropped cannot fill the batch. (verl asks for two prompts for each one dropped, so it may have generated up to one
-batch more than N by then.)
+the first step never ends. Here N = max_num_gen_batches > 0 holds, in the meaning of verl's documentation and of DAPO's
+scripts: N generation batches, each of ``data.gen_batch_size`` prompts (null: of ``data.train_batch_size``). A step ends
+the run once so many prompts are dropped that the rest of those N batches cannot fill the batch. (verl asks for two
+prompts for each one dropped, so it may have generated up to one batch more by then.)
+
+The trap: with the filter this trainer fetches its prompts one by one and overwrites ``data.gen_batch_size`` with 1, but
+only after the replay buffer is built, when the limit is read.
 
 Leans on ``PPOTrainer._build_replay_buffer`` and on ``ReplayBuffer._evict_terminal_groups(global_steps, partition_id,
 reasons)``, which the synchronous and the asynchronous buffer call with ``reasons[3]``, {value: groups} of what is
@@ -59,7 +63,7 @@ def _wrap(trainer_base: ModuleType) -> None:
 
 
 def refuse(config: DictConfig) -> None:
-    """Raises ValueError if the filter is enabled in a trainer that ignores it."""
+    """Raises ValueError if the filter is enabled in a trainer that ignores it, or if its limit leaves no full batch."""
     if not _is_enabled(config):
         return
     other = other_trainer(config)
@@ -70,17 +74,24 @@ def refuse(config: DictConfig) -> None:
             f"{FIELD}.enable=True does nothing in verl's legacy trainer, which trains on every prompt: "
             f"set trainer.use_v1=True, or {FIELD}.enable=False"
         )
+    limit = Limit.read(config)
+    if limit is not None and limit.allowed < limit.batch_size:
+        raise ValueError(
+            f"{FIELD}.max_num_gen_batches={limit.batches} x data.gen_batch_size={limit.gen_batch_size} prompts can "
+            f"never fill data.train_batch_size={limit.batch_size}: raise one of the two, or set "
+            "data.gen_batch_size=null (verl's trainer fetches the prompts one by one, whatever it says)"
+        )
 
 
 def notices(config: DictConfig) -> Iterator[str]:
     """Yields what the user should know about the filter at start."""
     if not _is_enabled(config):
         return
-    batches = OmegaConf.select(config, f"{FIELD}.max_num_gen_batches", default=0) or 0
-    if batches > 0:
+    if (limit := Limit.read(config)) is not None:
         yield (
-            f"{FIELD}.max_num_gen_batches={batches} holds, whatever verl logs of it: a step "
-            f"whose batch {batches} x data.train_batch_size prompts cannot fill ends the run"
+            f"{FIELD}.max_num_gen_batches={limit.batches} holds, whatever verl logs of it: a step whose batch "
+            f"{limit.allowed} prompts ({limit.batches} generation batches of {limit.gen_batch_size}) cannot fill ends "
+            "the run"
         )
     else:
         yield (
@@ -100,12 +111,14 @@ class Limit:
     """How many prompts a step may generate, and how many of them were dropped.
 
     Args:
-        batches: N = max_num_gen_batches, at least 1. batch_size: prompts that the step trains on.
+        batches: N = max_num_gen_batches, at least 1. gen_batch_size: prompts in each of them.
+        batch_size: prompts that the step trains on.
         metric: what the filter looks at. rule: what it drops.
         step: the rollout step that ``dropped`` is of; dropped: {the responses' mean of the metric: prompts}.
     """
 
     batches: int
+    gen_batch_size: int
     batch_size: int
     metric: str
     rule: str
@@ -119,10 +132,19 @@ class Limit:
         batches = node.get("max_num_gen_batches") or 0
         if not node.get("enable") or batches <= 0:
             return None
-        metric = str(node.get("metric"))
+        metric, data = str(node.get("metric")), config.data
         return cls(
-            int(batches), int(config.data.train_batch_size), metric, str(rule or f"the same {metric} in all responses")
+            batches=int(batches),
+            gen_batch_size=int(data.get("gen_batch_size") or data.train_batch_size),
+            batch_size=int(data.train_batch_size),
+            metric=metric,
+            rule=str(rule or f"the same {metric} in all responses"),
         )
+
+    @property
+    def allowed(self) -> int:
+        """Prompts that a step may generate."""
+        return self.batches * self.gen_batch_size
 
     def drop(self, step: int, values: Counter[float], usable: int) -> None:
         """Counts prompts dropped in ``step``, where ``usable`` others are answered. Raises :class:`TooFewPrompts`."""
@@ -130,13 +152,13 @@ class Limit:
             self.step, self.dropped = step, Counter()
         self.dropped.update(values)
         dropped = self.dropped.total()
-        if dropped > (self.batches - 1) * self.batch_size and usable < self.batch_size:
+        if dropped > self.allowed - self.batch_size and usable < self.batch_size:
             raise TooFewPrompts(
                 f"verl-cov: step {step} cannot fill its batch of {self.batch_size} prompts: of {dropped + usable} "
                 f"answered, {dropped} had {self.rule} ({self._values()}), and "
-                f"{FIELD}.max_num_gen_batches={self.batches} allows {self.batches * self.batch_size}. Take prompts "
-                "nearer to the model's level, raise actor_rollout_ref.rollout.n or max_num_gen_batches, or set "
-                f"{FIELD}.enable=False"
+                f"{FIELD}.max_num_gen_batches={self.batches} generation batches of {self.gen_batch_size} allow "
+                f"{self.allowed}. Take prompts nearer to the model's level, raise actor_rollout_ref.rollout.n or "
+                f"max_num_gen_batches, or set {FIELD}.enable=False"
             )
 
     def _values(self) -> str:

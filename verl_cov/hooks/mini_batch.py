@@ -1,10 +1,10 @@
 """The hook around one optimizer step: selects over the whole mini-batch before it is split, and computes metrics.
 
 :class:`MiniBatchHook` is the part that both kinds of actor worker share; it knows verl's worker only through an
-:class:`ActorWorkerAdapter`: :mod:`.train_batch` for verl's engines, :mod:`.legacy_actor` for the legacy actor. Its
-three methods are what a verl with one of ``patches/`` calls (``verl/utils/mini_batch_hook.py``); elsewhere
-:mod:`.train_batch` calls them from a wrapper. The collectives run here, never inside the loss, which on some engines
-runs on some ranks only.
+:class:`~verl_cov.hooks.actor_worker.ActorWorkerAdapter`: :mod:`.train_batch` for verl's engines, :mod:`.legacy_actor`
+for the legacy actor. Its three methods are what a verl with one of ``patches/`` calls
+(``verl/utils/mini_batch_hook.py``); elsewhere :mod:`.train_batch` calls them from a wrapper. The collectives run here,
+never inside the loss, which on some engines runs on some ranks only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from verl_cov.core import dead_zone, metrics
-from verl_cov.core.advice import Advice
 from verl_cov.core.collectives import all_reduce
 from verl_cov.core.covariance import Covariances
 from verl_cov.core.metric_table import LADDER
@@ -31,59 +30,20 @@ from verl_cov.hooks import batch, token_dump
 from verl_cov.hooks.batch import SELECTED_FIELD, SLOT_FIELD, RankTokens
 from verl_cov.hooks.loss_modes import KL_COV
 from verl_cov.hooks.micro_batch import MicroBatches, control_of, selected_tokens
+from verl_cov.hooks.reporting import agreed, reporting
 from verl_cov.hooks.update_record import UpdateRecord
 from verl_cov.hooks.worker_state import state_of
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
-    from transformers import PreTrainedTokenizerBase
-    from verl.workers.actor.dp_actor import DataParallelPPOActor
-    from verl.workers.engine_workers import TrainingWorker
 
+    from verl_cov.hooks.actor_worker import ActorWorkerAdapter
     from verl_cov.hooks.config import CovPolicyLossConfig
 
+ADVICE = "the advice after an update"
 # Mini-batches of one rollout step share its number; a step never has a million of them.
 MINI_BATCHES_PER_STEP = 1 << 20
-
-
-class ActorWorkerAdapter(Protocol):
-    """What the hook needs from a worker that trains an actor, for one mini-batch.
-
-    Args:
-        worker: verl's.
-        data: this rank's rows, as :class:`~verl_cov.hooks.batch.RankTokens` reads them.
-        group: data-parallel, None if it has one rank.
-        tokenizer: for the dump of tokens, or None.
-    """
-
-    worker: TrainingWorker | DataParallelPPOActor
-    data: TensorDict
-    group: ProcessGroup | None
-    tokenizer: PreTrainedTokenizerBase | None
-
-    def step(self) -> int:
-        """Counts this optimizer step and returns its number: equal on every rank, and continued by a resumed run."""
-        ...
-
-    def log_probs(self, tokens: RankTokens) -> Tensor:
-        """Computes [slots] float32 log-probs of the present policy, by a forward (``cov_log_prob=current``)."""
-        ...
-
-    def has_policy_loss(self, micro_batch: TensorDict) -> bool:
-        """Returns True for a micro-batch on which verl computes the policy loss."""
-        ...
-
-    def prepare(self, micro_batch: TensorDict) -> None:
-        """Repairs what verl's loss would fail on in this micro-batch."""
-        ...
-
-    def padded(self, micro_batch: TensorDict, name: str) -> Tensor:
-        """Returns a field of a micro-batch as [sequences, length], padded as for its loss."""
-        ...
-
-    def divides_by_width(self) -> bool:
-        """Returns True if verl divides the loss by the width to which it padded the micro-batch."""
-        ...
+UPDATE = "the measurement of an update"
 
 
 @dataclass(frozen=True)
@@ -118,13 +78,24 @@ class MiniBatchHook:
     def __init__(self, adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig) -> None:
         self._adapter, self._cov = adapter, cov
         self._step = adapter.step()
-        self._mini_batch = select_and_measure(adapter, cov, self._step)
-        self._update = start_record(adapter, cov, self._mini_batch)
+        self._mini_batch: MiniBatch | None = None
+        if cov.controls:
+            self._mini_batch = select_and_measure(adapter, cov, self._step, RankTokens.read(adapter.data))
+            self._update = start_record(adapter, cov, self._mini_batch)
+            return
+        tokens = None
+        with reporting(UPDATE):
+            tokens = RankTokens.read(adapter.data)
+        tokens = agreed(tokens, adapter.group)
+        if tokens is not None:
+            with reporting(UPDATE):
+                self._mini_batch = select_and_measure(adapter, cov, self._step, tokens)
 
     def micro_batch(self, micro_batch: TensorDict) -> AbstractContextManager:
         """Returns the context for the loss of a micro-batch, in which the policy loss knows the selected tokens."""
         if not self._cov.controls or not self._adapter.has_policy_loss(micro_batch):
             return nullcontext()
+        assert self._mini_batch is not None  # a control has one, or has raised
         self._adapter.prepare(micro_batch)
         padded = functools.partial(self._adapter.padded, micro_batch)
         if self._mini_batch.micro_batches is not None:
@@ -134,8 +105,44 @@ class MiniBatchHook:
 
     def metrics(self) -> dict[str, float]:
         """Returns the metrics of this step, equal on every rank. All ranks must call it, after the step."""
+        values: dict[str, float] = {}
+        if self._mini_batch is None:
+            return values
         # Only now are the numbers read back: verl has waited for the device already, for the gradient's norm.
-        return update_metrics(self._adapter, self._cov, self._mini_batch, self._update, self._step)
+        rollout_step, number = divmod(self._step, MINI_BATCHES_PER_STEP)
+        with reporting(UPDATE):
+            values = update_metrics(self._adapter, self._cov, self._mini_batch)
+        if self._cov.controls:
+            values |= self._effect(self._mini_batch, rollout_step)
+        if self._cov.cov_dump_every and number == 0 and rollout_step % self._cov.cov_dump_every == 0:
+            dump_tokens(self._adapter, self._cov, self._mini_batch, rollout_step)
+        return values
+
+    def _effect(self, mini_batch: MiniBatch, rollout_step: int) -> dict[str, float]:
+        """Returns what the losses have shown of the control, and passes the measured dead zone on."""
+        state, group, update = state_of(self._adapter.worker), self._adapter.group, self._update
+        sums = update.sums(batch.device(), group)
+        if update.dead_zone == dead_zone.ALL:
+            state.dead_zone = dead_zone.from_noise(sums.drift / sums.selected) if sums.selected else dead_zone.FLOOR
+        values: dict[str, float] = {}
+        if self._cov.loss_mode == KL_COV and self._cov.cov_kl == "abs":
+            values["kl_dead_zone"] = state.dead_zone if update.dead_zone == dead_zone.ALL else update.dead_zone
+        if update.measures:
+            values["changed_gradient_frac"] = sums.changed / sums.gradient if sums.gradient else float(sums.changed > 0)
+        shared, selected = None, mini_batch.selected
+        if mini_batch.reselect is not None and selected is not None:
+            with reporting("the overlap with the present policy's selection"):
+                # Not where the losses of this rank's rows ran on another rank.
+                if sums.seen == selected.totals.tokens + selected.totals.non_finite:
+                    by_current = mini_batch.reselect(update.present_log_probs(mini_batch.log_prob))
+                    shared = int(all_reduce((by_current.mask & selected.mask).sum(), group))
+                    values["overlap_current"] = shared / max(selected.totals.selected, 1)
+        with reporting(ADVICE):
+            if "changed_gradient_frac" in values:
+                state.advice.on_effect(self._cov, values["changed_gradient_frac"], rollout_step)
+            if shared is not None and selected is not None:
+                state.advice.on_overlap(shared, selected.totals.selected)
+        return metrics.prefixed(values)
 
 
 def start_record(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_batch: MiniBatch) -> UpdateRecord:
@@ -155,12 +162,14 @@ def start_record(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_bat
     return UpdateRecord(slots, float(zone), horizon, measures=cov.controls and cov.cov_metrics != "off")
 
 
-def select_and_measure(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, step: int) -> MiniBatch:
+def select_and_measure(
+    adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, step: int, tokens: RankTokens
+) -> MiniBatch:
     """Selects tokens of a mini-batch, stores the mask in it as ``SELECTED_FIELD``, and computes what metrics need.
 
     Every rank of ``adapter.group`` must call it with its own rows and the same ``cov`` and ``step``.
     """
-    group, tokens = adapter.group, RankTokens.read(adapter.data)
+    group = adapter.group
     log_prob, selected, overlap, seconds = tokens.old_log_prob, None, None, 0.0
     micro_batches = MicroBatches(step) if cov.controls and cov.cov_scope == "micro_batch" else None
     if micro_batches is not None and cov.cov_metrics == "off":
@@ -191,17 +200,20 @@ def select_and_measure(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, st
                 return choose(measure(log_prob))
 
         tokens.write_selection(selected.mask)
-    ladder = largest_means(covariances.values, LADDER, group) if cov.cov_metrics == "full" else None
+    ladder = None
+    if cov.cov_metrics == "full":
+        with reporting("the ladder of the covariances"):
+            ladder = largest_means(covariances.values, LADDER, group)
     return MiniBatch(tokens, log_prob, covariances, selected, micro_batches, ladder, overlap, seconds, reselect)
 
 
-def update_metrics(
-    adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_batch: MiniBatch, update: UpdateRecord, step: int
-) -> dict[str, float]:
-    """Returns the metrics of this optimizer step, equal on every rank; also logs advice and dumps tokens."""
+def update_metrics(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_batch: MiniBatch) -> dict[str, float]:
+    """Returns the metrics of this optimizer step, equal on every rank; also logs advice."""
     group, selected = adapter.group, mini_batch.selected
     totals = _totals(mini_batch, group)
-    rollout_step, number = divmod(step, MINI_BATCHES_PER_STEP)
+    if selected is not None:
+        with reporting(ADVICE):  # its collective comes first, by numbers equal on every rank
+            state_of(adapter.worker).advice.after_update(cov, selected, mini_batch.log_prob, mini_batch.tokens, group)
     values = metrics.update_metrics(
         totals,
         cov.cov_metrics,
@@ -213,55 +225,26 @@ def update_metrics(
     if mini_batch.overlap is not None:
         values["overlap_old"] = int(mini_batch.overlap) / max(totals.selected, 1)
         values["forward_seconds"] = mini_batch.seconds
-    if cov.controls:
-        values |= _effect(adapter, cov, mini_batch, update, totals.selected, rollout_step)
-    if cov.cov_dump_every and number == 0 and rollout_step % cov.cov_dump_every == 0:
+    return metrics.prefixed(values)
+
+
+def dump_tokens(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_batch: MiniBatch, step: int) -> None:
+    """Appends the tokens with the highest covariance of all ranks to the file; every rank must call it."""
+    tokens = None
+    with reporting(token_dump.DUMP):
         assert mini_batch.covariances is not None  # the configuration refuses a dump without metrics
         highest = token_dump.highest_tokens(
             mini_batch.tokens,
             mini_batch.log_prob,
             mini_batch.covariances,
-            None if selected is None else selected.mask,
+            None if mini_batch.selected is None else mini_batch.selected.mask,
             cov.cov_dump_tokens,
         )
-        token_dump.write(highest, adapter.data, adapter.tokenizer, cov, rollout_step, group)
-    return metrics.prefixed(values)
-
-
-def _effect(
-    adapter: ActorWorkerAdapter,
-    cov: CovPolicyLossConfig,
-    mini_batch: MiniBatch,
-    update: UpdateRecord,
-    chosen: int,
-    rollout_step: int,
-) -> dict[str, float]:
-    """Returns what the losses have shown of the control's effect, and advises on it.
-
-    chosen: number of selected tokens.
-    """
-    group, state, sums = adapter.group, state_of(adapter.worker), update.sums(batch.device(), adapter.group)
-    values: dict[str, float] = {}
-    if update.dead_zone == dead_zone.ALL:
-        state.dead_zone = dead_zone.from_noise(sums.drift / sums.selected) if sums.selected else dead_zone.FLOOR
-    if cov.loss_mode == KL_COV and cov.cov_kl == "abs":
-        values["kl_dead_zone"] = state.dead_zone if update.dead_zone == dead_zone.ALL else update.dead_zone
-    if state.advice is None:
-        state.advice = Advice(dist.get_rank() if dist.is_initialized() else 0)
-    if update.measures:
-        values["changed_gradient_frac"] = sums.changed / sums.gradient if sums.gradient else float(sums.changed > 0)
-        state.advice.on_effect(cov, values["changed_gradient_frac"], rollout_step)
-    if (selected := mini_batch.selected) is None:
-        return values
-    state.advice.after_update(cov, selected, mini_batch.log_prob, mini_batch.tokens, group)
-    # Not where the losses of this rank's rows ran on another rank.
-    if mini_batch.reselect is not None and sums.seen == selected.totals.tokens + selected.totals.non_finite:
-        log_probs = mini_batch.log_prob if update.log_probs is None else update.log_probs[1:]
-        by_current = mini_batch.reselect(log_probs.to(selected.mask.device))
-        shared = int(all_reduce((by_current.mask & selected.mask).sum(), group))
-        values["overlap_current"] = shared / max(chosen, 1)
-        state.advice.on_overlap(shared, chosen)
-    return values
+        tokens = token_dump.with_text(highest, adapter.data, adapter.tokenizer, step)
+    tokens = agreed(tokens, adapter.group)
+    if tokens is not None:
+        with reporting(token_dump.DUMP):
+            token_dump.write(tokens, cov, adapter.group)
 
 
 def _totals(mini_batch: MiniBatch, group: ProcessGroup | None) -> Totals:

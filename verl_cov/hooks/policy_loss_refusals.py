@@ -5,6 +5,7 @@ Leans on ``POLICY_LOSS_REGISTRY`` of ``verl.trainer.ppo.core_algos``.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from fractions import Fraction
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_cov.hooks import base_losses
 from verl_cov.hooks.asks import config_from_trainer, names_verl_cov
 from verl_cov.hooks.loss_modes import KL_COV, LOSS_MODES, POLICY_LOSS
 from verl_cov.hooks.train_batch import refuse_engine
@@ -35,16 +37,16 @@ def refuse(config: DictConfig) -> None:
         return
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
-    from verl_cov.hooks.config import known_fields
-
+    _refuse_two_controls(config)
     if not our_class and (stray := next((name for name in policy_loss if name.startswith("cov_")), None)):
         add = mode.removeprefix("verl_cov.")
         raise ValueError(f"{POLICY_LOSS}.{stray} is verl-cov's: add +verl_cov={add} to use it")
+    known_fields = _known_fields(policy_loss)
     for name in policy_loss:
-        if not name.startswith("_") and name not in known_fields():
-            raise ValueError(f"{POLICY_LOSS}.{name} is unknown{did_you_mean(name, known_fields())}")
-    if mode not in LOSS_MODES and (our_mode or mode not in POLICY_LOSS_REGISTRY):
-        known = LOSS_MODES if our_mode else (*LOSS_MODES, *POLICY_LOSS_REGISTRY)
+        if not name.startswith("_") and name not in known_fields:
+            raise ValueError(f"{POLICY_LOSS}.{name} is unknown{did_you_mean(name, known_fields)}")
+    if mode not in LOSS_MODES and (our_mode or not base_losses.may_be_registered(config, mode)):
+        known = LOSS_MODES if our_mode else tuple(POLICY_LOSS_REGISTRY)
         raise ValueError(f"{POLICY_LOSS}.loss_mode={mode} is unknown{did_you_mean(mode.lower(), known)}")
     if "_target_" not in policy_loss:
         raise ValueError(
@@ -53,6 +55,7 @@ def refuse(config: DictConfig) -> None:
         )
     cov = config_from_trainer(config)
     if cov is not None and cov.controls:
+        base_losses.refuse(config, cov)
         _refuse_empty_selection(config, cov)
         strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy", default=None)
         engine = OmegaConf.select(config, f"actor_rollout_ref.actor.{strategy}", default=None)
@@ -65,6 +68,7 @@ def notices(config: DictConfig) -> Iterator[str]:
     cov = config_from_trainer(config)
     if cov is None:
         return
+    yield from base_losses.notices(config, cov)
     if not cov.controls and cov.loss_mode in ("clip_cov", "kl_cov"):
         yield (
             f"WARNING: loss_mode={cov.loss_mode} is verl's own, which selects within micro-batches; verl-cov only "
@@ -104,6 +108,29 @@ def without_effect(config: DictConfig) -> str | None:
             "ppo_mini_batch_size, or use clip_cov"
         )
     return None
+
+
+def _refuse_two_controls(config: DictConfig) -> None:
+    """Raises ValueError if both controls were composed: each file in ``conf/verl_cov/`` leaves its name in the node
+    ``verl_cov``, because Hydra tells nobody of a file whose values a later one replaced."""
+    if len(OmegaConf.select(config, "verl_cov", default=None) or ()) > 1:
+        raise ValueError(
+            f"two controls are composed, {' and '.join(config.verl_cov)}, and a run has one: the last one's loss_mode "
+            "would stand on settings of both. Leave one of them out of +verl_cov, or out of the recipe"
+        )
+
+
+def _known_fields(policy_loss: DictConfig) -> list[str]:
+    """Returns the fields of the class that the node names, which may be the user's own, and ours."""
+    from hydra.utils import get_class
+
+    from verl_cov.hooks.config import known_fields
+
+    try:
+        own = [field.name for field in dataclasses.fields(get_class(str(policy_loss.get("_target_"))))]
+    except (ImportError, ValueError, TypeError):
+        own = []  # a class that this process cannot import, or that is no dataclass
+    return list(dict.fromkeys([*known_fields(), *own]))
 
 
 def _refuse_empty_selection(config: DictConfig, cov: CovPolicyLossConfig) -> None:

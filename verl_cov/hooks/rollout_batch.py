@@ -10,7 +10,6 @@ metrics of each update and on ``engine.optimizer_config.clip_grad``.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +27,7 @@ from verl_cov.core.rollout import Theorem
 from verl_cov.hooks import batch
 from verl_cov.hooks.asks import config_from_loss
 from verl_cov.hooks.batch import RankTokens
+from verl_cov.hooks.reporting import agreed, reporting
 from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.worker_state import state_of
 
@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     from tensordict import TensorDict
     from verl.workers.engine_workers import TrainingWorker
 
-logger = logging.getLogger(__name__)
-
 STATE_FILE = "verl_cov.json"
-
+ROLLOUT = "the measurement of a rollout batch"
 
 seam = Seam()
 
@@ -71,9 +69,11 @@ def _train_mini_batch(
 
     values, theorems = rollout_metrics(worker, data, batch.data_parallel_group(worker.engine))
     output = original(worker, data)
-    update_metrics = {} if output is None else tu.get(output, "metrics")
-    values |= _compare_with_predictions(worker, values, theorems, update_metrics.get("grad_norm"))
-    if output is not None:  # None on the ranks of a model-parallel group that return nothing
+    with reporting(ROLLOUT):
+        # No output on the ranks of a model-parallel group that return nothing.
+        update_metrics = {} if output is None else tu.get(output, "metrics")
+        with reporting("the comparison of the theorems with the entropy"):
+            values |= _compare_with_predictions(worker, values, theorems, update_metrics.get("grad_norm"))
         # A list, like its neighbours, which hold a value for each mini-batch.
         update_metrics.update({key: [value] for key, value in metrics.prefixed(values).items()})
     return output
@@ -89,7 +89,8 @@ def _infer_batch(
         state_of(worker).log_probs_are_new = True
     output = original(worker, data)
     if output is not None and "entropy" in output and _measures_rollouts(worker):
-        _keep_entropies(worker, data, output)
+        with reporting("the entropy of a rollout batch"):
+            _keep_entropies(worker, data, output)
     return output
 
 
@@ -101,10 +102,8 @@ def _save_checkpoint(original: Callable, worker: TrainingWorker, local_path: str
         and worker.engine.is_mp_src_rank_with_outputs()
         and worker.engine.get_data_parallel_rank() == 0
     ):
-        try:
+        with reporting(f"{STATE_FILE} in a checkpoint"):
             (Path(local_path) / STATE_FILE).write_text(json.dumps(state_of(worker).entropy_change.state_dict()))
-        except OSError as error:
-            logger.warning("verl-cov: %s is not in this checkpoint: %s", STATE_FILE, error)
     return result
 
 
@@ -126,13 +125,33 @@ def rollout_metrics(
         data: this rank's share of the rollout batch.
 
     Returns:
-        The metrics without their prefix; the theorems by their names.
+        The metrics without their prefix; the theorems by their names. Without what failed, on whatever rank.
     """
+    values: dict[str, float] = {}
+    theorems: dict[str, Theorem] = {}
+    table = None
+    with reporting(ROLLOUT):
+        table = _row_sums(worker, data)
+    table = agreed(table, group)
+    if table is None:
+        return values, theorems
+    with reporting(ROLLOUT):
+        responses = rollout.Responses.gather(table, group)
+        with reporting("the entropy of a rollout batch"):
+            values |= rollout.entropies(responses)
+        with reporting("Figure 8 of a rollout batch"):
+            values |= rollout.prompts(responses)
+        theorems = rollout.theorems(responses)
+        values |= {name: theorem.change for name, theorem in theorems.items()}
+    return values, theorems
+
+
+def _row_sums(worker: TrainingWorker, data: TensorDict) -> Tensor:
     tokens = RankTokens.read(data)
     entropy = tokens.entropy()
     if entropy is None:
         entropy = _take_kept_entropies(worker, tokens)
-    responses = rollout.Responses.gather(
+    return rollout.row_sums(
         tokens.lengths,
         tokens.valid,
         tokens.old_log_prob,
@@ -140,11 +159,8 @@ def rollout_metrics(
         entropy,
         tokens.score(),
         tokens.prompt(),
-        group,
+        tokens.response(),
     )
-    theorems = rollout.theorems(responses)
-    changes = {name: theorem.change for name, theorem in theorems.items()}
-    return rollout.entropies(responses) | changes | rollout.prompts(responses), theorems
 
 
 def _compare_with_predictions(
@@ -216,8 +232,6 @@ def _shared_state(text: str | None) -> EntropyChange:
     change = EntropyChange()
     saved = next((text for text in texts if text is not None), None)
     if saved is not None:
-        try:
+        with reporting(f"{STATE_FILE} of a checkpoint"):
             change.load_state_dict(json.loads(saved))
-        except ValueError as error:
-            logger.warning("verl-cov: %s is damaged (%s): the comparison of entropies starts anew", STATE_FILE, error)
     return change

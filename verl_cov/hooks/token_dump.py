@@ -6,7 +6,6 @@ padded, ``attention_mask``.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,37 +26,25 @@ if TYPE_CHECKING:
 
     from verl_cov.hooks.config import CovPolicyLossConfig
 
-logger = logging.getLogger(__name__)
-
+DUMP = "the dump of tokens"
 BEFORE, AFTER = 32, 8  # tokens of context
 
 
-def write(
-    highest: list[dict[str, Any]],
-    data: TensorDict,
-    tokenizer: PreTrainedTokenizerBase | None,
-    cov: CovPolicyLossConfig,
-    step: int,
-    group: ProcessGroup | None,
-) -> None:
+def write(tokens: list[dict[str, Any]], cov: CovPolicyLossConfig, group: ProcessGroup | None) -> None:
     """Appends the ``cov_dump_tokens`` highest of all ranks to the file; every rank of ``group`` must call it.
 
-    highest: :func:`highest_tokens` of this rank, whose mini-batch is ``data``.
+    tokens: this rank's, from :func:`with_text`.
     """
-    mine = [_text(data, tokenizer, token.pop("row"), token["position"]) | token | {"step": step} for token in highest]
-    everyone = [mine]
+    everyone = [tokens]
     if group is not None:
         everyone = [[] for _ in range(dist.get_world_size(group))]
-        dist.all_gather_object(everyone, mine, group=group)
+        dist.all_gather_object(everyone, tokens, group=group)
     # Data-parallel groups of a model-parallel engine hold the same rows: one process writes.
     if dist.is_initialized() and dist.get_rank() != 0:
         return
-    tokens = sorted((token for part in everyone for token in part), key=lambda token: -token["covariance"])
-    ranked = [Token(rank=rank, **token) for rank, token in enumerate(tokens[: cov.cov_dump_tokens], 1)]
-    try:
-        append(Path(str(cov.cov_dump_dir)) / FILE, ranked)
-    except OSError as error:  # a full disk is no reason to end a training
-        logger.warning("verl-cov: the token dump of step %s was not written: %s", step, error)
+    highest = sorted((token for part in everyone for token in part), key=lambda token: -token["covariance"])
+    ranked = [Token(rank=rank, **token) for rank, token in enumerate(highest[: cov.cov_dump_tokens], 1)]
+    append(Path(str(cov.cov_dump_dir)) / FILE, ranked)
 
 
 def highest_tokens(
@@ -88,6 +75,13 @@ def highest_tokens(
         )
         for i, slot in enumerate(at.tolist())
     ]
+
+
+def with_text(
+    tokens: list[dict[str, Any]], data: TensorDict, tokenizer: PreTrainedTokenizerBase | None, step: int
+) -> list[dict[str, Any]]:
+    """Returns the fields of :class:`Token` but its rank, from :func:`highest_tokens` of the mini-batch ``data``."""
+    return [_text(data, tokenizer, token.pop("row"), token["position"]) | token | {"step": step} for token in tokens]
 
 
 def _text(data: TensorDict, tokenizer: PreTrainedTokenizerBase | None, row: int, position: int) -> dict[str, Any]:

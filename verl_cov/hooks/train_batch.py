@@ -11,6 +11,7 @@ micro-batch that ``train_batch`` fills in. A verl with one of ``patches/`` calls
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import ModuleType
@@ -24,7 +25,8 @@ from torch.distributed import ProcessGroup
 from verl_cov.hooks import batch
 from verl_cov.hooks.asks import config_from_loss
 from verl_cov.hooks.batch import RankTokens
-from verl_cov.hooks.mini_batch import MINI_BATCHES_PER_STEP, MiniBatchHook
+from verl_cov.hooks.mini_batch import MINI_BATCHES_PER_STEP, UPDATE, MiniBatchHook
+from verl_cov.hooks.reporting import reporting
 from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.worker_state import state_of
 
@@ -35,6 +37,15 @@ if TYPE_CHECKING:
     from verl.workers.engine_workers import TrainingWorker
 
     from verl_cov.hooks.config import CovPolicyLossConfig
+
+# What an update may ask of its forward besides log-probs. An additional forward asks for none of it: top-k distillation
+# would call the loss, which it has not. tests/hooks/test_forward_flags.py reads verl's engines for flags missing here.
+FORWARD_FLAGS = {
+    "calculate_entropy": False,
+    "calculate_sum_pi_squared": False,
+    "distillation_use_topk": False,
+    "distillation_only": False,
+}
 
 seam = Seam()
 
@@ -88,7 +99,8 @@ def _train_batch(
         worker.loss_fn = loss_fn
     metrics = hook.metrics()
     if output is not None:  # None on the ranks of a model-parallel group that return nothing
-        tu.get(output, "metrics").update(metrics)
+        with reporting(UPDATE):
+            tu.get(output, "metrics").update(metrics)
     return output
 
 
@@ -170,7 +182,7 @@ def _log_probs(worker: TrainingWorker, data: TensorDict) -> Tensor:
         use_fused_kernels=settings.use_fused_kernels,
     )
     tu.assign_non_tensor(data, **{key: value for key, value in defaults.items() if key not in data})
-    tu.assign_non_tensor(data, calculate_entropy=False)
+    tu.assign_non_tensor(data, **FORWARD_FLAGS)
     keep_loaded = tu.get(data, key="disable_auto_offload", default=False)
     with worker.engine.eval_mode(disable_auto_offload=keep_loaded):
         output = worker.engine.infer_batch(data, loss_function=None)
@@ -187,7 +199,7 @@ def _count_optimizer_step(worker: TrainingWorker, data: TensorDict, group: Proce
     steps = getattr(steps, "data", steps) if not hasattr(steps, "tolist") else steps.tolist()
     steps = steps if isinstance(steps, list) else [steps]
     # None: a rollout server that was not told of its weights' version yet, or another rollout than vLLM's.
-    steps = [step for step in steps if step is not None] or [_updates_before(worker.engine)]
+    steps = [step for step in steps if isinstance(step, numbers.Real)] or [_updates_before(worker.engine)]
     # The legacy trainer's rows (dense) say which weights sampled them, the first of which are version 0; V1's the step.
     behind = 0 if data["response_mask"].is_nested else 1
     latest = torch.tensor(max((int(step) for step in steps), default=0) + behind, device=batch.device())

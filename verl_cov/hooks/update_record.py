@@ -75,6 +75,10 @@ class UpdateRecord:
         self.log_probs[at.flatten()] = log_prob.detach().flatten().float()
         self.add(seen=valid.sum())
 
+    def present_log_probs(self, otherwise: Float32[Tensor, " slots"]) -> Float32[Tensor, " slots"]:
+        """Returns the log-probs that the losses saw, of each slot; ``otherwise`` if this rank computed no loss."""
+        return otherwise if self.log_probs is None else self.log_probs[1:].to(otherwise.device)
+
     def sums(self, device: torch.device, group: ProcessGroup | None) -> Sums:
         """Adds up over the ranks, all of which must call it; waits for the device."""
         zero = torch.zeros((), dtype=torch.float64, device=device)

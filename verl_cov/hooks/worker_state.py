@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
@@ -40,7 +41,7 @@ class WorkerState:
     updates: int = -1
     log_probs_are_new: bool = False
     dead_zone: float = FLOOR
-    advice: Advice | None = None
+    advice: Advice = field(default_factory=lambda: Advice(dist.get_rank() if dist.is_initialized() else 0))
     entropy_change: EntropyChange = field(default_factory=EntropyChange)
     inferred_entropies: tuple[list[str] | None, Tensor] | None = None
     group: list[ProcessGroup | None] | None = None

@@ -21,6 +21,7 @@ from verl_cov.hooks.asks import asks_for_verl_cov
 from verl_cov.hooks.checks import configuration, machine
 from verl_cov.hooks.cpu import refusals as cpu_refusals
 from verl_cov.hooks.fail_fast import watch
+from verl_cov.hooks.reporting import reporting
 from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.status import status
 from verl_cov.hooks.trainers import other_trainer, starts_own_ray
@@ -82,8 +83,9 @@ def _end_if_refused(refuse: Callable[[DictConfig], None], config: DictConfig, in
 
 
 def _start(config: DictConfig) -> None:
-    for notice in configuration.notices(config):
-        print(f"verl-cov: {notice}", flush=True)
+    with reporting("the notices at start"):
+        for notice in configuration.notices(config):
+            print(f"verl-cov: {notice}", flush=True)
     print(configuration.start_up_line(config), flush=True)
     if _has_v1():
         watch(starts_own_ray(config))

@@ -37,6 +37,11 @@ class Band:
         return f"a mean {self.metric} outside [{self.low:g}, {self.high:g}]"
 
 
+def _output(key: str) -> int:
+    """Number of a row among the outputs of its session."""
+    return int(key.rpartition("_")[2])
+
+
 def narrow(buffer: ReplayBuffer, band: Band) -> None:
     """Lets ``buffer`` (verl's ReplayBuffer, its filter switched on) drop the prompts outside ``band``."""
     known: dict[str, float] = {}
@@ -48,7 +53,9 @@ def narrow(buffer: ReplayBuffer, band: Band) -> None:
         for uid in known.keys() - finished:
             del known[uid]
         new = finished - known.keys()
-        keys = [key for key in buffer.partitions[partition_id] if key.split("_")[0] in new]
+        rows = [key for key in buffer.partitions[partition_id] if key.split("_")[0] in new]
+        # A session may have several outputs: they are one response, whose reward is that of the last.
+        keys = list({key.rpartition("_")[0]: key for key in sorted(rows, key=_output)}.values())
         by_prompt: dict[str, list[float]] = defaultdict(list)
         if keys:
             values = outcomes.read(keys, partition_id, band.metric, "algorithm.filter_groups.metric")

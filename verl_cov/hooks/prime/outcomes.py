@@ -18,6 +18,19 @@ class MissingOutcome(KeyError):
         return str(self.args[0])
 
 
+class SeveralOutputs(ValueError):
+    """An agent loop gives several outputs in a session: rows of which none is a whole response."""
+
+
+def refuse_several_outputs(keys: Sequence[str]) -> None:
+    """Raises SeveralOutputs unless each row, ``{prompt id}_{session}_{output}``, is a session's only output."""
+    if several := sum(not key.endswith("_0") for key in keys):
+        raise SeveralOutputs(
+            f"verl-cov: {several} of {len(keys)} rows are further outputs of a session, and PRIME compares whole "
+            "responses: use an agent loop with one output (actor_rollout_ref.rollout.agent.default_agent_loop)"
+        )
+
+
 def read(keys: Sequence[str], partition: str, name: str, field: str) -> list[float]:
     """The value ``name`` of each response, :data:`REWARD` for the score itself.
 

@@ -37,6 +37,7 @@ from verl_cov.hooks.prime import outcomes, prime_metrics
 from verl_cov.hooks.prime.accuracy_band import Band, narrow
 from verl_cov.hooks.prime.prm_settings import micro_batch_size, prime_in, worker_config
 from verl_cov.hooks.prime.prm_worker import LOG_PROBS, OPPONENT, OUTCOME, REFERENCE, PrmWorker, prm_loss
+from verl_cov.hooks.reporting import reporting
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ class PrimeTrainer(PPOTrainerSync):
     # --- a batch ------------------------------------------------------------------------------------------------------
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        outcomes.refuse_several_outputs(batch.keys)
         data = self._get(batch, "uid", "response_mask", "old_log_probs")
         mask = data["response_mask"]
         valid = mask.to_padded_tensor(0).bool()
@@ -154,8 +156,10 @@ class PrimeTrainer(PPOTrainerSync):
         self._put(batch, {REFERENCE: reference, OUTCOME: outcome.float()})
         compute_rewards = functools.partial(self._rewards, reference=reference, valid=valid)
         rewards = self._score_and_train(batch, mask, compute_rewards, outcome, groups, metrics)
-        metrics.update(prime_metrics.ranking_metrics(rewards.sum(-1), outcome, groups))
-        metrics.update(prime_metrics.filter_metrics(metrics.get(DAPO_FILTERED_REWARD_COUNTS_KEY), self.band))
+        with reporting("the PRM's ranking of the responses"):
+            metrics.update(prime_metrics.ranking_metrics(rewards.sum(-1), outcome, groups))
+        with reporting("the count of the prompts that PRIME's filter dropped"):
+            metrics.update(prime_metrics.filter_metrics(metrics.get(DAPO_FILTERED_REWARD_COUNTS_KEY), self.band))
 
         # The base class does the rest (rollout correction, which may mask tokens). Its advantages, which come from the
         # outcome alone, are replaced.
@@ -166,7 +170,8 @@ class PrimeTrainer(PPOTrainerSync):
         rewards = torch.where(valid, rewards, 0.0)
         groups = Groups.from_prompts(prompts, valid)
         advantages = advantage.advantages(rewards, outcome, valid, groups, self._estimator())
-        metrics.update(prime_metrics.reward_metrics(rewards, valid, outcome, advantages))
+        with reporting("the summary of PRIME's rewards"):
+            metrics.update(prime_metrics.reward_metrics(rewards, valid, outcome, advantages))
         return self._put(
             batch,
             {
@@ -242,7 +247,9 @@ class PrimeTrainer(PPOTrainerSync):
             assert rewards is not None
             self._put(batch, {OPPONENT: prm.opponents(rewards.sum(-1), outcome, groups).float()})
         with marked_timer("prm_update", self.timing_raw):
-            metrics.update(prime_metrics.training_metrics(self._train(batch)))
+            found = self._train(batch)
+        with reporting("the metrics of the PRM's update"):
+            metrics.update(prime_metrics.training_metrics(next(each for each in found if each is not None)))
         if update == "before":
             return score()
         # With "after", the rewards come from the forward that the update made.
@@ -254,7 +261,8 @@ class PrimeTrainer(PPOTrainerSync):
         # Read it right away: every forward of any worker overwrites this field.
         return response_from_nested(self._get(batch, "log_probs")["log_probs"].float(), mask)
 
-    def _train(self, batch: KVBatchMeta) -> Mapping[str, Any]:
+    def _train(self, batch: KVBatchMeta) -> list[Mapping[str, Any] | None]:
+        """Trains the PRM on the batch; returns each rank's metrics, None where it returns none."""
         rows = len(batch)
         if self.prime.mini_batch_size is not None:
             rows = self.prime.mini_batch_size * self.config.actor_rollout_ref.rollout.n
@@ -269,7 +277,7 @@ class PrimeTrainer(PPOTrainerSync):
         )
         results = ray.get(self.prm.train_and_score(request).futures)
         # Each rank that returns metrics has gathered those of all ranks.
-        return next(result.extra_info["metrics"] for result in results if "metrics" in (result.extra_info or {}))
+        return [(result.extra_info or {}).get("metrics") for result in results]
 
     @staticmethod
     def _for_prm(batch: KVBatchMeta, **settings: Any) -> KVBatchMeta:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from verl_cov.core.evaluation import averages, by_set
 from verl_cov.hooks.asks import wants_metrics
+from verl_cov.hooks.reporting import reporting
 from verl_cov.hooks.seams import Seam
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ def _val_metrics_update(
     **kwargs: Any,
 ) -> dict[str, Any]:
     metrics = original(trainer, data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs)
-    if wants_metrics(trainer.config) and "acc" in reward_extra_infos_dict:
-        expected = kwargs.get("expected_acc_counts")
-        metrics |= named(by_set(data_sources, sample_uids, reward_extra_infos_dict["acc"], expected))
+    with reporting("the average over the validation sets"):
+        if wants_metrics(trainer.config) and "acc" in reward_extra_infos_dict:
+            expected = kwargs.get("expected_acc_counts")
+            metrics |= named(by_set(data_sources, sample_uids, reward_extra_infos_dict["acc"], expected))
     return metrics
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import math
 import time
 from collections import defaultdict
@@ -23,11 +24,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cov.core.prime.prime_config import TRAINER_MODE
 from verl_cov.hooks.asks import config_from_trainer
 from verl_cov.hooks.loss_modes import POLICY_LOSS
+from verl_cov.hooks.reporting import reporting
 from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.trainers import other_trainer
 from verl_cov.hooks.validation.averages import PREFIX
@@ -35,6 +38,7 @@ from verl_cov.hooks.validation.averages import PREFIX
 if TYPE_CHECKING:
     from verl.trainer.ppo.v1.trainer_base import KVBatchMeta, PPOTrainer
 
+ENTROPY = "the entropy of a validation"
 _SETTINGS = {"calculate_entropy": True, "compute_loss": False, "temperature": 1.0}
 
 
@@ -56,7 +60,9 @@ def _validate(original: Callable, trainer: PPOTrainer) -> dict[str, Any]:
     entropies = Entropies()
     with _measuring_each_batch(trainer, cov.cov_val_entropy, entropies):
         metrics = original(trainer)
-    return metrics | entropies.named()
+    with reporting(ENTROPY):
+        metrics |= entropies.named()
+    return metrics
 
 
 def refuse(config: DictConfig) -> None:
@@ -83,13 +89,12 @@ def _measuring_each_batch(trainer: PPOTrainer, wanted: str | int, entropies: Ent
     """Measures every batch that ``trainer`` validates in this block, once it is generated."""
     buffer = trainer.replay_buffer
     sample = buffer.sample
-    share = share_of(wanted, len(trainer.val_dataset) * trainer.config.actor_rollout_ref.rollout.val_kwargs.n)
 
     @functools.wraps(sample)
     def sample_and_measure(*args: Any, **kwargs: Any) -> Any:
         batch, metrics = sample(*args, **kwargs)
         started = time.perf_counter()
-        entropies.add(*_measure(trainer, batch, share))
+        entropies.complete &= _measure(trainer, batch, wanted, entropies)
         entropies.seconds += time.perf_counter() - started
         return batch, metrics
 
@@ -108,8 +113,9 @@ def share_of(wanted: str | int, generations: int) -> float:
 def chosen(prompts: Sequence[bytes], share: float) -> list[int]:
     """Positions of the generations to measure, ascending: a ``share`` of them, rounded up.
 
-    prompts: of each generation the prompt. Which prompts are chosen depends on their text alone, so that it is the same
-    at every validation; among the generations of one prompt it is the first ones that came.
+    prompts: of each generation (a session, which may have several rows) the prompt. Which prompts are chosen depends on
+    their text alone, so that it is the same at every validation; among the generations of one prompt it is the first
+    ones that came.
     """
     copies: dict[bytes, int] = defaultdict(int)
     order = []
@@ -126,6 +132,7 @@ class Entropies:
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = defaultdict(list)
         self.seconds = 0.0
+        self.complete = True  # False once a batch could not be measured: the mean would be another set's
 
     def add(self, sets: Sequence[str], entropies: Sequence[float]) -> None:
         """One entry a response: its set and the mean entropy over its tokens, in nats."""
@@ -133,8 +140,8 @@ class Entropies:
             self.values[str(name)].append(entropy)
 
     def named(self) -> dict[str, float]:
-        """verl's metrics; none if nothing was measured."""
-        if not self.values:
+        """verl's metrics; none if nothing was measured, or not all of it."""
+        if not (self.values and self.complete):
             return {}
         every = np.concatenate([np.asarray(values) for values in self.values.values()])
         return {
@@ -145,36 +152,82 @@ class Entropies:
         }
 
 
-def _measure(trainer: PPOTrainer, batch: KVBatchMeta, share: float) -> tuple[list[str], list[float]]:
-    """(sets, entropies) of a share of a validation batch that lies in TransferQueue."""
+def _measure(trainer: PPOTrainer, batch: KVBatchMeta, wanted: str | int, entropies: Entropies) -> bool:
+    """Adds the entropies of a share of a validation batch that lies in TransferQueue; False if that failed."""
     import transfer_queue as tq
+
+    measured = False
+    sessions: list[list[str]] = []
+    padded: KVBatchMeta | None = None
+    with reporting(ENTROPY):
+        sessions = _sessions_to_measure(trainer, batch, wanted)
+        padded = _whole_micro_batches(trainer, batch, [key for session in sessions for key in session])
+        measured = not sessions
+    if measured or padded is None:
+        return measured
+    # What verl needs to go on is outside of the blocks: the rollout's servers must be awake again.
+    trainer.checkpoint_manager.sleep_replicas()
+    with reporting(ENTROPY):
+        trainer.actor_rollout_wg.compute_log_prob(padded)
+        measured = True
+    trainer.checkpoint_manager.update_weights(trainer.global_steps)
+    if padding := padded.keys[sum(map(len, sessions)) :]:
+        tq.kv_clear(keys=padding, partition_id=batch.partition_id)
+    if measured:
+        measured = False
+        with reporting(ENTROPY):
+            entropies.add(*_read(sessions, batch.partition_id))
+            measured = True
+    return measured
+
+
+def _sessions_to_measure(trainer: PPOTrainer, batch: KVBatchMeta, wanted: str | int) -> list[list[str]]:
+    """Chooses generations of the batch; returns the keys of each one's rows, which are ``{session}_{number}``."""
+    import transfer_queue as tq
+
+    share = share_of(wanted, len(trainer.val_dataset) * trainer.config.actor_rollout_ref.rollout.val_kwargs.n)
+    if not batch.keys:
+        return []
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, key in enumerate(batch.keys):
+        rows[key.rpartition("_")[0]].append(row)
+    prompts = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["prompts"])["prompts"]
+    texts = [prompt.numpy().tobytes() for prompt in prompts.unbind()]
+    sessions = list(rows.values())
+    at = chosen([texts[session[0]] for session in sessions], share)
+    return [[batch.keys[row] for row in sessions[session]] for session in at]
+
+
+def _whole_micro_batches(trainer: PPOTrainer, batch: KVBatchMeta, keys: list[str]) -> KVBatchMeta:
+    """Returns these rows of the batch, filled up with rows of padding, and with the settings of the forward."""
     from verl.trainer.ppo.padding_utils import upsample_batch_to_divisible_size
+
+    tags = dict(zip(batch.keys, batch.tags, strict=True))
+    rows = type(batch)(partition_id=batch.partition_id, keys=keys, tags=[tags[key] for key in keys])
+    padded = upsample_batch_to_divisible_size(rows, _rows_multiple(trainer), trainer.tokenizer.eos_token_id)
+    padded.extra_info.update(_SETTINGS)
+    return padded
+
+
+def _read(sessions: list[list[str]], partition: str) -> tuple[list[str], list[float]]:
+    """(sets, entropies) of generations; each entropy is the mean over the tokens of all its rows."""
+    import transfer_queue as tq
     from verl.utils import tensordict_utils as tu
     from verl.workers.utils.padding import response_from_nested
 
-    if not batch.keys:
-        return [], []
-    partition = batch.partition_id
-    prompts = tq.kv_batch_get(keys=batch.keys, partition_id=partition, select_fields=["prompts"])["prompts"]
-    at = chosen([prompt.numpy().tobytes() for prompt in prompts.unbind()], share)
-    keys = [batch.keys[row] for row in at]
-    measured_rows = type(batch)(partition_id=partition, keys=keys, tags=[batch.tags[row] for row in at])
-    padded = upsample_batch_to_divisible_size(measured_rows, _rows_multiple(trainer), trainer.tokenizer.eos_token_id)
-    padded.extra_info.update(_SETTINGS)
-
-    trainer.checkpoint_manager.sleep_replicas()
-    trainer.actor_rollout_wg.compute_log_prob(padded)
-    trainer.checkpoint_manager.update_weights(trainer.global_steps)
-
-    fields = ["entropy", "response_mask", "data_source"]
-    data = tq.kv_batch_get(keys=keys, partition_id=partition, select_fields=fields)
-    if padding := padded.keys[len(keys) :]:
-        tq.kv_clear(keys=padding, partition_id=partition)
+    keys = [key for session in sessions for key in session]
+    data = tq.kv_batch_get(keys=keys, partition_id=partition, select_fields=["entropy", "response_mask", "data_source"])
     masks = data["response_mask"]
     entropies = response_from_nested(data["entropy"], masks)
     rows = zip(tu.get(data, "data_source"), entropies.unbind(), masks.unbind(), strict=True)
-    measured = [(str(name), entropy.double()[mask.bool()].mean().item()) for name, entropy, mask in rows if mask.any()]
-    return [name for name, _ in measured], [entropy for _, entropy in measured]
+    sets, means = [], []
+    for session in sessions:
+        names, values, valid = zip(*itertools.islice(rows, len(session)), strict=True)
+        values, valid = torch.cat(values), torch.cat(valid).bool()
+        if valid.any():
+            sets.append(str(names[0]))
+            means.append(values.double()[valid].mean().item())
+    return sets, means
 
 
 def _rows_multiple(trainer: PPOTrainer) -> int:

@@ -10,6 +10,8 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+from verl_cov.hooks.reporting import reporting
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from verl.utils.dataset.rl_dataset import RLHFDataset
@@ -23,14 +25,15 @@ AGENT_LOOP_FIELD = "actor_rollout_ref.rollout.agent.default_agent_loop"
 def check_temperatures(agent_loop: str | None, train: RLHFDataset, validation: RLHFDataset) -> None:
     """Raises ValueError for temperatures that ``agent_loop`` would misapply; warn of ones that nothing applies."""
     if agent_loop != AGENT_LOOP or "agent_name" in getattr(_frame(validation), "column_names", ()):
-        if rows := len(temperatures(validation)):
-            logger.warning(
-                "verl-cov: %s validation rows have an extra_info.temperature, and nothing acts on it: set %s=%s (and "
-                "leave out a column agent_name)",
-                rows,
-                AGENT_LOOP_FIELD,
-                AGENT_LOOP,
-            )
+        with reporting("the look for temperatures in the validation rows"):
+            if rows := len(temperatures(validation)):
+                logger.warning(
+                    "verl-cov: %s validation rows have an extra_info.temperature, and nothing acts on it: set %s=%s "
+                    "(and leave out a column agent_name)",
+                    rows,
+                    AGENT_LOOP_FIELD,
+                    AGENT_LOOP,
+                )
         return
     for field, dataset in (("data.train_files", train), ("data.val_files", validation)):
         _check_type(field, dataset)
