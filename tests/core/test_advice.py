@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.ranks import run_ranks
-from verl_cov.core.advice import EMPTY_BAND_STEPS, Advice
+from verl_cov.core.advice import EMPTY_BAND_STEPS, IDLE_ROLLOUTS, Advice
 from verl_cov.core.identity import token_identity
 from verl_cov.core.selection import Control, select_tokens
 from verl_cov.hooks.config import CovPolicyLossConfig
@@ -114,3 +114,34 @@ def _empty_band(rank, world, group):
 
 def test_ranks_stay_together_when_advice_takes_a_collective():
     assert run_ranks(_empty_band, 2) == [True, True]
+
+
+def test_a_control_that_changes_nothing_is_reported_after_ten_rollouts(said):
+    advice = Advice()
+    for rollout in range(IDLE_ROLLOUTS - 1):
+        for _ in range(4):
+            advice.on_effect(KL, 0.0, rollout)
+    assert said() == []
+    advice.on_effect(KL, 0.01, IDLE_ROLLOUTS)  # it did act
+    for rollout in range(IDLE_ROLLOUTS - 1):
+        advice.on_effect(KL, 0.0, 20 + rollout)
+    assert said() == []
+    for rollout in range(3):
+        advice.on_effect(KL, 0.0, 40 + rollout)
+    (message,) = said()
+    assert f"changed nothing in the gradient of the policy loss for {IDLE_ROLLOUTS} rollouts" in message
+
+
+def test_selections_that_drift_apart_are_reported(said):
+    advice = Advice()
+    for _ in range(30):
+        advice.on_overlap(95, 100)
+    advice.on_overlap(3, 10)  # one bad update of few tokens
+    assert said() == []
+    for _ in range(10):
+        advice.on_overlap(70, 100)
+    (message,) = said()
+    assert "cov_log_prob=current" in message
+    few = Advice()
+    few.on_overlap(1, 3)
+    assert len(said()) == 1

@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 import verl.trainer.ppo.core_algos as core_algos
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from verl_cov.core import covariance, losses
+from verl_cov.core import covariance, dead_zone, losses
 from verl_cov.hooks import versions
 from verl_cov.hooks.base_losses import known_base_losses
 from verl_cov.hooks.config import CovPolicyLossConfig
@@ -139,12 +141,29 @@ def test_kl_cov_adds_one_aggregated_term(base, estimator):
     torch.testing.assert_close((with_term[1] - without[1])[selected], 0.7 * slope / tokens, rtol=1e-4, atol=1e-6)
 
 
-def test_the_penalty_is_flat_at_ratio_one():
-    """Why KL-Cov does nothing with one update per rollout."""
+def test_the_penalty_is_flat_where_only_rounding_moves_the_ratio():
+    """Why KL-Cov does nothing with one update per rollout, and what its absolute penalty needs a dead zone for."""
     for estimator in ("abs", "k2", "k3"):
-        x = torch.zeros(4, requires_grad=True)
-        losses.kl_penalty(x, estimator).sum().backward()
-        assert (x.grad == 0).all()
+        x = torch.tensor([0.0, 3e-7, -3e-7, 1e-5, -1e-5], requires_grad=True)
+        losses.kl_penalty(x, estimator, dead_zone=1e-5).sum().backward()
+        assert (x.grad.abs() < 2e-5).all()
+    x = torch.tensor([3e-7, -3e-7, 0.2, -0.2], requires_grad=True)
+    losses.kl_penalty(x, "abs", dead_zone=1e-5).sum().backward()
+    assert x.grad.tolist() == [0, 0, 1, -1]
+    assert losses.kl_penalty(x, "abs", dead_zone=1e-5).tolist() == pytest.approx([0, 0, 0.2, 0.2])
+    x.grad = None
+    losses.kl_penalty(x, "abs").sum().backward()  # the released code
+    assert x.grad.tolist() == [1, -1, 1, -1]
+
+
+@given(st.floats(0, 10) | st.just(math.nan) | st.just(math.inf))
+def test_the_dead_zone_covers_the_noise_and_is_one_for_layouts_that_differ_a_little(noise):
+    zone = dead_zone.from_noise(noise)
+    assert zone >= dead_zone.FLOOR
+    if math.isfinite(noise):
+        assert dead_zone.MULTIPLE * noise <= zone * (1 + 1e-9)
+        assert zone <= max(2 * dead_zone.MULTIPLE * noise, dead_zone.FLOOR) * (1 + 1e-9)
+    assert math.log2(zone / dead_zone.FLOOR) % 1 == pytest.approx(0)
 
 
 def test_an_outlier_ratio_stays_finite():

@@ -45,8 +45,10 @@ class Layout:
 @dataclass(frozen=True)
 class Spec:
     """A run: model folder, config overrides, the layouts to try one after the other for each variant of the policy loss
-    ({name: its fields}; None: as the overrides say) and each seed of the batch, ranks, rollout step. verl: a folder
-    with the verl to import, None: the installed one; verl_ranks: by which ranks, None: by all."""
+    ({name: its fields, and ``loss_agg_mode``}; None: as the overrides say) and each seed of the batch, ranks, rollout
+    step. old_by: compute the old log-probs by the actor itself, in micro-batches of so many sequences. updates: on the
+    same mini-batch, of which the last is reported. verl: a folder with the verl to import, None: the installed one;
+    verl_ranks: by which ranks, None: by all."""
 
     model: str
     overrides: tuple[str, ...]
@@ -57,6 +59,8 @@ class Spec:
     seeds: tuple[int, ...] = (0,)
     extra: dict[str, Any] = field(default_factory=dict)
     edit: Callable[[list[dict[str, Any]]], None] | None = None
+    old_by: int | None = None
+    updates: int = 1
     verl: str | None = None
     verl_ranks: tuple[int, ...] | None = None
 
@@ -214,7 +218,10 @@ def _set_policy_loss(worker: Any, policy_loss: dict[str, Any]) -> None:
     from verl_cov.hooks.config import LOSS_MODES, CovPolicyLossConfig
 
     ours = policy_loss["loss_mode"] in LOSS_MODES or "cov_metrics" in policy_loss
+    policy_loss = dict(policy_loss)
     config = copy.deepcopy(worker.actor.loss_fn.keywords["config"])
+    if mode := policy_loss.pop("loss_agg_mode", None):
+        object.__setattr__(config, "loss_agg_mode", mode)
     object.__setattr__(config, "policy_loss", (CovPolicyLossConfig if ours else PolicyLossConfig)(**policy_loss))
     loss = worker.actor.loss_fn
     worker.set_loss_fn(partial(loss.func, **{**loss.keywords, "config": config}))
@@ -253,6 +260,14 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -
         **spec.extra,
     )
 
+    if spec.old_by is not None:
+        from verl.workers.utils.padding import response_from_nested
+
+        asked = data.copy()
+        tu.assign_non_tensor(asked, compute_loss=False, micro_batch_size_per_gpu=spec.old_by, use_dynamic_bsz=False)
+        log_probs = worker.actor.infer_batch(asked)["log_probs"]
+        data["old_log_probs"] = response_from_nested(log_probs.float(), data["response_mask"])
+
     engine = worker.actor.engine
     seen: dict[str, Any] = {}
     step, train = engine.optimizer_step, engine.train_batch
@@ -275,8 +290,10 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -
     engine.optimizer_step, engine.train_batch = optimizer_step, train_batch
     state = state_of(worker.actor)
     state.rollout_step, state.mini_batch = None, 0
+    state.log_probs_are_new = spec.old_by is not None
     try:
-        output = worker.update_actor(data)
+        for _ in range(spec.updates):
+            output = worker.update_actor(data.copy())
     finally:
         engine.optimizer_step, engine.train_batch = step, train
     metrics = {

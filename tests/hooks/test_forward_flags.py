@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import verl.workers.engine
 
 from tests.hooks import engine
-from tests.hooks.test_invariance import KL, WIDE, relative
+from tests.hooks.test_invariance import CLIP, KL, WIDE, relative
 from verl_cov.hooks.train_batch import FORWARD_FLAGS
 
 # What that forward takes over from the update, because it must be the same forward of the same rows.
@@ -78,12 +79,12 @@ TOP_K = (
 )
 
 
-def with_a_teacher(rows) -> None:
+def with_a_teacher(rows, choices: int = TEACHER) -> None:
     random = np.random.default_rng(5)
     for row in rows:
         tokens = len(row["prompt"]) + len(row["response"])
-        row["teacher_ids"] = random.integers(0, 200, (tokens, TEACHER))
-        row["teacher_logprobs"] = (-random.exponential(1.0, (tokens, TEACHER)) - 4).astype(np.float32)
+        row["teacher_ids"] = random.integers(0, 200, (tokens, choices))
+        row["teacher_logprobs"] = (-random.exponential(1.0, (tokens, choices)) - 4).astype(np.float32)
 
 
 def test_current_log_probs_select_the_same_with_top_k_distillation(untrained_model):
@@ -99,3 +100,19 @@ def test_current_log_probs_select_the_same_with_top_k_distillation(untrained_mod
         assert report.metrics["actor/cov/overlap_old"] == alone.metrics["actor/cov/overlap_old"]
         # The teacher's loss is there: the update itself kept its flags.
         assert relative(report.gradient, alone.gradient) > 1e-3
+
+
+def test_a_policy_loss_that_verl_throws_away_counts_as_no_change(untrained_model):
+    losses = f"{DISTILLATION}distillation_loss."
+    settings = (f"{losses}use_policy_gradient=True", f"{losses}loss_mode=k1")
+    found = {}
+    for task_rewards in (True, False):
+        overrides = (*TOP_K, *settings, f"{losses}use_task_rewards={task_rewards}")
+        edit = functools.partial(with_a_teacher, choices=1)
+        layouts = (engine.Layout("whole"),)
+        spec = engine.Spec(str(untrained_model), overrides, layouts, variants={"kl": KL, "clip": CLIP}, edit=edit)
+        found[task_rewards] = engine.run(spec)
+    for task_rewards, reports in found.items():
+        for report in reports.values():
+            assert report.metrics["actor/cov/selected_tokens"] > 0
+            assert (report.metrics["actor/cov/changed_gradient_frac"] > 0) == task_rewards

@@ -24,6 +24,8 @@ import torch
 from tests.hooks import engine
 from tests.hooks.engine import ROWS, Layout
 from tests.hooks.numpys_metrics import check, expected, ours
+from verl_cov.hooks import versions
+from verl_cov.hooks.base_losses import known_base_losses
 
 SEEDS = (0, 1, 2)
 STEP = 3
@@ -242,6 +244,113 @@ def test_a_resumed_process_draws_what_the_uninterrupted_one_would_have(untrained
     assert alike(resumed["clip_cov", 0, steps[1].name].selected) == alike(second)
     assert len(first) == len(second)
     assert first != second
+
+
+# --- where the policy is the rollout policy ---------------------------------------------------------------------------
+
+ON_POLICY = {
+    f"{estimator} {beta}": {**KL, "cov_kl": estimator, "ppo_kl_coef": beta}
+    for estimator in ("abs", "k2", "k3")
+    for beta in (0.0, 1.0)
+}
+RELEASED = {f"released {beta}": {**KL, "cov_kl_dead_zone": 0, "ppo_kl_coef": beta} for beta in (0.0, 1.0)}
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_rounding_of_old_log_probs_decides_no_gradient(untrained_model, updates):
+    """Old log-probs by verl's engine in other micro-batches than the training's, and weights that stay: |x| < 1e-6."""
+    layouts = tuple(LAYOUTS[at] for at in (0, 4, 6))
+    variants = {**ON_POLICY, **RELEASED} if updates == 1 else ON_POLICY
+    spec = engine.Spec(
+        str(untrained_model), WIDE, layouts, variants=variants, seeds=SEEDS, old_by=ROWS, updates=updates
+    )
+    found = engine.run(spec)
+
+    def apart(name: str) -> float:
+        with_penalty, without = ({at: found[(f"{name} {beta}", *at)].gradient for at in at_all} for beta in (1.0, 0.0))
+        return max(relative(with_penalty[at], without[at]) for at in at_all)
+
+    at_all = [(seed, layout.name) for seed in SEEDS for layout in layouts]
+    for estimator in ("abs", "k2", "k3"):
+        assert apart(estimator) < 1e-6
+        for seed in SEEDS:
+            gradients = [found[f"{estimator} 1.0", seed, layout.name].gradient for layout in layouts]
+            assert max(relative(gradient, gradients[0]) for gradient in gradients) < 1e-6
+    zones = {report.metrics["actor/cov/kl_dead_zone"] for key, report in found.items() if key[0] == "abs 1.0"}
+    assert zones == {1e-5}
+    if updates == 1:
+        assert apart("released") > 1e-3  # the fault that the zone is there for
+
+
+# --- every base loss, every aggregation -------------------------------------------------------------------------------
+
+AGGREGATIONS = ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
+if versions.installed_release().v1:
+    AGGREGATIONS.append("token-sum")
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_every_base_loss_keeps_the_contract_with_every_aggregation(untrained_model, ranks):
+    variants = {
+        f"{control['loss_mode']} on {base}, {aggregation}": {
+            **control,
+            "cov_base_loss": base,
+            "loss_agg_mode": aggregation,
+            **({"dro_beta": 0.1} if base == "dro" else {}),
+        }
+        for base in known_base_losses()
+        for aggregation in AGGREGATIONS
+        for control in (KL, CLIP)
+    }
+    layouts = tuple(LAYOUTS[at] for at in (0, 4, 6))
+    whole = engine.run(engine.Spec(str(untrained_model), WIDE, layouts[:1], variants=variants))
+    found = engine.run(engine.Spec(str(untrained_model), WIDE, layouts[1:], ranks=ranks, variants=variants))
+    for (name, seed, layout), report in found.items():
+        first = whole[name, seed, "whole"]
+        assert relative(report.gradient, first.gradient) < 2e-6, (name, layout)
+        assert alike(report.selected) == alike(first.selected), (name, layout)
+
+
+# --- what the control changed -----------------------------------------------------------------------------------------
+
+
+def test_a_run_knows_what_its_control_changed_and_what_current_would_have_selected(untrained_model):
+    folder = str(untrained_model)
+    for seed in SMALL.seeds:
+        for variant in ("kl_cov, old", "clip_cov, old"):
+            found = [
+                reports(folder, SMALL, ranks)[variant, seed, layout.name]
+                for layout in SMALL.layouts
+                for ranks in (1, 2)
+            ]
+            current = reports(folder, SMALL, 1)[variant.replace("old", "current"), seed, "whole"].selected
+            for report in found:
+                overlap = len(report.selected & current) / len(report.selected)
+                assert report.metrics["actor/cov/overlap_current"] == pytest.approx(overlap, abs=1 / len(current))
+                share = report.metrics["actor/cov/changed_gradient_frac"]
+                assert share == pytest.approx(changed_share(folder, variant, seed), rel=1e-4)
+
+
+def changed_share(folder: str, variant: str, seed: int) -> float:
+    """The share of the gradient by the log-probs that the control changed: from the formulas, by numpy."""
+    from transformers import AutoModelForCausalLM
+
+    rows = engine.mini_batch(seed)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        new = [model_log_probs(model, row).numpy() for row in rows]
+    chosen = {(row, at) for row, at in update(rows, [torch.tensor(x) for x in new], variant)[0]}
+    changed = total = 0.0
+    for row, log_probs in zip(rows, new, strict=True):
+        for at in np.flatnonzero(row["mask"]):
+            x, a = float(log_probs[at]) - float(row["old_log_prob"][at]), float(row["advantage"][at])
+            slope = a * np.exp(x)
+            if variant.startswith("clip") and ((a > 0 and np.exp(x) > 2) or (a < 0 and np.exp(x) > 3)):
+                slope = 0.0  # PPO's clip at [0, 2], and the dual clip at 3
+            total += abs(slope)
+            if (row["index"], int(at)) in chosen:
+                changed += 0.7 if variant.startswith("kl") else abs(slope)
+    return changed / total
 
 
 # --- micro-batch scope, for comparison --------------------------------------------------------------------------------

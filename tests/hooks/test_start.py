@@ -27,7 +27,8 @@ RUN += (
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
 )
 RUN += ("algorithm.adv_estimator=grpo",)
-LOSS = "actor_rollout_ref.actor.policy_loss."
+ACTOR = "actor_rollout_ref.actor."
+LOSS = f"{ACTOR}policy_loss."
 
 
 def config(*overrides: str):
@@ -201,6 +202,42 @@ def test_two_controls_are_refused(controls):
     run = (f"+verl_cov=[{controls},cpu]", *RUN[1:])
     for override in (f"{LOSS}loss_mode=verl_cov.kl_cov", f"{LOSS}loss_mode=vanilla", f"{LOSS}kl_cov_ratio=0.002"):
         assert f"two controls are composed, {controls.replace(',', ' and ')}" in refused(*run, override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("data.train_batch_size=4", f"{ACTOR}ppo_mini_batch_size=4"), "one update per rollout"),
+        (("data.train_batch_size=4", f"{ACTOR}ppo_mini_batch_size=16", f"{ACTOR}use_dynamic_bsz=True"), "one update"),
+        (("data.train_batch_size=4", f"{ACTOR}ppo_mini_batch_size=256", f"{ACTOR}use_dynamic_bsz=True"), "one update"),
+        ((f"{LOSS}ppo_kl_coef=0",), "a penalty of nothing"),
+    ],
+)
+def test_a_control_that_cannot_act_is_not_called_active(overrides, reason, capsys):
+    from verl_cov.hooks.checks import configuration
+
+    run = config("+verl_cov=[kl_cov,cpu]", *RUN[1:], *overrides)
+    (warning,) = [notice for notice in configuration.notices(run) if "will do NOTHING" in notice]
+    assert reason in warning
+    assert "set WITHOUT EFFECT" in configuration.start_up_line(run)
+    two_epochs = config("+verl_cov=[kl_cov,cpu]", *RUN[1:], *overrides, f"{ACTOR}ppo_epochs=2")
+    assert any("NOTHING" in notice for notice in configuration.notices(two_epochs)) == ("ppo_kl_coef" in overrides[0])
+
+
+@pytest.mark.parametrize("control", ["kl_cov", "clip_cov"])
+def test_distillation_without_task_rewards_leaves_a_control_nothing_to_act_on(control):
+    from verl_cov.hooks.checks import configuration
+
+    setting = "distillation.distillation_loss.use_task_rewards="
+    run = [
+        config(f"+verl_cov=[{control},cpu]", *RUN[1:], "distillation.enabled=True", f"{setting}{on}") for on in (0, 1)
+    ]
+    told = ["throws the policy loss away" in "".join(configuration.notices(each)) for each in run]
+    assert told == [True, False]
+
+
+def test_verls_bypass_mode_is_no_base_loss():
+    assert "use vanilla" in refused(*RUN, f"{LOSS}cov_base_loss=bypass_mode")
 
 
 def test_metrics_for_a_loss_of_verls_own(capsys):
