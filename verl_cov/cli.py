@@ -16,7 +16,7 @@ from verl_cov.tokens import tokens
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},  # of all commands
     help="Clip-Cov and KL-Cov for verl; where a run's entropy goes, and where its score ends.",
 )
 app.add_typer(recipes.app, name="recipes")
@@ -43,4 +43,4 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII only still gets the numbers
     with terminal.installed():
-        app()
+        app(prog_name="verl-cov")

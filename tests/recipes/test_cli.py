@@ -1,11 +1,9 @@
-"""`verl-cov recipes` as a user types it, and the scripts of recipes/."""
+"""`verl-cov recipes` as a user types it."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from verl_cov.cli import app
 from verl_cov.law.readers import find_runs, read_metrics
 from verl_cov.recipes import catalogue, cli, launch, plan
 
-ROOT = Path(__file__).parents[2]
 TOY = ["tiny", "grpo", "kl_cov", "toy"]
 
 
@@ -198,49 +195,3 @@ def test_each_launch_has_a_log_of_its_own(tmp_path):
     assert launch.next_metrics_file(tmp_path).name == "001.jsonl"
     (tmp_path / "001.jsonl").touch()
     assert launch.next_metrics_file(tmp_path).name == "002.jsonl"
-
-
-def script(name: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        ["bash", str(ROOT / "recipes" / name), *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path, **environment},
-    )
-
-
-def test_run_sh_hands_its_words_on(tmp_path):
-    stub = tmp_path / "verl-cov"
-    stub.write_text('#!/bin/sh\necho "$@"\n')
-    stub.chmod(0o755)
-    done = script("run.sh", *TOY, "--dry-run", "a=1 2", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert (done.returncode, done.stdout) == (0, "recipes run tiny grpo kl_cov toy --dry-run a=1 2\n")
-
-
-def test_sweep_sh_goes_through_runs_and_seeds_and_past_a_failure(tmp_path):
-    stub = tmp_path / "verl-cov"  # says what it is called with; the second run fails
-    stub.write_text(
-        '#!/bin/sh\nif [ "$2" = commands ]; then echo e/a; echo e/b; exit; fi\necho "$@"; [ "$3" != e/b ]\n'
-    )
-    stub.chmod(0o755)
-    done = script("sweep.sh", "e", "x=1", SEEDS="0 1", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert done.returncode == 1
-    assert [line for line in done.stdout.splitlines() if line.startswith("recipes")] == [
-        f"recipes run e/{name} --skip-finished recipe.seed={seed} recipe.name=e-{name}-seed{seed} x=1"
-        for seed in (0, 1)
-        for name in ("a", "b")
-    ]
-    assert done.stdout.count(" failed\n") == 2
-
-
-def test_sweep_sh_says_what_is_unknown():
-    done = script("sweep.sh", "fig99")
-    assert done.returncode == 2
-    assert "there is no experiment 'fig99'" in done.stderr
-
-
-def test_ray_sh_without_a_word_says_how():
-    done = script("ray.sh")
-    assert done.returncode == 2
-    assert "recipes/ray.sh submit" in done.stdout
