@@ -254,7 +254,9 @@ def test_importing_the_package_is_free():
     assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0
 
 
-@pytest.mark.parametrize("words", [[], ["recipes"], ["recipes", "run"], ["data", "prepare"], ["fit"], ["patch", "check"]])
+@pytest.mark.parametrize(
+    "words", [[], ["recipes"], ["recipes", "run"], ["data", "prepare"], ["fit"], ["patch", "check"]]
+)
 def test_every_command_knows_h(words):
     short, long = (
         CliRunner().invoke(app, [*words, option], prog_name="verl-cov", env={"COLUMNS": "100"})

@@ -8,10 +8,12 @@ import sys
 import typer
 
 from verl_cov import __version__, patch, terminal
+from verl_cov.doctor.cli import EXAMPLES as doctor_examples
 from verl_cov.doctor.cli import doctor
 from verl_cov.law import cli as law
 from verl_cov.recipes import cli as recipes
 from verl_cov.tasks.data import cli as data
+from verl_cov.tokens import EXAMPLES as token_examples
 from verl_cov.tokens import tokens
 
 app = typer.Typer(
@@ -22,7 +24,8 @@ app = typer.Typer(
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
 app.add_typer(patch.app, name="patch")
-app.command()(doctor)
+# A user may paste a whole command, with options of Python's and Hydra's.
+app.command(context_settings={"ignore_unknown_options": True}, epilog=doctor_examples)(doctor)
 
 
 @app.callback(invoke_without_command=True)
@@ -32,7 +35,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit()
 
 
-app.command()(tokens)
+app.command(epilog=token_examples)(tokens)
 for command in law.COMMANDS:
     app.command()(command)
 

@@ -1,4 +1,4 @@
-"""The scripts of recipes/ as a user types them. Stubs in the place of verl-cov and ray say what they are called with."""
+"""The scripts of recipes/ as a user types them. Stubs of verl-cov and ray say what they are called with."""
 
 from __future__ import annotations
 
@@ -150,4 +150,3 @@ def test_a_recipe_is_submitted_to_the_cluster_that_answers():
         taken = script("ray.sh", "head", DASHBOARD=port, PORT=port)
         assert (taken.returncode, taken.stdout) == (2, "")
         assert f"port {port} is taken" in taken.stderr
-

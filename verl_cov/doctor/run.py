@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 def check_run(overrides: Sequence[str], file: Path | None) -> Iterator[Check]:
     """What verl-cov's start-up check says of the run of :func:`load_config`. To be called after ``import verl``."""
     name, notices = "configuration", list[str]()
+    if importlib.util.find_spec("verl") is None:
+        return  # said already
     if PLUGIN not in sys.modules:  # what the check itself imports must not make it pass
         yield Check("FAIL", name, "not checked: a run would not load verl-cov either, for the reason above")
         return

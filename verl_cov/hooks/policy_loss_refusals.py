@@ -37,6 +37,11 @@ def refuse(config: DictConfig) -> None:
 
     from verl_cov.hooks.config import known_fields
 
+    if "_target_" not in policy_loss:
+        raise ValueError(
+            f"{POLICY_LOSS}._target_ is missing, without which loss_mode={mode} has no numbers: take out what removes "
+            f"it, ~{POLICY_LOSS}._target_, or set +{POLICY_LOSS}._target_=verl_cov.hooks.config.CovPolicyLossConfig"
+        )
     if not our_class and (stray := next((name for name in policy_loss if name.startswith("cov_")), None)):
         add = mode.removeprefix("verl_cov.")
         raise ValueError(f"{POLICY_LOSS}.{stray} is verl-cov's: add +verl_cov={add} to use it")
@@ -46,11 +51,6 @@ def refuse(config: DictConfig) -> None:
     if mode not in LOSS_MODES and (our_mode or mode not in POLICY_LOSS_REGISTRY):
         known = LOSS_MODES if our_mode else (*LOSS_MODES, *POLICY_LOSS_REGISTRY)
         raise ValueError(f"{POLICY_LOSS}.loss_mode={mode} is unknown{did_you_mean(mode.lower(), known)}")
-    if "_target_" not in policy_loss:
-        raise ValueError(
-            f"{POLICY_LOSS}._target_ is missing, without which loss_mode={mode} has no numbers: leave it as verl sets "
-            f"it, or add +verl_cov={mode.removeprefix('verl_cov.')}"
-        )
     cov = config_from_trainer(config)
     if cov is not None and cov.controls:
         _refuse_empty_selection(config, cov)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_cov.hooks import versions
+from verl_cov.hooks.checks import command_line
 from verl_cov.recipes import sources
 from verl_cov.recipes.catalogue import Selection
 from verl_cov.suggestions import unknown
@@ -39,6 +40,7 @@ def compose_main_ppo(overrides: Sequence[str]) -> DictConfig:
     """
     if importlib.util.find_spec("verl") is None:  # Hydra would say that a module of configurations is not found
         raise ModuleNotFoundError("verl is not installed", name="verl")
+    command_line.refuse(overrides)
     if GlobalHydra.instance().is_initialized():  # a caller's own: left as it is
         return _compose(overrides)
     with initialize_config_module(PRIMARY[0], version_base=None):
@@ -53,7 +55,11 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         line = " ".join(str(error).split())
         misspelt = re.match(r"Could not override '([^']+)'", line)
-        raise ValueError(unknown("field", misspelt[1], flat(_defaults())) if misspelt else line) from None
+        if misspelt and misspelt[1] == command_line.GROUP:
+            line = f"{misspelt[1]}=NAME needs a plus: +{misspelt[1]}=NAME"
+        elif misspelt:
+            line = unknown("field", misspelt[1], flat(_defaults()))
+        raise ValueError(line) from None
 
 
 def resolved(config: DictConfig) -> DictConfig:

@@ -81,7 +81,8 @@ def prepare(
             if dataset.split == "train" and prepared.fresh:
                 _compare(console, dataset, prepared.path)
         except terminal.EXPECTED as error:
-            failures.append(str(error) if str(error).startswith(dataset.name) else f"{dataset.name}: {error}")
+            line = terminal.told(error)
+            failures.append(line if line.startswith(dataset.name) else f"{dataset.name}: {line}")
     if failures:
         terminal.fail(*failures)
 
