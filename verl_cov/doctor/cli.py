@@ -16,7 +16,7 @@ import typer
 from verl_cov import __version__, terminal
 
 if TYPE_CHECKING:
-    from verl_cov.doctor.checks import Check
+    from verl_cov.doctor.checks import Check, Level
 
 Overrides = Annotated[
     list[str] | None,
@@ -90,7 +90,7 @@ def _overrides(words: list[str]) -> list[str]:
     return words
 
 
-def _summary(levels: Counter[str], asked: bool) -> str:
+def _summary(levels: Counter[Level], asked: bool) -> str:
     """What it all comes to, and what to do next."""
     if levels["FAIL"]:
         return f"[bold red]{levels['FAIL']} FAILED[/]: mend that, then `verl-cov doctor` again"

@@ -84,6 +84,13 @@ class Change:
     def same(self) -> bool:
         return self.default == self.value
 
+    def as_json(self) -> dict[str, Any]:
+        """The key, both values, and the source with its place; null for what the command line or the run sets."""
+        found = self.setting
+        place = None if found is None else f"{found.file}:{found.line}"
+        source = None if found is None else found.why
+        return {"key": self.key, "default": self.default, "value": self.value, "source": source, "place": place}
+
 
 ABSENT = "-"
 
