@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from verl_cov import terminal
@@ -50,3 +54,31 @@ def test_a_sign_of_life_comes_if_it_takes_long_and_only_then(capsys):
     with terminal.working("doing it"):
         pass
     assert capsys.readouterr() == ("", "")
+
+
+def commands() -> Iterator[tuple[list[str], Any]]:
+    def below(command: Any, words: list[str]) -> Iterator[tuple[list[str], Any]]:
+        for name, each in getattr(command, "commands", {}).items():
+            yield from below(each, [*words, name]) if hasattr(each, "commands") else [([*words, name], each)]
+
+    return below(typer.main.get_command(app), [])
+
+
+# What takes no argument is its own example; what a script reads has one reader.
+PLAIN = {"data list", "patch list", "patch revert", "recipes commands"}
+
+
+def test_the_help_of_each_command_ends_with_examples_that_it_accepts():
+    listed = {" ".join(words): command for words, command in commands()}
+    assert len(listed) > 15
+    assert {name for name, command in listed.items() if not command.epilog} == PLAIN
+    for name, command in listed.items():
+        for line in (command.epilog or "").split("\n\n")[1:]:
+            program, *words = shlex.split(line)
+            given = words[len(name.split()) :]
+            assert [program, *words[: len(name.split())]] == ["verl-cov", *name.split()]
+            assert line in " ".join(
+                CliRunner().invoke(app, [*name.split(), "-h"], env={"COLUMNS": "200"}).stdout.split()
+            )
+            if "--config" not in given:  # whose file must exist
+                command.make_context(name, given)  # raises for an option that is not there

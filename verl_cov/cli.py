@@ -19,6 +19,12 @@ from verl_cov.tokens import tokens
 app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},  # of all commands
+    epilog=terminal.examples(
+        "verl-cov doctor",
+        "verl-cov recipes run tiny grpo kl_cov toy",
+        "verl-cov watch runs",
+        "verl-cov --install-completion",
+    ),
     help="Clip-Cov and KL-Cov for verl; where a run's entropy goes, and where its score ends.",
 )
 app.add_typer(recipes.app, name="recipes")
@@ -37,7 +43,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 app.command(epilog=token_examples)(tokens)
 for command in law.COMMANDS:
-    app.command()(command)
+    app.command(epilog=law.EXAMPLES[command])(command)
 
 
 def main() -> None:

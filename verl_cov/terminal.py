@@ -39,6 +39,11 @@ def working(text: str, patience_s: float = 10.0) -> Iterator[None]:
         late.cancel()
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
 def examples(*lines: str) -> str:
     """The end of a command's help: a command line each."""
     return "\n\n".join(["Examples:", *lines])

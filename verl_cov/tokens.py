@@ -130,7 +130,8 @@ def _most_often(tokens: Sequence[Token]) -> Text:
     negative = sum(token.advantage < 0 for token in tokens)
     chosen = sum(token.selected for token in tokens)
     return Text(
-        f"Of {len(tokens)} tokens {chosen} acted on, {negative} with a negative advantage. Most often: {listed}"
+        f"Of {terminal.counted(len(tokens), 'token')} {chosen} acted on, {negative} with a negative advantage. "
+        f"Most often: {listed}"
     )
 
 

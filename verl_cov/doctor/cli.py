@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="A run's overrides, as after `python -m verl.trainer.main_ppo`: +verl_cov=kl_cov ..."),
+    typer.Argument(
+        help="A run's overrides, as after `python -m verl.trainer.main_ppo`: +verl_cov=kl_cov ...",
+        autocompletion=lambda incomplete: [f for f in _flags() if f.startswith(incomplete)],
+    ),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", exists=True, dir_okay=False, help="A run's whole configuration, a YAML file.")
@@ -88,6 +91,12 @@ def _overrides(words: list[str]) -> list[str]:
         if "=" not in word and not word.startswith("~"):
             terminal.fail(f"{word} is no override (KEY=VALUE): give what comes after `python -m {TRAINER}`")
     return words
+
+
+def _flags() -> list[str]:
+    from verl_cov.hooks.checks import command_line
+
+    return [f"+{command_line.GROUP}={name}" for name in command_line.names(command_line.GROUP)]
 
 
 def _summary(levels: Counter[Level], asked: bool) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from omegaconf import DictConfig, ListConfig
 
 from verl_cov.recipes.memory import GB, STATE_BYTES, Estimate, of_config
+from verl_cov.terminal import counted
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ def _data(config: DictConfig) -> Iterator[Finding]:
                 report = check_file(path) if ours else None
                 rows = report.rows if report else _rows(path, config.data.prompt_key)
                 sample = (read_stamp(path) or {}).get("source", {}).get("kind") == SAMPLE
-                yield Finding("data", False, f"{path}: {rows:,} rows" + (" of the sample, to try things out" * sample))
+                yield Finding(
+                    "data", False, f"{path}: {counted(rows, 'row')}" + (" of the sample, to try things out" * sample)
+                )
                 trained += rows if split == "train_files" else 0
                 names = report.data_sources if report else ()
                 code = code or any(SETS[name].ability == "code" for name in names if name in SETS)
@@ -229,8 +232,8 @@ def _gpus(config: DictConfig) -> Iterator[Finding]:
         yield Finding(
             "GPUs",
             True,
-            f"{nodes} nodes of {per_node} GPUs need a Ray cluster: start one with recipes/ray.sh and submit, or give "
-            "recipe/scale=node8 or gpu1",
+            f"{nodes} nodes of {counted(per_node, 'GPU')} need a Ray cluster: start one with recipes/ray.sh and submit,"
+            " or give recipe/scale=node8 or gpu1",
         )
     else:
         have = torch.cuda.device_count()
@@ -266,7 +269,7 @@ def _cluster(per_node: int, nodes: int) -> Finding:
         able = sum(node["Alive"] and node["Resources"].get("GPU", 0) >= per_node for node in ray.nodes())
     finally:
         ray.shutdown()
-    text = f"{able} nodes of the Ray cluster have {per_node} GPUs, {nodes} are needed"
+    text = f"nodes of the Ray cluster with {counted(per_node, 'GPU')}: {able} of {nodes}"
     return Finding("GPUs", able < nodes, text + (": add workers with recipes/ray.sh" if able < nodes else ""))
 
 

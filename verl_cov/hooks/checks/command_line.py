@@ -29,14 +29,14 @@ def refuse(words: Sequence[str]) -> None:
         return  # without a look at other people's words
     given = dict(_values(words))
     groups, entropy, mode = map(given.get, (GROUP, "recipe/entropy", f"{POLICY_LOSS}.loss_mode"))
-    experiment = given.get("experiment") in _names("experiment")
+    experiment = given.get("experiment") in names("experiment")
     controls = [name for name in (*_listed(groups), *_listed(entropy)) if name in CONTROLS]
     if not (groups or experiment or controls or names_verl_cov(mode)):
         return
     if not any(word.startswith(("hydra.searchpath", "--config-dir", "-cd")) for word in words):
         for name in _listed(groups):
-            if name not in _names(GROUP):
-                raise ValueError(f"+{GROUP}={name} is unknown{did_you_mean(str(name), _names(GROUP))}")
+            if name not in names(GROUP):
+                raise ValueError(f"+{GROUP}={name} is unknown{did_you_mean(str(name), names(GROUP))}")
     if mode is not None:
         control: str | None = str(mode).rpartition(".")[2] if names_verl_cov(mode) else ""
     else:
@@ -74,7 +74,8 @@ def of_this_program() -> list[str]:
     return []
 
 
-def _names(group: str) -> list[str]:
+def names(group: str) -> list[str]:
+    """The files of one of our groups of configurations."""
     files = resources.files("verl_cov.conf").joinpath(group).iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
 
