@@ -31,7 +31,6 @@ class Progress:
         self._console, self._verbose = console, verbose
         self._coming = list(steps)
         self._runs = len(steps)
-        self._line_of_all: rich_progress.TaskID | None = None
         self._start_s: float | None = None  # from a training's begin to the end of its first step here
         self._step_s: float | None = None
         self._live = console.is_terminal and not verbose
@@ -39,6 +38,7 @@ class Progress:
         self._bars = rich_progress.Progress(
             _Line(), console=console, disable=not self._live, speed_estimate_period=math.inf
         )
+        self._line_of_all = self._bars.add_task(self._number(), total=None) if self._runs > 1 else None
         self._task: rich_progress.Task | None = None
         self._said = ("", -math.inf)
 
@@ -66,7 +66,8 @@ class Progress:
         )
         self._task = next(each for each in self._bars.tasks if each.id == task)
         self._said = ("", -math.inf)
-        self._show_all()
+        if self._line_of_all is not None:
+            self._bars.update(self._line_of_all, description=self._all())
         if self._runs > 1 and not self._live and not self._verbose:
             self.say(f"{self._all()}: {name}")
 
@@ -85,7 +86,8 @@ class Progress:
         if completed is not None:
             self._start_s = task.elapsed if task.speed is None else self._start_s
             self._step_s = 1 / task.speed if task.speed else self._step_s
-        self._show_all()
+        if self._line_of_all is not None:
+            self._bars.update(self._line_of_all, description=self._all())
         if self._verbose:
             self._console.file.write(log)
             self._console.file.flush()
@@ -101,22 +103,18 @@ class Progress:
             self._said = (news, now)
             self.say(describe(task) + (f"  {self._all()}" if self._runs > 1 and task.fields["step"] else ""))
 
-    def _show_all(self) -> None:
-        if self._runs > 1:
-            if self._line_of_all is None:
-                self._line_of_all = self._bars.add_task("", total=None)
-            self._bars.update(self._line_of_all, description=self._all())
+    def _number(self) -> str:
+        return f"run {self._runs - len(self._coming)} of {self._runs}"
 
     def _all(self) -> str:
         """`run 2 of 3`, and the time until all are done, as soon as there is a pace; later ones may start faster."""
-        text = f"run {self._runs - len(self._coming)} of {self._runs}"
         left = self._current.time_remaining
         if self._start_s is None or self._step_s is None or None in self._coming:
-            return text
+            return self._number()
         if left is None:  # it is only starting
             left = max(self._start_s - (self._current.elapsed or 0), 0) + (self._current.remaining or 0) * self._step_s
         left += sum(self._start_s + steps * self._step_s for steps in self._coming if steps is not None)
-        return f"{text}, all in {duration(left)}"
+        return f"{self._number()}, all in {duration(left)}"
 
     def say(self, text: str) -> None:
         """Print a line, above the one that is redrawn."""
