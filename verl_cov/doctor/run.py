@@ -69,8 +69,10 @@ def load_config(overrides: Sequence[str], file: Path | None) -> DictConfig:
     verl's.
     """
     if file is None:
+        from verl_cov.hooks.checks import command_line
         from verl_cov.recipes.compose import compose_main_ppo
 
+        command_line.refuse(overrides)
         return compose_main_ppo([override for override in overrides if not override.startswith("hydra.")])
     import yaml
     from omegaconf import DictConfig, OmegaConf

@@ -40,7 +40,6 @@ def compose_main_ppo(overrides: Sequence[str]) -> DictConfig:
     """
     if importlib.util.find_spec("verl") is None:  # Hydra would say that a module of configurations is not found
         raise ModuleNotFoundError("verl is not installed", name="verl")
-    command_line.refuse(overrides)
     if GlobalHydra.instance().is_initialized():  # a caller's own: left as it is
         return _compose(overrides)
     with initialize_config_module(PRIMARY[0], version_base=None):
@@ -57,8 +56,9 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
         misspelt = re.match(r"Could not override '([^']+)'", line)
         if misspelt and misspelt[1] == command_line.GROUP:
             line = f"{misspelt[1]}=NAME needs a plus: +{misspelt[1]}=NAME"
-        elif misspelt:
-            line = unknown("field", misspelt[1], flat(_defaults()))
+        elif misspelt:  # what there is with the recipe's and verl-cov's own fields, and not only verl's
+            others = [word for word in overrides if word.partition("=")[0] != misspelt[1]]
+            line = unknown("field", misspelt[1], flat(_compose(others)))
         raise ValueError(line) from None
 
 
@@ -97,6 +97,7 @@ ABSENT = "-"
 
 def changes(selection: Selection) -> list[Change]:
     """Every key that the recipe's files or overrides set, in the order of verl's configuration, resolved."""
+    command_line.refuse(selection.hydra_overrides())
     wins = sources.by_key(selection)
     given = {word.lstrip("+~").partition("=")[0] for word in selection.overrides if not word.startswith("recipe/")}
     before, after = flat(_defaults()), flat(resolved(compose(selection.hydra_overrides())))

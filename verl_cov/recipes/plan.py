@@ -13,6 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from verl_cov import terminal
+from verl_cov.hooks.checks import command_line
 from verl_cov.recipes import compose, machine
 from verl_cov.recipes.catalogue import Selection
 from verl_cov.recipes.launch import METRICS_KEY, Launch, finished, launch
@@ -62,6 +63,7 @@ class Planned:
 def planned(selection: Selection, data: Path, toy: Path, runs: Path, number: int = 1) -> Planned:
     """One recipe's run. Raises ValueError for a configuration that does not compose."""
     made = launch(selection, data, toy, runs, number)
+    command_line.refuse(made.overrides)  # before verl is imported
     if selection.choices["scale"] == "cpu":
         os.environ.setdefault("VERL_PLATFORM", "cpu")  # before verl is imported
     config = compose.resolved(compose.compose([word for word in made.overrides if not word.startswith("hydra.")]))
