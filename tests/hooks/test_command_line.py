@@ -53,6 +53,8 @@ def test_what_is_wrong_is_said(words, says):
         ["+verl_cov=clip_cov", f"{LOSS}kl_cov_ratio=0.2"],  # of the control that is off
         ["+verl_cov=kl_cov", f"{LOSS}kl_cov_ratio=${{recipe.k}}", f"{LOSS}dro_beta=1", f"{LOSS}cov_metrics=false"],
         ["+verl_cov=mine", "--config-dir=conf"],
+        ["+verl_cov=kl_cov", "--config-name=mine", f"{LOSS}my_field=1"],
+        ["+verl_cov=kl_cov", f"{LOSS}_target_=mine.Loss", f"+{LOSS}my_field=1"],
         ["+verl_cov=kl_cov", "not in the grammar ["],
         ["+verl_cov=kl_cov", f"~{LOSS}kl_cov_rato"],
     ],

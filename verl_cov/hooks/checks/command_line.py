@@ -18,6 +18,8 @@ from verl_cov.suggestions import did_you_mean
 
 GROUP = "verl_cov"
 CONTROLS = ("clip_cov", "kl_cov")
+# Words that bring configurations or a class of the user's own, with groups and fields that are not known here.
+_USERS_OWN = ("hydra.searchpath", "--config-", "-cd", "-cn", "-cp", f"{POLICY_LOSS}._target_")
 
 
 def refuse(words: Sequence[str]) -> None:
@@ -33,7 +35,8 @@ def refuse(words: Sequence[str]) -> None:
     controls = [name for name in (*_listed(groups), *_listed(entropy)) if name in CONTROLS]
     if not (groups or experiment or controls or names_verl_cov(mode)):
         return
-    if not any(word.startswith(("hydra.searchpath", "--config-dir", "-cd")) for word in words):
+    users_own = any(word.lstrip("+").startswith(_USERS_OWN) for word in words)
+    if not users_own:
         for name in _listed(groups):
             if name not in names(GROUP):
                 raise ValueError(f"+{GROUP}={name} is unknown{did_you_mean(str(name), names(GROUP))}")
@@ -44,18 +47,17 @@ def refuse(words: Sequence[str]) -> None:
     for key, value in given.items():
         parent, _, name = key.rpartition(".")
         if parent == POLICY_LOSS or (parent == "recipe" and name in NUMBERS):
-            _refuse_field(name, value, key, control)
+            if name in FIELDS:
+                _refuse_value(name, value, key, control)
+            elif not users_own and not name.startswith("_") and importlib.util.find_spec("verl") is not None:
+                from verl_cov.hooks.config import known_fields  # imports verl, to say what is wrong
+
+                if name not in known_fields():
+                    raise ValueError(f"{key} is unknown{did_you_mean(name, known_fields())}")
 
 
-def _refuse_field(name: str, value: object, key: str, control: str | None) -> None:
+def _refuse_value(name: str, value: object, key: str, control: str | None) -> None:
     """control: the loss's, "" if it is none of ours, None if the words do not tell."""
-    if name not in FIELDS:
-        if not name.startswith("_") and importlib.util.find_spec("verl") is not None:
-            from verl_cov.hooks.config import known_fields  # imports verl, to say what is wrong
-
-            if name not in known_fields():
-                raise ValueError(f"{key} is unknown{did_you_mean(name, known_fields())}")
-        return
     if (isinstance(value, str) and "${" in value) or (value is False and name in ("cov_metrics", "cov_val_entropy")):
         return
     if control == "" and name in (*NUMBERS, "cov_seed"):  # the numbers of verl's own losses are verl's business
