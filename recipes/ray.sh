@@ -10,22 +10,38 @@
 # reach a Ray cluster can run code on it, so it asks for a token: the one in ~/.ray/auth_token, the same on all nodes.
 # RAY_AUTH_MODE=disabled goes without, and so do versions of Ray that have no tokens.
 set -euo pipefail
+source "$(dirname "$0")/common.sh"
 port=${PORT:-6379} dashboard=${DASHBOARD:-8265}
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
-case ${1:-} in
+answers() { timeout 10 bash -c '> "/dev/tcp/$0/$1"' "$1" "$2" 2> /dev/null; }
+case $1 in
   head)
+    need ray
+    ! answers 127.0.0.1 "$port" || die "port $port is taken, by a cluster that runs already? \`recipes/ray.sh stop\`, or PORT=N"
     [ "$RAY_AUTH_MODE" != token ] || ray get-auth-token --generate > /dev/null || true
     ray start --head --port "$port" --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" ${RAY_START_ARGS:-}
     echo "On the other nodes, with this node's ~/.ray/auth_token: recipes/ray.sh worker $(hostname -I | cut -d' ' -f1)"
     ;;
-  worker) ray start --address "${2:?"the address of the head"}:$port" ${RAY_START_ARGS:-} ;;
+  worker)
+    [ $# -eq 2 ] || die "worker takes the head's address, which \`recipes/ray.sh head\` printed: recipes/ray.sh worker 10.0.0.1"
+    need ray
+    answers "$2" "$port" || die "no Ray head answers at $2:$port: start it there with \`recipes/ray.sh head\`, or set PORT"
+    ray start --address "$2:$port" ${RAY_START_ARGS:-}
+    ;;
   submit)
     shift
+    [ $# -gt 0 ] || die "submit takes a recipe, as \`verl-cov recipes run\`: recipes/ray.sh submit sec4-32b/kl_cov"
+    need ray
+    answers 127.0.0.1 "$dashboard" ||
+      die "no Ray cluster answers at 127.0.0.1:$dashboard: start one here with \`recipes/ray.sh head\`, or set DASHBOARD"
     # The folder is shared: nothing is uploaded, and paths are absolute (a job has a working folder of its own).
     ray job submit --address "http://127.0.0.1:$dashboard" \
       --runtime-env-json '{"env_vars": {"RAY_ADDRESS": "auto", "RAY_AUTH_MODE": "'"$RAY_AUTH_MODE"'"}}' \
       -- verl-cov recipes run --data "$PWD/data" --toy "$PWD/runs/cache" --runs "$PWD/runs" "$@"
     ;;
-  stop) ray stop ;;
-  *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  stop)
+    need ray
+    ray stop
+    ;;
+  *) die "there is no command '$1': give head, worker, submit or stop (--help)" ;;
 esac

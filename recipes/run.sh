@@ -6,6 +6,9 @@
 #   recipes/run.sh qwen2.5-1.5b grpo clip_cov gsm8k --scale gpu1 trainer.total_training_steps=50
 #   recipes/run.sh tiny grpo kl_cov toy                                 # on a laptop
 #
-# Words with = go to verl, words with -- to `verl-cov recipes run` (--help says which; --dry-run prints the command).
+# Words with = go to verl, words with -- to `verl-cov recipes run` (its own --help says which; --dry-run prints the
+# command). `verl-cov recipes list` has all names.
 set -euo pipefail
+source "$(dirname "$0")/common.sh"
+need verl-cov
 exec verl-cov recipes run "$@"

@@ -66,7 +66,7 @@ def main() -> int:
     if pip(python, ["install", "--no-deps", "--no-build-isolation", "-e", str(ROOT)]) != 0:
         return fail("pip failed, its last lines stand above")
     stamp.write_text(wanted)
-    say(f"done in {time.monotonic() - started:.0f} s")
+    say(f"done in {time.monotonic() - started:.0f} s; next: {venv.name}/bin/verl-cov doctor, or make demo")
     return 0
 
 
@@ -99,8 +99,9 @@ def version_of(python: str) -> str:
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def pip(python: Path, *commands: list[str], total: int = 0) -> int:
-    """Run pip once for each of ``commands``, side by side. Shows a count of packages; on failure pip's last lines."""
+def pip(python: Path, *commands: list[str], total: int = 0, every_s: float = 10) -> int:
+    """Run pip once for each of ``commands``, side by side. Says how many of ``total`` packages are fetched, when that
+    has changed; on failure pip's last lines."""
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
     fixed = ["--progress-bar", "off", "--no-warn-script-location"]
     lines: list[list[str]] = [[] for _ in commands]
@@ -116,10 +117,14 @@ def pip(python: Path, *commands: list[str], total: int = 0) -> int:
 
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(run, index) for index in range(len(commands))]
-        while wait(runs, timeout=10).not_done:
+        said = ""
+        while wait(runs, timeout=every_s).not_done:
             if total:
                 fetched = sum(line.startswith(("Collecting ", "Processing ")) for part in lines for line in part)
-                say(f"    {fetched} of {total}" + (", installing" if fetched == total else ""))
+                news = f"    {fetched} of {total}" + (", installing: a minute without news" if fetched == total else "")
+                if news != said:
+                    say(news)
+                said = news
     for run_, part in zip(runs, lines):  # noqa: B905 (strict= is newer than some python3)
         if run_.result() != 0:
             print("\n".join(part[-15:]), file=sys.stderr)

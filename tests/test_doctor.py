@@ -88,11 +88,13 @@ def test_a_real_process_says_all_of_it():
 def test_the_table_ends_with_what_it_comes_to(monkeypatch):
     done = CliRunner().invoke(app, ["doctor"])
     last = done.stdout.splitlines()[-1]
-    assert last == (f"{len(lacking())} FAILED" if lacking() else "1 to look at" if RELEASE.legacy else "all is well")
+    said = f"{len(lacking())} FAILED" if lacking() else "1 to look at" if RELEASE.legacy else "all is well"
+    assert last.startswith(said)
+    assert "`verl-cov doctor" in last  # what to do next
     monkeypatch.setattr(status, "registration_error", "ImportError: [no] module")
     done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 1
-    assert done.stdout.splitlines()[-1] == f"{len(lacking()) + 1} FAILED"
+    assert done.stdout.splitlines()[-1].startswith(f"{len(lacking()) + 1} FAILED")
     (line,) = (line for line in done.stdout.splitlines() if "ImportError: [no] module" in line)
     assert line.startswith("FAIL  plugin")
 
@@ -227,17 +229,63 @@ def test_a_verl_that_cannot_be_imported_is_said_once(tmp_path):
     assert parse(done.stdout, done.returncode)[1] == {"verl", "configuration"} | lacking() - {"patch"}
 
 
-def test_without_verl_there_is_one_problem(tmp_path):
+@pytest.mark.parametrize(
+    ("hidden", "words", "failed"), [((), [], set()), ((), ["+verl_cov=kl_cov"], {"verl"}), (("scipy",), [], {"verl"})]
+)
+def test_without_verl_there_is_no_problem_for_the_law_and_one_for_a_training(tmp_path, hidden, words, failed):
     """sitecustomize.py puts a site-packages without verl in the place of the real one."""
     installed = Path(sysconfig.get_paths()["purelib"])
     (tmp_path / "packages").mkdir()
     for path in installed.iterdir():
-        if path.suffix != ".pth" and path.name.partition("-")[0] not in ("verl", "vllm", "torch", "ray"):
+        if path.suffix != ".pth" and path.name.partition("-")[0] not in ("verl", "vllm", "torch", "ray", *hidden):
             (tmp_path / "packages" / path.name).symlink_to(path)
     swap = f"import sys\nsys.path[sys.path.index({str(installed)!r})] = {str(tmp_path / 'packages')!r}\n"
     (tmp_path / "sitecustomize.py").write_text(swap)
-    done = process("--json", PYTHONPATH=f"{tmp_path}:{ROOT}")
-    lines, failed = parse(done.stdout, done.returncode)
-    assert failed == {"verl"}
+    done = process("--json", *words, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    lines, found = parse(done.stdout, done.returncode)
+    assert found == failed
+    level = "FAIL" if failed else "note"
+    assert lines["verl", "verl"].startswith(f"{level}: not installed (a training needs it; ")
     assert f"pip install 'verl[verl-core]=={versions.NEWEST.version}'" in lines["verl", "verl"]
-    assert lines["versions", "torch"].startswith("note: not installed")
+    assert ("versions", "torch") not in lines  # verl's line says it for all that comes with verl
+    assert lines["versions", "extra law"].startswith("note: not installed" if hidden else "ok")
+
+
+# --- what is pasted ---------------------------------------------------------------------------------------------------
+
+
+@NEEDS_NO_PATCH
+def test_a_whole_command_may_be_pasted():
+    pasted = doctor("HYDRA_FULL_ERROR=1", "python3", "-u", "-m", "verl.trainer.main_ppo", "+verl_cov=kl_cov")[0]
+    assert pasted["run", "configuration"] == doctor("+verl_cov=kl_cov")[0]["run", "configuration"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["python", "+verl_cov=kl_cov"], "python is no override (KEY=VALUE): give what comes after `python -m verl."),
+        (["python", "-m", "verl.trainer.main_ppo", "--config-name=ppo_megatron_trainer"], "and give --config run.yaml"),
+        (["python", "-m", "verl.experimental.fully_async_policy.fully_async_main"], "and give --config run.yaml"),
+        (["--jsn"], "there is no option --jsn"),
+        (["+verl_cov=kl_cov", "-x"], "there is no option -x"),
+    ],
+)
+def test_words_that_cannot_be_judged_are_one_line_with_the_fix(words, says):
+    done = CliRunner().invoke(app, ["doctor", *words])
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("+verl_cov=[klcov]", "+verl_cov=klcov is unknown: did you mean kl_cov?"),
+        ("+verl_cov=clipcov", "did you mean clip_cov?"),
+        ("verl_cov=kl_cov", "needs a plus: +verl_cov=NAME"),
+    ],
+)
+def test_a_control_that_is_misspelt_gets_the_nearest_name(word, says):
+    lines, failed = doctor(word)
+    assert failed == {"configuration"} | lacking()
+    assert says in lines["run", "configuration"]

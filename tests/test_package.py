@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from typer.testing import CliRunner
 
 from verl_cov import terminal
+from verl_cov.cli import app
 from verl_cov.tasks.math import MATH_VERIFY
 
 ROOT = Path(__file__).parents[1]
@@ -250,3 +252,16 @@ def test_the_plugin_loads_without_the_extras():
 def test_importing_the_package_is_free():
     code = "import sys, verl_cov; sys.exit(any(name in sys.modules for name in ('torch', 'verl', 'ray', 'vllm')))"
     assert subprocess.run([sys.executable, "-c", code], timeout=600).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["recipes"], ["recipes", "run"], ["data", "prepare"], ["fit"], ["patch", "check"]]
+)
+def test_every_command_knows_h(words):
+    short, long = (
+        CliRunner().invoke(app, [*words, option], prog_name="verl-cov", env={"COLUMNS": "100"})
+        for option in ("-h", "--help")
+    )
+    assert short.exit_code == 0
+    assert short.stdout == long.stdout
+    assert " ".join(["Usage: verl-cov", *words]) in short.stdout

@@ -103,9 +103,9 @@ def test_the_law_works_from_the_wheel_alone(wheel, tmp_path):
     assert "</html>" in (tmp_path / "report.html").read_text()
 
     assert "0.9.1" in home.verl_cov("patch", "list")
-    report = json.loads(home.run("verl-cov", "doctor", "--json", fails=True).stdout)
+    report = json.loads(home.run("verl-cov", "doctor", "--json").stdout)  # nothing is wrong with it
     (verl,) = (check for check in report["verl"] if check["name"] == "verl")
-    assert verl["level"] == "FAIL"
+    assert verl["level"] == "note"
     assert verl["text"].startswith("not installed")
     for words, extra in ((("data", "list"), "tasks"), (("recipes", "show", "sec4-7b"), "verl")):
         (line,) = home.verl_cov(*words, fails=True).splitlines()

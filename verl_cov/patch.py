@@ -177,7 +177,7 @@ def list_patches(verl_path: VerlPath = None) -> None:
         typer.echo(str(error))
 
 
-@app.command()
+@app.command(epilog=terminal.examples("verl-cov patch check", "verl-cov patch check --verl-path /opt/verl"))
 def check(verl_path: VerlPath = None) -> None:
     """Is it applied, or can it be? One line; exit code 0 if so, 1 if not. Changes nothing."""
     with terminal.one_line():
@@ -186,7 +186,7 @@ def check(verl_path: VerlPath = None) -> None:
     raise typer.Exit(0 if found.state in ("applied", "not applied") else 1)
 
 
-@app.command()
+@app.command(epilog=terminal.examples("verl-cov patch apply", "verl-cov patch apply --verl-path /opt/verl"))
 def apply(verl_path: VerlPath = None) -> None:
     """Patch verl, all of it or nothing."""
     with terminal.one_line():

@@ -52,7 +52,8 @@ def seams() -> Iterator[ModuleType]:
 
 
 def install() -> None:
-    """Changes verl where verl-cov needs it. Never raises: an error is stored in ``status``."""
+    """Changes verl where verl-cov needs it. Never raises: an error is stored in ``status``. Only a bad word of ours on
+    the command line ends the program, by SystemExit (:mod:`verl_cov.hooks.checks.command_line`)."""
     try:
         for module in seams():
             _installed.append(module)

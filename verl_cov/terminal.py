@@ -1,7 +1,8 @@
-"""What the commands share: a console, and errors in one line, packages that are not installed among them."""
+"""What the commands share: a console, signs of life, and errors in one line, packages not installed among them."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -19,6 +20,35 @@ def console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=140)
 
 
+@contextmanager
+def working(text: str, patience_s: float = 10.0) -> Iterator[None]:
+    """Shows on standard error that something is going on: on a terminal at once, elsewhere a line if it takes long."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        with console.status(text):
+            yield
+        return
+    late = threading.Timer(patience_s, typer.echo, (f"verl-cov: {text} ...",), {"err": True})
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: a command line each."""
+    return "\n\n".join(["Examples:", *lines])
+
+
 # What is wrong with the input, or with the machine's files.
 EXPECTED = (OSError, ValueError, ArithmeticError)
 
@@ -29,7 +59,14 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except EXPECTED as error:
-        fail(str(error))
+        fail(told(error))
+
+
+def told(error: Exception) -> str:
+    """What an error says, in one line; the system's own name the path first: `runs/x: no such file or directory`."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return " ".join(str(error).split())
 
 
 # What brings a package that is not installed, by the name it is imported by.

@@ -19,9 +19,18 @@ if TYPE_CHECKING:
     from verl_cov.core.token_file import Dump, Token
 
 
+EXAMPLES = terminal.examples(
+    "verl-cov tokens runs/demo/kl_cov",
+    "verl-cov tokens runs/demo --step 20 --top 5",
+)
+
+
 def tokens(
-    file: Annotated[
-        Path, typer.Argument(help="A dump: cov_dump_dir/tokens.jsonl (cov_dump_every), or the folder it is in.")
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders of runs, or of those, that were trained with cov_dump_every; or dumps themselves."
+        ),
     ],
     step: Annotated[int | None, typer.Option(help="Rollout step; the last one if not given.")] = None,
     top: Annotated[int, typer.Option(min=1, help="How many tokens.")] = 20,
@@ -31,17 +40,34 @@ def tokens(
 
     from verl_cov.core import token_file
 
-    path = file / token_file.FILE if file.is_dir() else file
     console = Console(highlight=False)
-    try:
-        dump = token_file.read(path)
-        console.print(view(dump, step, top))
-    except FileNotFoundError:
-        terminal.fail(f"there is no {path}: train with policy_loss.cov_dump_every=10, say, to have it written")
-    except (OSError, ValueError) as error:
-        terminal.fail(f"{path}: {error}")
-    if dump.damaged:
-        console.print(f"Damaged lines left out: {dump.damaged}")
+    with terminal.one_line():
+        paths = list(dict.fromkeys(path for run in runs for path in find(run)))
+    for path in paths:
+        if len(paths) > 1:
+            console.print(str(path), style="bold", markup=False, soft_wrap=True)
+        try:
+            dump = token_file.read(path)
+            console.print(view(dump, step, top))
+        except (OSError, ValueError) as error:
+            terminal.fail(f"{path}: {error}")
+        if dump.damaged:
+            console.print(f"Damaged lines left out: {dump.damaged}")
+
+
+def find(run: Path) -> list[Path]:
+    """The dumps of a run or of a folder of runs, or the dump itself. Raises ValueError if there is none."""
+    from verl_cov.core.token_file import FILE
+
+    if not run.is_dir():
+        if not run.exists():
+            raise ValueError(f"{run}: no such file or folder; a training with cov_dump_every=10, say, writes one")
+        return [run]
+    # From the folder of runs down: EXPERIMENT/RUN/checkpoints/cov.
+    paths = sorted(path for level in range(5) for path in run.glob("*/" * level + FILE))
+    if not paths:
+        raise ValueError(f"{run}: no {FILE} in it: train with policy_loss.cov_dump_every=10, say, to have it written")
+    return paths
 
 
 def view(dump: Dump, step: int | None = None, top: int = 20) -> RenderableType:
@@ -55,7 +81,7 @@ def view(dump: Dump, step: int | None = None, top: int = 20) -> RenderableType:
 
     steps = sorted({token.step for token in dump.tokens})
     if not steps:
-        raise ValueError("the file holds no token")
+        raise ValueError("the file holds no token: give a run's folder, or the tokens.jsonl that cov_dump_every writes")
     step = steps[-1] if step is None else step
     if step not in steps:
         raise ValueError(f"step {step} was not dumped; the file has {_listed(steps)}")
@@ -87,11 +113,11 @@ def view(dump: Dump, step: int | None = None, top: int = 20) -> RenderableType:
 
 
 def context(token: Token) -> Text:
-    """The token in its text, on one line, the token marked."""
+    """The token in its text, on one line, between «»: colours are lost in a file, a pipe and some terminals."""
     from rich.text import Text
 
     text = Text(_visible(token.before)[-48:], style="dim", overflow="fold")
-    text.append(_visible(token.token) or "∅", style="bold red underline")
+    text.append(f"«{_visible(token.token) or '∅'}»", style="bold red underline")
     text.append(_visible(token.after)[:16], style="dim")
     return text
 
@@ -104,7 +130,8 @@ def _most_often(tokens: Sequence[Token]) -> Text:
     negative = sum(token.advantage < 0 for token in tokens)
     chosen = sum(token.selected for token in tokens)
     return Text(
-        f"Of {len(tokens)} tokens {chosen} acted on, {negative} with a negative advantage. Most often: {listed}"
+        f"Of {terminal.counted(len(tokens), 'token')} {chosen} acted on, {negative} with a negative advantage. "
+        f"Most often: {listed}"
     )
 
 

@@ -124,6 +124,7 @@ def test_a_mini_batch_without_covariance_or_without_tokens_has_no_shares():
 def test_levels():
     off, basic = (set(metrics.update_metrics(totals(), level, selected=True)) for level in ("off", "basic"))
     of_level = {level: {metric.key for metric in TABLE if metric.level == level} for level in metric_table.LEVELS}
-    assert off == of_level["off"] - {"threshold", "overlap_old", "forward_seconds"}
-    assert basic - off == of_level["basic"]
+    # What the hook adds: what needs a second selection, and what the losses have shown.
+    assert off == of_level["off"] - {"threshold", "overlap_old", "forward_seconds", "kl_dead_zone"}
+    assert basic - off == of_level["basic"] - {"changed_gradient_frac", "overlap_current"}
     assert set(metrics.update_metrics(totals(), "off")) == {"tokens", "non_finite_tokens"}

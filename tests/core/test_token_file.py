@@ -75,7 +75,7 @@ def test_the_view_marks_the_token_in_its_text():
     text = shown(token_file.Dump((*some(4), *some(8)), 0), top=2)
     assert "Step 8" in text
     assert "2 of 3 dumped" in text
-    assert "3 5:10\\n[b]5+ 7<end>" in text  # brackets are text, not markup
+    assert "3 5:10\\n[b]5+« 7»<end>" in text  # marked without colour too; brackets are text, not markup
     assert "confirmation" in text
     assert "Of 3 tokens 1 acted on, 3 with a negative advantage" in text
     assert "Step 4" in shown(token_file.Dump((*some(4), *some(8)), 0), step=4)
@@ -103,9 +103,30 @@ def test_the_command(tmp_path):
         "step 5 was not dumped; the file has 4"
         in CliRunner().invoke(cli.app, ["tokens", str(path), "--step", "5"]).output
     )
-    missing = CliRunner().invoke(cli.app, ["tokens", str(tmp_path / "none.jsonl")])
-    assert missing.exit_code == 2
-    assert "cov_dump_every" in missing.output
+    for path, says in ((tmp_path / "none.jsonl", "no such file or folder"), (tmp_path / "empty", "cov_dump_every=10")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        missing = CliRunner().invoke(cli.app, ["tokens", str(path)])
+        assert missing.exit_code == 2
+        assert says in missing.stderr
+        assert len(missing.stderr.splitlines()) == 1
+
+
+def test_a_run_is_given_by_its_folder_or_by_the_one_it_is_in(tmp_path):
+    for name, step in (("kl_cov", 4), ("clip_cov", 8)):
+        token_file.append(tmp_path / "demo" / name / "checkpoints" / "cov" / token_file.FILE, some(step))
+    for folder, there, not_there in (
+        ("demo/kl_cov", "Step 4", "Step 8"),
+        ("demo/clip_cov/checkpoints", "Step 8", "Step 4"),
+        ("demo", "demo/kl_cov/checkpoints/cov", "none"),
+        ("", "Step 8", "none"),
+    ):
+        run = CliRunner().invoke(cli.app, ["tokens", str(tmp_path / folder)])
+        assert run.exit_code == 0
+        assert there in run.stdout
+        assert not_there not in run.stdout
+    log = tmp_path / "demo" / "kl_cov" / "001.jsonl"
+    log.write_text('{"step": 1, "data": {}}\n')
+    assert "give a run's folder" in CliRunner().invoke(cli.app, ["tokens", str(log)]).stderr
 
 
 def test_an_empty_file_is_said_to_be_empty(tmp_path):

@@ -71,8 +71,12 @@ def test_a_sound_configuration_says_that_we_are_active(capsys):
     ("override", "parts"),
     [
         (f"{LOSS}kl_cov_ratio=0.2", ("kl_cov_ratio=0.2", "not a percentage", "0.002")),
-        (f"{LOSS}kl_cov_ratio=0", ("kl_cov_ratio=0", "(0, 1]")),
-        (f"{LOSS}kl_cov_ratio=2", ("kl_cov_ratio=2", "(0, 1]")),
+        (f"{LOSS}kl_cov_ratio=0", ("kl_cov_ratio=0 must", "above 0 and at most 0.05")),
+        (f"{LOSS}kl_cov_ratio=2", ("kl_cov_ratio=2 must", "above 0 and at most 0.05", "for 2 % write 0.02 ")),
+        (f"{LOSS}kl_cov_ratio=50", ("kl_cov_ratio=50 must", "above 0 and at most 0.05, not a percentage (the paper")),
+        (f"{LOSS}kl_cov_ratio=0.2%", ("kl_cov_ratio='0.2%' must", "for 0.2 % write 0.002")),
+        (f"{LOSS}kl_cov_ratio='0.002'", ("kl_cov_ratio='0.002' must", "write 0.002, without quotes")),
+        (f"{LOSS}clip_cov_lb=1%", ("clip_cov_lb='1%' must be a finite number",)),
         (f"{LOSS}clip_cov_lb=5", ("clip_cov_lb=5", "clip_cov_ub=5")),
         (f"{LOSS}ppo_kl_coef=-1", ("ppo_kl_coef=-1", "negative")),
         (f"{LOSS}cov_kl=k1", ("cov_kl='k1'", "abs, k2, k3")),
@@ -408,7 +412,10 @@ def test_a_policy_loss_without_a_class_is_verls_business_unless_it_is_ours():
     bare = "~actor_rollout_ref.actor.policy_loss._target_"
     message = refused(*plain, bare, f"{LOSS}loss_mode=verl_cov.kl_cov")
     assert "policy_loss._target_ is missing" in message
-    assert "add +verl_cov=kl_cov" in message
+    assert f"take out what removes it, {bare}, or set" in message
+    message = refused(*RUN, bare)  # the flag is there: to be told to add it would lead nowhere
+    assert f"take out what removes it, {bare}, or set" in message
+    assert "+verl_cov" not in message
     assert config_from_trainer(config(*plain, bare)) is None
     composed = config(*plain)
     with open_dict(composed):

@@ -1,11 +1,10 @@
-"""`verl-cov recipes` as a user types it, and the scripts of recipes/."""
+"""`verl-cov recipes` as a user types it."""
 
 from __future__ import annotations
 
-import os
+import json
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from verl_cov.cli import app
 from verl_cov.law.readers import find_runs, read_metrics
 from verl_cov.recipes import catalogue, cli, launch, plan
 
-ROOT = Path(__file__).parents[2]
 TOY = ["tiny", "grpo", "kl_cov", "toy"]
 
 
@@ -82,7 +80,11 @@ def test_commands_of_an_experiment():
     ("words", "says"),
     [
         (["show", "sec4-7"], "did you mean sec4-7b"),
-        (["run", "--dry-run", "sec4-7b", "data.train_bach_size=1"], "did you mean data.train_batch_size"),
+        (["run", "--dry-run", "sec4-7b/kl_cov", "data.train_bach_size=1"], "did you mean data.train_batch_size"),
+        (["run", "sec4-7b"], "sec4-7b has 4 runs: give one of sec4-7b/none, sec4-7b/clip_higher"),
+        (["run", "sec4-7b", "recipe/entropy=kl_cov"], "or train all of them: recipes/sweep.sh sec4-7b"),
+        (["run", "demo/kl_cov", "fig12-kl_cov", "--dry-run"], "fig12-kl_cov has 5 runs"),
+        (["check", "tiny"], "such as `tiny grpo kl_cov toy`"),
         (["commands", "fig12"], "did you mean"),
     ],
 )
@@ -91,6 +93,73 @@ def test_bad_input_is_one_line_and_code_2(words, says):
     assert done.exit_code == 2
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+LOSS = "actor_rollout_ref.actor.policy_loss."
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (f"{LOSS}kl_cov_ratio=0.2", "for 0.2 % write 0.002"),
+        ("recipe.kl_cov_ratio=0.2%", "for 0.2 % write 0.002"),
+        (f"{LOSS}clip_cov_lb=30", "must be below clip_cov_ub"),
+        (f"{LOSS}kl_cov_ratio=1e-6", "is less than one token"),
+        ("data.train_batch_size=33", "is no multiple of"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_start_would_and_a_start_makes_nothing_before(override, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "make_toy", lambda folder: pytest.fail("made"))
+    done = run("run", *TOY, "--dry-run", "--runs", tmp_path, override)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert says in done.stderr
+    done = run("run", *TOY, "--runs", tmp_path, override)
+    assert done.exit_code in (1, 2)
+    assert says in done.output
+    assert "missing" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_is_of_the_launch_that_would_come_and_knows_other_settings(demo, tmp_path):
+    assert demo("--dry-run").stdout.count("\n") == 2
+    assert demo(fail=3, who="kl_cov").exit_code == 3
+    done = demo("--dry-run", "--seed", "1", recipes=("demo/kl_cov",))
+    assert done.exit_code == 2
+    assert "was started with other settings" in done.stderr
+    assert demo().exit_code == 0
+    assert "/demo-2/vanilla/001.jsonl" in demo("--dry-run").stdout
+    done = demo("--dry-run", "--skip-finished")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "demo/kl_cov is finished: 4 steps" in done.stderr
+
+
+def test_json_of_list_show_and_check(tmp_path):
+    listed = json.loads(run("list", "--json").stdout)
+    assert [option["name"] for option in listed["entropy"]] == list(catalogue.options("entropy"))
+    (demo,) = (each for each in listed["experiment"] if each["name"] == "demo")
+    assert demo["runs"] == ["vanilla", "clip_cov", "kl_cov"]
+    shown = json.loads(run("show", "sec4-7b/kl_cov", "--json").stdout)
+    assert (shown["model"], shown["entropy"]) == ("qwen2.5-7b", "kl_cov")
+    changes = {change["key"]: change for change in shown["changes"]}
+    assert changes["data.max_response_length"]["value"] == 8192
+    assert changes["data.max_response_length"]["source"].startswith("Sec. 4.3")
+    assert changes["data.max_response_length"]["place"].startswith("recipe/")
+    checked = run("check", *TOY, "--json", "--toy", tmp_path / "toy", "--runs", tmp_path)
+    answer = json.loads(checked.stdout)
+    assert (checked.exit_code, answer["ok"], answer["name"]) == (0, True, "tiny-grpo-kl_cov-toy")
+    assert {"what": "package", "missing": False, "text": "vllm"} in answer["findings"]
+
+
+def test_what_run_makes_is_not_missing_and_the_next_command_can_be_typed(tmp_path):
+    done = run("check", *TOY, "--toy", tmp_path / "toy", "--runs", tmp_path)
+    assert done.exit_code == 0, done.stdout
+    assert f"ok      model: {tmp_path}/toy/model, which `verl-cov recipes run` makes" in done.stdout
+    assert done.stdout.splitlines()[-1] == "Next: `verl-cov recipes run tiny grpo kl_cov toy`"
+    lines = run("check", "sec4-7b", "--data", tmp_path, "--runs", tmp_path, "trainer.project_name='a b'").stdout
+    *_, which, last = lines.splitlines()
+    assert which == "This is sec4-7b/none, the first run of sec4-7b: name another in its place"
+    command = last.partition("`")[2].rstrip("`")
+    assert shlex.split(command)[2:] == ["check", "sec4-7b/none", "trainer.project_name='a b'"]
 
 
 def test_run_refuses_what_is_missing(tmp_path):
@@ -125,7 +194,9 @@ def test_several_recipes_one_after_the_other_and_the_next_set_beside_them(demo, 
         name: [0, 1, 2, 3, 4] for name in ("vanilla", "kl_cov")
     }
     assert "kl_cov 4/4  entropy 0.464  score 0.582  val 0.380" in done.stdout
-    assert [line.split()[:3] for line in done.stdout.splitlines()[-2:]] == [
+    assert done.stdout.splitlines()[-1].startswith(f"Next: `verl-cov report {tmp_path}/demo` (one page), ")
+    assert "run 1 of 2: vanilla\n" in done.stdout
+    assert [line.split()[:3] for line in done.stdout.splitlines()[-3:-1]] == [
         ["vanilla", "4", "0.917"],
         ["kl_cov", "4", "0.917"],
     ]
@@ -198,49 +269,3 @@ def test_each_launch_has_a_log_of_its_own(tmp_path):
     assert launch.next_metrics_file(tmp_path).name == "001.jsonl"
     (tmp_path / "001.jsonl").touch()
     assert launch.next_metrics_file(tmp_path).name == "002.jsonl"
-
-
-def script(name: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        ["bash", str(ROOT / "recipes" / name), *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PATH": path, **environment},
-    )
-
-
-def test_run_sh_hands_its_words_on(tmp_path):
-    stub = tmp_path / "verl-cov"
-    stub.write_text('#!/bin/sh\necho "$@"\n')
-    stub.chmod(0o755)
-    done = script("run.sh", *TOY, "--dry-run", "a=1 2", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert (done.returncode, done.stdout) == (0, "recipes run tiny grpo kl_cov toy --dry-run a=1 2\n")
-
-
-def test_sweep_sh_goes_through_runs_and_seeds_and_past_a_failure(tmp_path):
-    stub = tmp_path / "verl-cov"  # says what it is called with; the second run fails
-    stub.write_text(
-        '#!/bin/sh\nif [ "$2" = commands ]; then echo e/a; echo e/b; exit; fi\necho "$@"; [ "$3" != e/b ]\n'
-    )
-    stub.chmod(0o755)
-    done = script("sweep.sh", "e", "x=1", SEEDS="0 1", PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert done.returncode == 1
-    assert [line for line in done.stdout.splitlines() if line.startswith("recipes")] == [
-        f"recipes run e/{name} --skip-finished recipe.seed={seed} recipe.name=e-{name}-seed{seed} x=1"
-        for seed in (0, 1)
-        for name in ("a", "b")
-    ]
-    assert done.stdout.count(" failed\n") == 2
-
-
-def test_sweep_sh_says_what_is_unknown():
-    done = script("sweep.sh", "fig99")
-    assert done.returncode == 2
-    assert "there is no experiment 'fig99'" in done.stderr
-
-
-def test_ray_sh_without_a_word_says_how():
-    done = script("ray.sh")
-    assert done.returncode == 2
-    assert "recipes/ray.sh submit" in done.stdout

@@ -134,6 +134,7 @@ def test_changes_have_sources_and_values():
     ("override", "says"),
     [
         ("actor_rollout_ref.actor.optim.lrr=1", "did you mean actor_rollout_ref.actor.optim.lr"),
+        ("recipe.kl_cov_rato=0.01", "there is no field 'recipe.kl_cov_rato': did you mean recipe.k"),
         ("data.train_batch_size=${nowhere}", "nowhere"),
         ("data.max_prompt_length=[1", "data.max_prompt_length=[1 is not in Hydra's grammar"),
     ],

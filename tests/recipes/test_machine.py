@@ -43,7 +43,13 @@ def test_a_machine_without_anything(monkeypatch):
     assert "meta-llama/Llama-3.1-8B is not on this machine and gated: accept its licence" in found["model"]
     assert "hf download meta-llama/Llama-3.1-8B" in found["model"]
     assert "gsm8k, math500, aime24, amc, olympiadbench, omni_math are not in /nowhere" in found["data"]
-    assert "`verl-cov data prepare gsm8k math500 " in found["data"]
+    assert (
+        "`verl-cov data prepare gsm8k math500 aime24 amc olympiadbench -o /nowhere`; get omni_math_rule"
+        in found["data"]
+    )
+    assert "`verl-cov data prepare omni_math --from FILE -o /nowhere`" in found["data"]
+    mine = missing("qwen2.5-7b", "grpo", "none", "gsm8k", "data.train_files=/x/mine.parquet", "data.val_files=null")
+    assert "mine is not in /x: mine is no set of `verl-cov data list`: give data.train_files" in mine["data"]
     assert found["GPUs"].startswith("0 of 8")
     assert "gated" not in missing("qwen2.5-7b", "grpo", "none", "gsm8k")["model"]
     assert "need a Ray cluster" in missing("qwen2.5-32b", "grpo", "none", "math")["GPUs"]

@@ -75,6 +75,48 @@ def test_on_a_terminal_all_trainings_in_80_columns():
     assert "…" not in text
 
 
+def three_runs(shown, clock):
+    """Each starts in 60 s and then takes 10 s a step."""
+    for name in ("vanilla", "clip_cov"):
+        shown.begin(name, 10)
+        shown.update("importing verl", None, [])
+        clock.now += 60.0
+        for step in (1, 2, 3):
+            shown.update("training", None, [(step, {"actor/entropy": 1.0})])
+            shown._bars.refresh()
+            clock.now += 10.0
+        shown.update("training", None, [(10, {"actor/entropy": 1.0})])
+        shown.end("finished")
+
+
+def test_of_several_runs_the_number_and_the_time_that_all_need_without_a_terminal():
+    clock = Clock()
+    console = clock.console(width=40)
+    with Progress(console, [10, 10, 20]) as shown:
+        three_runs(shown, clock)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "run 1 of 3: vanilla"
+    assert "vanilla 1/10  entropy 1.000  run 1 of 3" in lines
+    # 8 steps, then two runs of 60 s and 10 and 20 steps
+    assert "vanilla 2/10  entropy 1.000  10.0 s/step  ETA 1m20s  run 1 of 3, all in 8m20s" in lines
+    (second,) = (line for line in lines if line.endswith(": clip_cov"))
+    assert second.startswith("run 2 of 3, all in ")
+    with Progress(clock.console(), [10, None]) as shown:  # only verl knows how long the second is
+        three_runs(shown, clock)
+    assert "run 1 of 2, all in" not in shown._console.file.getvalue()
+
+
+def test_of_several_runs_the_number_and_the_time_that_all_need_on_a_terminal():
+    clock = Clock()
+    console = clock.console(width=80, force_terminal=True)
+    with Progress(console, [10, 10, 20]) as shown:
+        three_runs(shown, clock)
+    text = console.file.getvalue()
+    assert "run 1 of 3, all in 8m20s" in text
+    assert "run 2 of 3, all in " in text
+    assert "vanilla 2/10  entropy 1.000  10.0 s/step  ETA 1m20s" in text
+
+
 def test_durations():
     assert [duration(seconds) for seconds in (None, 5, 65, 7500)] == ["-", "5s", "1m05s", "2h05m"]
 

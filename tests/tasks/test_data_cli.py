@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -39,8 +41,8 @@ def test_prepare_everything_and_check_it(tmp_path: Path):
     result = run("prepare", *SETS, "--from", "sample", "-o", tmp_path)
     assert result.exit_code == 0, result.output
     assert {path.stem for path in tmp_path.glob("*.parquet")} == set(SETS)
-    assert "eurus2_rl_math: 1 of 3 questions are in math500" in result.stdout  # evaluation sets came first
-    assert "gsm8k: 1 of 3 questions are in gsm8k_test" in result.stdout
+    assert "eurus2_rl_math: 1 of 3 questions is in math500" in result.stdout  # evaluation sets came first
+    assert "gsm8k: 1 of 3 questions is in gsm8k_test" in result.stdout
     assert "2 duplicates, 1 of them with another answer" in result.stdout
     assert "not for training" in result.stdout
     checked = run("check", "--full", *sorted(tmp_path.glob("*.parquet")))
@@ -48,7 +50,7 @@ def test_prepare_everything_and_check_it(tmp_path: Path):
     assert len(checked.stdout.splitlines()) == len(SETS)
     again = run("prepare", "gsm8k", "--from", "sample", "-o", tmp_path)
     assert "was there already" in again.stdout
-    assert "are in gsm8k_test" not in again.stdout
+    assert "is in gsm8k_test" not in again.stdout
 
 
 def test_contamination(tmp_path: Path):
@@ -56,13 +58,20 @@ def test_contamination(tmp_path: Path):
     files = sorted(tmp_path.glob("*.parquet"))
     looked = run("contamination", *files)
     assert looked.exit_code == 0
-    assert "1 rows in all; `verl-cov data contamination --remove` removes them" in looked.stdout
+    (hint,) = (line for line in looked.stdout.splitlines() if line.startswith("  1 row in all; `"))
+    command = shlex.split(hint.split("`")[1])
+    assert hint.endswith("` removes it")
+    assert command[:4] == ["verl-cov", "data", "contamination", "--remove"]
     assert pq.read_metadata(tmp_path / "gsm8k.parquet").num_rows == 3
-    removed = run("contamination", "--remove", *files)
-    assert "gsm8k.parquet: 1 rows removed, 2 left" in removed.stdout
+    removed = run(*command[2:])  # as it was printed
+    assert "gsm8k.parquet: 1 row removed, 2 left" in removed.stdout
     assert pq.read_metadata(tmp_path / "gsm8k.parquet").num_rows == 2
     assert "none of 2 questions is in gsm8k_test, math500" in run("contamination", *files).stdout
-    assert "1 removed that are in gsm8k_test" in run("prepare", "gsm8k", "--from", "sample", "-o", tmp_path).stdout
+    again = run("prepare", "gsm8k", "--from", "sample", "-o", tmp_path).stdout
+    assert "gsm8k.parquet (was there already): 2 of 5 rows" in again  # what is in the file now
+    assert "1 removed that is in gsm8k_test" in again
+    assert not re.search(r"\b1 (rows|duplicates|questions)\b", looked.stdout + removed.stdout + again)
+    assert again.splitlines()[-1].startswith(f"Next: `verl-cov recipes check RECIPE --data {tmp_path}`")
 
 
 def test_failures_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -121,7 +130,7 @@ def test_contamination_takes_a_file_once_however_it_is_given(tmp_path: Path):
     files = (training, training, again, tmp_path / "link.parquet", evaluation, evaluation)
     removed = run("contamination", "--remove", *files)
     assert removed.exit_code == 0, removed.output
-    assert removed.stdout.count("rows removed") == removed.stdout.count("are in gsm8k_test") == 1
+    assert removed.stdout.count("row removed") == removed.stdout.count("is in gsm8k_test") == 1
     assert pq.read_metadata(training).num_rows == 2
 
 
@@ -129,8 +138,8 @@ def test_an_unknown_number_of_rows(tmp_path: Path):
     row = {"problem": "What is 1 + 1?", "answer": "2"}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     command = ("prepare", "math500", "--from", tmp_path / "a.jsonl", "-o", tmp_path)
-    assert "Warning: 1 rows, where the known source has 500" in run(*command).stdout
-    assert "1 rows, where the known source has 500 (--strict)" in said(run(*command, "--strict"))
+    assert "Warning: 1 row, where the known source has 500" in run(*command).stdout
+    assert "1 row, where the known source has 500 (--strict)" in said(run(*command, "--strict"))
 
 
 def test_help_imports_nothing_heavy():

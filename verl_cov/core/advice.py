@@ -161,8 +161,8 @@ class Advice:
                 slot = int(non_finite[0])
                 self._log(
                     "finite",
-                    f"{count} tokens of the mini-batch have a log-prob or advantage that is not finite (or "
-                    f"beyond 2^30); they are left out of the selection (verl's loss still sees them). "
+                    f"tokens of the mini-batch with a log-prob or advantage that is not finite (or beyond 2^30): "
+                    f"{count}. They are left out of the selection (verl's loss still sees them). "
                     f"The first on this rank: {name} is "
                     f"{float(values[slot])} in row {int(rows[slot])}, response position {int(positions[slot])} of rank "
                     f"{self._rank}",

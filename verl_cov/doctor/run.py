@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 def check_run(overrides: Sequence[str], file: Path | None) -> Iterator[Check]:
     """What verl-cov's start-up check says of the run of :func:`load_config`. To be called after ``import verl``."""
     name, notices = "configuration", list[str]()
+    if importlib.util.find_spec("verl") is None:
+        return  # said already
     if PLUGIN not in sys.modules:  # what the check itself imports must not make it pass
         yield Check("FAIL", name, "not checked: a run would not load verl-cov either, for the reason above")
         return
@@ -66,8 +69,10 @@ def load_config(overrides: Sequence[str], file: Path | None) -> DictConfig:
     verl's.
     """
     if file is None:
+        from verl_cov.hooks.checks import command_line
         from verl_cov.recipes.compose import compose_main_ppo
 
+        command_line.refuse(overrides)
         return compose_main_ppo([override for override in overrides if not override.startswith("hydra.")])
     import yaml
     from omegaconf import DictConfig, OmegaConf

@@ -37,6 +37,11 @@ def refuse(config: DictConfig) -> None:
         return
     from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 
+    if "_target_" not in policy_loss:
+        raise ValueError(
+            f"{POLICY_LOSS}._target_ is missing, without which loss_mode={mode} has no numbers: take out what removes "
+            f"it, ~{POLICY_LOSS}._target_, or set +{POLICY_LOSS}._target_=verl_cov.hooks.config.CovPolicyLossConfig"
+        )
     _refuse_two_controls(config)
     if not our_class and (stray := next((name for name in policy_loss if name.startswith("cov_")), None)):
         add = mode.removeprefix("verl_cov.")
@@ -48,11 +53,6 @@ def refuse(config: DictConfig) -> None:
     if mode not in LOSS_MODES and (our_mode or not base_losses.may_be_registered(config, mode)):
         known = LOSS_MODES if our_mode else tuple(POLICY_LOSS_REGISTRY)
         raise ValueError(f"{POLICY_LOSS}.loss_mode={mode} is unknown{did_you_mean(mode.lower(), known)}")
-    if "_target_" not in policy_loss:
-        raise ValueError(
-            f"{POLICY_LOSS}._target_ is missing, without which loss_mode={mode} has no numbers: leave it as verl sets "
-            f"it, or add +verl_cov={mode.removeprefix('verl_cov.')}"
-        )
     cov = config_from_trainer(config)
     if cov is not None and cov.controls:
         base_losses.refuse(config, cov)

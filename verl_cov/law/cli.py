@@ -216,6 +216,16 @@ def report(
 
 COMMANDS: tuple[Callable[..., None], ...] = (watch, fit, forecast, compare, scale, plot, report)
 
+EXAMPLES = {
+    watch: terminal.examples("verl-cov watch runs/demo", "verl-cov watch runs/demo --once"),
+    fit: terminal.examples("verl-cov fit runs/demo/vanilla", "verl-cov fit runs/seed-* --pool -o law.png"),
+    forecast: terminal.examples("verl-cov forecast runs/demo/vanilla --fraction 0.3"),
+    compare: terminal.examples("verl-cov compare runs/demo", "verl-cov compare runs/a runs/b --json"),
+    scale: terminal.examples("verl-cov scale --example", "verl-cov scale 0.5=runs/small 1.5=runs/medium 3=runs/large"),
+    plot: terminal.examples("verl-cov plot runs/demo -o law.png"),
+    report: terminal.examples("verl-cov report runs/demo -o report.html"),
+}
+
 
 def _check(output: Path | None, runs: Sequence[Path], fraction: float = 0.5) -> None:
     from verl_cov.law import files

@@ -120,8 +120,8 @@ def experiment(name: str) -> Experiment:
 
 
 def parse(words: Sequence[str], scale: str | None = None) -> Selection:
-    """The one recipe that the words of a command line mean; see `parse_all`. Raises UnknownRecipe."""
-    selections = parse_all(words, scale)
+    """The one recipe that the words mean, of an experiment its first run; see `parse_all`. Raises UnknownRecipe."""
+    selections = _parse(words, scale)
     if len(selections) > 1:
         raise UnknownRecipe(f"give one recipe, not {len(selections)}: only `verl-cov recipes run` takes several")
     return selections[0]
@@ -130,9 +130,23 @@ def parse(words: Sequence[str], scale: str | None = None) -> Selection:
 def parse_all(words: Sequence[str], scale: str | None = None) -> list[Selection]:
     """The recipes that the words of a command line mean, each with all the overrides (key=value) among the words.
 
-    A recipe is EXPERIMENT[/RUN], MODEL/ALGORITHM/ENTROPY/TASK, or, if it is the only one, those four words.
+    A recipe is EXPERIMENT[/RUN], MODEL/ALGORITHM/ENTROPY/TASK, or, if it is the only one, those four words. Of an
+    experiment with several runs, one must be named.
     scale: the group `scale`; None: the experiment's, or what fits the model (`natural_scale`). Raises UnknownRecipe.
     """
+    selections = _parse(words, scale)
+    for selection in selections:
+        if selection.experiment in words and selection.run is not None:
+            runs = list(experiment(selection.experiment).runs)
+            raise UnknownRecipe(
+                f"{selection.experiment} has {len(runs)} runs: give one of "
+                f"{', '.join(f'{selection.experiment}/{run}' for run in runs)}, or train all of them: "
+                f"recipes/sweep.sh {selection.experiment}"
+            )
+    return selections
+
+
+def _parse(words: Sequence[str], scale: str | None) -> list[Selection]:
     recipes = [word for word in words if not _is_override(word)]
     overrides = [word for word in words if _is_override(word)]
     if scale is not None:
@@ -162,7 +176,11 @@ def _selection(recipe: str, overrides: Sequence[str]) -> Selection:
         return Selection(choices, overrides=others)
     name, _, run = recipe.partition("/")
     if name not in options("experiment") and name in options("model"):
-        raise UnknownRecipe(f"{recipe} begins with a model: give MODEL ALGORITHM ENTROPY TASK, or an experiment")
+        task = "toy" if name == "tiny" else "math"
+        raise UnknownRecipe(
+            f"{recipe} begins with a model: give MODEL ALGORITHM ENTROPY TASK, such as `{name} grpo kl_cov {task}`, or "
+            "an experiment; `verl-cov recipes list` has all names"
+        )
     return experiment(name).selection(run or None, overrides)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import signal
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from verl_cov import terminal
+from verl_cov.recipes import completion
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,59 +23,85 @@ if TYPE_CHECKING:
     from verl_cov.recipes.catalogue import Selection
     from verl_cov.recipes.machine import Finding
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="The paper's runs: list, show, check, run.")
+app = typer.Typer(no_args_is_help=True, help="The paper's runs: list, show, check, run.")
 
 Result = TypeVar("Result")
 Words = Annotated[
     list[str],
-    typer.Argument(help="EXPERIMENT, EXPERIMENT/RUN or MODEL ALGORITHM ENTROPY TASK; then overrides (key=value)."),
+    typer.Argument(
+        help="EXPERIMENT, EXPERIMENT/RUN or MODEL ALGORITHM ENTROPY TASK; then overrides (key=value).",
+        autocompletion=completion.words,
+    ),
 ]
-Scale = Annotated[str | None, typer.Option(help="cpu, gpu1, node8 or nodes4x8; else the experiment's or model's.")]
+Scale = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, gpu1, node8 or nodes4x8; else the experiment's or model's.", autocompletion=completion.scales
+    ),
+]
 Data = Annotated[Path, typer.Option(help="Folder that `verl-cov data prepare -o` wrote to.", envvar="VERL_COV_DATA")]
 Toy = Annotated[Path, typer.Option(help="Folder of the tiny model and the toy task.", envvar="VERL_COV_TOY")]
 Runs = Annotated[Path, typer.Option(help="Folder of runs.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-@app.command("list")
-def list_recipes() -> None:
+@app.command("list", epilog=terminal.examples("verl-cov recipes list", "verl-cov recipes list --json"))
+def list_recipes(as_json: AsJson = False) -> None:
     """Which models, algorithms, controls, tasks, scales and experiments there are."""
     from rich.table import Table
 
     from verl_cov.recipes import catalogue
 
+    listed: dict[str, list[dict[str, Any]]] = {
+        group: [{"name": name, "about": about} for name, about in catalogue.options(group).items()]
+        for group in (*catalogue.GROUPS, "experiment")
+    }
+    for each in listed["experiment"]:
+        each["runs"] = list(catalogue.experiment(each["name"]).runs)
+    if as_json:
+        _give(listed)
+        return
     console = terminal.console()
-    for group in (*catalogue.GROUPS, "experiment"):
+    for group, names in listed.items():
         table = Table("name", "what it is", title=f"[bold]{group}", title_justify="left", box=None, padding=(0, 2))
         table.columns[0].no_wrap = True
-        for name, about in catalogue.options(group).items():
-            runs = list(catalogue.experiment(name).runs) if group == "experiment" else []
-            table.add_row(name, about + (f" Runs: {', '.join(runs)}" if runs else ""))
+        for each in names:
+            runs = f" Runs: {', '.join(each['runs'])}" if each.get("runs") else ""
+            table.add_row(each["name"], each["about"] + runs)
         console.print(table, "")
+    console.print("Next: `verl-cov recipes show NAME`, such as sec4-7b/kl_cov", markup=False)
 
 
-@app.command()
+@app.command(
+    epilog=terminal.examples("verl-cov recipes show sec4-7b/kl_cov", "verl-cov recipes show tiny grpo kl_cov toy")
+)
 def show(
     words: Words,
     scale: Scale = None,
     everything: Annotated[bool, typer.Option("--all", help="Also what is stated but equals verl's default.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """What a recipe changes of verl's defaults, and where each number comes from."""
     from rich.table import Table
 
-    from verl_cov.recipes import compose
+    from verl_cov.recipes import catalogue, compose
 
     with terminal.one_line():
-        selection = _selection(words, scale)
-        changes = [change for change in compose.changes(selection) if not change.key.startswith("recipe.")]
+        selection = catalogue.parse(words, scale)
+        with terminal.working("composing verl's configuration"):
+            changes = [change for change in compose.changes(selection) if not change.key.startswith("recipe.")]
+    same = sum(change.same for change in changes)
+    shown = [change for change in changes if everything or not change.same]
+    if as_json:
+        _give({"name": selection.name, **selection.choices, "changes": [change.as_json() for change in shown]})
+        return
     console = terminal.console()
     console.print(f"[bold]{selection.name}[/bold]: {', '.join(f'{k} {v}' for k, v in selection.choices.items())}")
     table = Table("key", "verl's default", "here", "source", box=None, padding=(0, 2, 0, 0))
     table.columns[0].no_wrap = True
     table.columns[3].overflow = "fold"
     section = ""
-    for change in changes:
-        if change.same and not everything:
-            continue
+    for change in shown:
         parent, _, leaf = change.key.rpartition(".")
         if parent != section:
             section = parent
@@ -81,41 +111,63 @@ def show(
             source = f"{change.setting.why}  [dim]{change.setting.file}:{change.setting.line}[/dim]".strip()
         table.add_row(f"  {leaf}", _text(change.default), _text(change.value), source)
     console.print(table)
-    same = sum(change.same for change in changes)
     if same and not everything:
-        console.print(f"{same} more are stated and equal verl's default: --all", style="dim")
+        console.print(f"{same} more {'is' if same == 1 else 'are'} stated and equal verl's default: --all", style="dim")
+    _print_next(console, "Next", "check", selection, words, scale)
 
 
-@app.command()
+@app.command(
+    epilog=terminal.examples("verl-cov recipes check sec4-7b/kl_cov", "verl-cov recipes check tiny grpo kl_cov toy")
+)
 def check(
     words: Words,
     scale: Scale = None,
     data: Data = Path("data"),
     toy: Toy = Path("runs/cache"),
     runs: Runs = Path("runs"),
+    as_json: AsJson = False,
 ) -> None:
     """What a recipe needs and this machine lacks: model, data, GPUs, memory. Exit code 1 if something is missing."""
-    from verl_cov.recipes import machine, plan
+    from verl_cov.recipes import catalogue, plan
 
     with terminal.one_line():
-        selection = _selection(words, scale)
-        missing = _print(machine.check(plan.planned(selection, data, toy, runs).config), terminal.console())
+        selection = catalogue.parse(words, scale)
+        findings = plan.check(selection, data, toy, runs)
+    missing = sum(finding.missing for finding in findings)
+    if as_json:
+        _give({"name": selection.name, "ok": not missing, "findings": [asdict(finding) for finding in findings]})
+        raise typer.Exit(1 if missing else 0)
+    console = terminal.console()
+    _print(findings, console)
+    if missing:
+        _print_next(console, f"{missing} missing; once mended", "check", selection, words, scale)
+    else:
+        _print_next(console, "Next", "run", selection, words, scale)
     raise typer.Exit(1 if missing else 0)
 
 
-@app.command()
+@app.command(
+    epilog=terminal.examples(
+        "verl-cov recipes run tiny grpo kl_cov toy --steps 10",
+        "verl-cov recipes run sec4-7b/kl_cov --dry-run data.train_batch_size=128",
+        "verl-cov recipes run demo/vanilla demo/kl_cov --report",
+    )
+)
 def run(
     words: Annotated[
         list[str],
         typer.Argument(
             help="Recipes: EXPERIMENT, EXPERIMENT/RUN or MODEL/ALGORITHM/ENTROPY/TASK; or one as MODEL ALGORITHM "
-            "ENTROPY TASK. Then overrides (key=value) for all of them."
+            "ENTROPY TASK. Then overrides (key=value) for all of them.",
+            autocompletion=completion.words,
         ),
     ],
     scale: Scale = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The same as recipe.seed=N.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="The same as trainer.total_training_steps=N.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and end.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check as at a start, print the commands and end.")
+    ] = False,
     unchecked: Annotated[bool, typer.Option("--unchecked", help="Start even if something is missing.")] = False,
     changed: Annotated[bool, typer.Option("--changed", help="Go on with a run, with other settings.")] = False,
     skip_finished: Annotated[
@@ -147,22 +199,30 @@ def run(
     console = terminal.console()
     with terminal.one_line():
         selections = catalogue.parse_all(words, scale)
+        where = (data, toy, runs)
         if dry_run:
-            for selection in selections:
-                typer.echo(plan.planned(selection, data, toy, runs).launch.shell())
+            planned, findings = plan.rehearse(selections, *where, again=not skip_finished, changed=changed)
+            for finding in findings:
+                typer.echo(finding.text if finding.what == "note" else f"verl-cov: {finding.text}", err=True)
+            if any(finding.missing for finding in findings):
+                raise typer.Exit(2)
+            for run in planned:
+                typer.echo(run.note if run.finished else run.launch.shell(), err=run.finished)
             return
         if report:
             import matplotlib  # noqa: F401  # missed now, not after the trainings
-        where = (data, toy, runs)
         planned, findings = _in_child(plan.prepare, selections, *where, again=not skip_finished, changed=changed)
         for run in planned:
             console.print(run.note, markup=False, soft_wrap=True)
         if _print(findings, console, only_missing=True) and not unchecked:
-            console.print("Not started. --unchecked starts it all the same.")
+            refused = any(finding.what == "config" and finding.missing for finding in findings)
+            console.print("Not started." + ("" if refused else " --unchecked starts it all the same."))
             raise typer.Exit(1)
         try:
-            with signals_as_interrupt(), Progress(console, verbose=verbose) as progress:
-                for run in planned:
+            todo = [run for run in planned if not run.finished]
+            total = [run.config.trainer.total_training_steps for run in todo]
+            with signals_as_interrupt(), Progress(console, total, verbose=verbose) as progress:
+                for run in todo:
                     run.train(progress)
         except TrainingFailed as error:
             console.print(str(error), markup=False, soft_wrap=True)
@@ -174,11 +234,12 @@ def run(
         console.print(results.table(results.read_runs(launches)))
         if report:
             results.write_report(launches, console)
+        console.print(results.next_commands(launches, report), markup=False, soft_wrap=True)
 
 
 @app.command()
 def commands(
-    name: Annotated[str, typer.Argument(help="An experiment.")],
+    name: Annotated[str, typer.Argument(help="An experiment.", autocompletion=completion.experiments)],
 ) -> None:
     """The runs of an experiment, one EXPERIMENT/RUN a line: what recipes/sweep.sh goes through."""
     from verl_cov.recipes import catalogue
@@ -189,12 +250,6 @@ def commands(
         typer.echo(f"{name}/{run}".rstrip("/"))
 
 
-def _selection(words: list[str], scale: str | None) -> Selection:
-    from verl_cov.recipes import catalogue
-
-    return catalogue.parse(words, scale)
-
-
 def _print(findings: Iterable[Finding], console: Console, only_missing: bool = False) -> int:
     """Print what was checked; returns how much is missing."""
     missing = 0
@@ -203,9 +258,27 @@ def _print(findings: Iterable[Finding], console: Console, only_missing: bool = F
         if finding.what == "note":
             console.print(finding.text, markup=False, soft_wrap=True, style="yellow")
         elif finding.missing or not only_missing:
-            console.print("[red]missing[/red]" if finding.missing else "[green]ok[/green]     ", end=" ")
+            lacks = "[red]refused[/red]" if finding.what == "config" else "[red]missing[/red]"
+            console.print(lacks if finding.missing else "[green]ok[/green]     ", end=" ")
             console.print(f"{finding.what}: {finding.text}", markup=False, soft_wrap=True)
     return missing
+
+
+def _print_next(
+    console: Console, when: str, command: str, selection: Selection, words: list[str], scale: str | None
+) -> None:
+    named = f"{selection.experiment}/{selection.run}" if selection.run else None
+    if named and selection.experiment in words:
+        console.print(
+            f"This is {named}, the first run of {selection.experiment}: name another in its place", markup=False
+        )
+    words = [named if named and word == selection.experiment else word for word in words]
+    line = shlex.join(["verl-cov", "recipes", command, *words, *(["--scale", scale] if scale else [])])
+    console.print(f"{when}: `{line}`", markup=False, soft_wrap=True)
+
+
+def _give(answer: dict[str, Any]) -> None:
+    typer.echo(json.dumps(answer, indent=1, default=str))
 
 
 def _in_child(function: Callable[..., Result], *arguments: object, **options: object) -> Result:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from verl_cov.hooks import versions
+from verl_cov.hooks.checks import command_line
 from verl_cov.recipes import sources
 from verl_cov.recipes.catalogue import Selection
 from verl_cov.suggestions import unknown
@@ -53,7 +54,12 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         line = " ".join(str(error).split())
         misspelt = re.match(r"Could not override '([^']+)'", line)
-        raise ValueError(unknown("field", misspelt[1], flat(_defaults())) if misspelt else line) from None
+        if misspelt and misspelt[1] == command_line.GROUP:
+            line = f"{misspelt[1]}=NAME needs a plus: +{misspelt[1]}=NAME"
+        elif misspelt:  # what there is with the recipe's and verl-cov's own fields, and not only verl's
+            others = [word for word in overrides if word.partition("=")[0] != misspelt[1]]
+            line = unknown("field", misspelt[1], flat(_compose(others)))
+        raise ValueError(line) from None
 
 
 def resolved(config: DictConfig) -> DictConfig:
@@ -78,12 +84,20 @@ class Change:
     def same(self) -> bool:
         return self.default == self.value
 
+    def as_json(self) -> dict[str, Any]:
+        """The key, both values, and the source with its place; null for what the command line or the run sets."""
+        found = self.setting
+        place = None if found is None else f"{found.file}:{found.line}"
+        source = None if found is None else found.why
+        return {"key": self.key, "default": self.default, "value": self.value, "source": source, "place": place}
+
 
 ABSENT = "-"
 
 
 def changes(selection: Selection) -> list[Change]:
     """Every key that the recipe's files or overrides set, in the order of verl's configuration, resolved."""
+    command_line.refuse(selection.hydra_overrides())
     wins = sources.by_key(selection)
     given = {word.lstrip("+~").partition("=")[0] for word in selection.overrides if not word.startswith("recipe/")}
     before, after = flat(_defaults()), flat(resolved(compose(selection.hydra_overrides())))

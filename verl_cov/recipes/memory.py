@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from omegaconf import DictConfig
+
 GB = 1e9
 STATE_BYTES = 16  # a parameter: fp32 weight 4, gradient 4, Adam's two moments 8 (verl's fsdp_config.model_dtype=fp32)
 REFERENCE_BYTES = 4  # a parameter of a reference policy, which FSDP2 keeps in host memory
@@ -69,5 +71,21 @@ def estimate(
         host=off_gpu / nodes,
         weights=ROLLOUT_BYTES * parameters / tensor,
         vllm=vllm_share * gpu,
+        gpu=gpu,
+    )
+
+
+def of_config(config: DictConfig, gpu: float = 80 * GB) -> Estimate:
+    """The memory that a resolved recipe needs on GPUs of `gpu` bytes each."""
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    return estimate(
+        config.recipe.parameters,
+        gpus=config.trainer.n_gpus_per_node,
+        nodes=config.trainer.nnodes,
+        tensor=rollout.tensor_model_parallel_size,
+        vllm_share=rollout.gpu_memory_utilization,
+        offload=actor.fsdp_config.offload_policy,
+        reference=actor.use_kl_loss,
+        prm="prime" in config,
         gpu=gpu,
     )

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from verl_cov import terminal
+from verl_cov.hooks.checks import command_line
 from verl_cov.recipes import compose, machine
 from verl_cov.recipes.catalogue import Selection
 from verl_cov.recipes.launch import METRICS_KEY, Launch, finished, launch
@@ -45,9 +47,7 @@ class Planned:
         return f"{self.launch.name} starts in {self.launch.folder}"
 
     def train(self, progress: Progress) -> None:
-        """Train it to its end, unless it is finished. Raises as `verl_cov.recipes.train.train`."""
-        if self.finished:
-            return
+        """Train it to its end. Raises as `verl_cov.recipes.train.train`."""
         outcome = "stopped"
         progress.begin(self.launch.folder.name, self.config.trainer.total_training_steps)
         try:
@@ -63,6 +63,7 @@ class Planned:
 def planned(selection: Selection, data: Path, toy: Path, runs: Path, number: int = 1) -> Planned:
     """One recipe's run. Raises ValueError for a configuration that does not compose."""
     made = launch(selection, data, toy, runs, number)
+    command_line.refuse(made.overrides)  # before verl is imported
     if selection.choices["scale"] == "cpu":
         os.environ.setdefault("VERL_PLATFORM", "cpu")  # before verl is imported
     config = compose.resolved(compose.compose([word for word in made.overrides if not word.startswith("hydra.")]))
@@ -71,16 +72,38 @@ def planned(selection: Selection, data: Path, toy: Path, runs: Path, number: int
     return Planned(made, config, digest, saved or made.has_finished(digest))
 
 
+def check(selection: Selection, data: Path, toy: Path, runs: Path) -> list[Finding]:
+    """What the machine check says of one recipe. Raises ValueError for a configuration that does not compose."""
+    with terminal.working("composing the run and checking this machine"):
+        return list(machine.check(planned(selection, data, toy, runs).config))
+
+
+def rehearse(
+    selections: Sequence[Selection], data: Path, toy: Path, runs: Path, *, again: bool = True, changed: bool = False
+) -> tuple[list[Planned], list[Finding]]:
+    """`plan`, and what verl and verl-cov would say of each configuration at start; makes and writes nothing."""
+    with terminal.working("composing the runs and checking them as verl does"):
+        made = plan(selections, data, toy, runs, again=again, changed=changed)
+        todo = [run for run in made if not run.finished]
+        findings = [finding for run in todo for finding in machine.configuration(run.config)]
+    return made, list(dict.fromkeys(finding for finding in findings if finding.missing or finding.what == "note"))
+
+
 def prepare(
     selections: Sequence[Selection], data: Path, toy: Path, runs: Path, *, again: bool = True, changed: bool = False
 ) -> tuple[list[Planned], list[Finding]]:
-    """`plan`, the tiny model and the toy task made if they are needed, and what the machine check says of each run."""
-    made = plan(selections, data, toy, runs, again=again, changed=changed)
+    """`rehearse`, then the tiny model and the toy task if they are needed, then the check of the machine.
+
+    If a configuration is refused, nothing is made, and the machine is not looked at.
+    """
+    made, findings = rehearse(selections, data, toy, runs, again=again, changed=changed)
     todo = [run for run in made if not run.finished]
-    if todo and any(selection.uses_toy for selection in selections):
+    if not todo or any(finding.missing for finding in findings):
+        return made, findings
+    if any(selection.uses_toy for selection in selections):
         make_toy(toy)
-    findings = [finding for run in todo for finding in machine.check(run.config)]
-    return made, list(dict.fromkeys(findings))
+    with terminal.working("checking this machine"):
+        return made, list(dict.fromkeys(finding for run in todo for finding in machine.check(run.config)))
 
 
 def make_toy(folder: Path) -> None:

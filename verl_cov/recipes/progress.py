@@ -22,17 +22,23 @@ _SAY_EVERY_S = 15.0  # without a terminal, while the training starts
 class Progress:
     """The progress of several trainings, one after the other. Use it as a context manager.
 
+    steps: of each training, None where only verl knows; with several, "run 2 of 3" and the time left for all.
     verbose: print verl's log as it comes, and no progress. step: the current training's last step, None before the
     first.
     """
 
-    def __init__(self, console: Console, *, verbose: bool = False):
+    def __init__(self, console: Console, steps: Sequence[int | None] = (), *, verbose: bool = False):
         self._console, self._verbose = console, verbose
+        self._coming = list(steps)
+        self._runs = len(steps)
+        self._start_s: float | None = None  # from a training's begin to the end of its first step here
+        self._step_s: float | None = None
         self._live = console.is_terminal and not verbose
         # The pace is over all steps of a launch: rich's is over the last 30 s, which may be less than a step.
         self._bars = rich_progress.Progress(
             _Line(), console=console, disable=not self._live, speed_estimate_period=math.inf
         )
+        self._line_of_all = self._bars.add_task(self._number(), total=None) if self._runs > 1 else None
         self._task: rich_progress.Task | None = None
         self._said = ("", -math.inf)
 
@@ -54,11 +60,16 @@ class Progress:
 
     def begin(self, name: str, total: int | None) -> None:
         """A training starts. total: its steps, None if only verl knows."""
+        del self._coming[:1]
         task = self._bars.add_task(
             name, total=total, phase="starting", step=None, entropy=None, score=None, validation=None
         )
-        self._task = self._bars.tasks[task]
+        self._task = next(each for each in self._bars.tasks if each.id == task)
         self._said = ("", -math.inf)
+        if self._line_of_all is not None:
+            self._bars.update(self._line_of_all, description=self._all())
+        if self._runs > 1 and not self._live and not self._verbose:
+            self.say(f"{self._all()}: {name}")
 
     def update(self, phase: str, total: int | None, records: Sequence[Record], log: str = "") -> None:
         """Show what is new. phase, total: of the log (`LogTail`); log: its new text."""
@@ -72,6 +83,11 @@ class Progress:
             if ENTROPY_KEY in data or SCORE_KEY in data:  # not a validation alone
                 fields["step"] = completed = step
         self._bars.update(task.id, total=total if total is not None else task.total, completed=completed, **fields)
+        if completed is not None:
+            self._start_s = task.elapsed if task.speed is None else self._start_s
+            self._step_s = 1 / task.speed if task.speed else self._step_s
+        if self._line_of_all is not None:
+            self._bars.update(self._line_of_all, description=self._all())
         if self._verbose:
             self._console.file.write(log)
             self._console.file.flush()
@@ -85,7 +101,20 @@ class Progress:
         now = self._console.get_time()
         if news != before or (task.fields["step"] is None and now - when > _SAY_EVERY_S):
             self._said = (news, now)
-            self.say(describe(task))
+            self.say(describe(task) + (f"  {self._all()}" if self._runs > 1 and task.fields["step"] else ""))
+
+    def _number(self) -> str:
+        return f"run {self._runs - len(self._coming)} of {self._runs}"
+
+    def _all(self) -> str:
+        """`run 2 of 3`, and the time until all are done, as soon as there is a pace; later ones may start faster."""
+        left = self._current.time_remaining
+        if self._start_s is None or self._step_s is None or None in self._coming:
+            return self._number()
+        if left is None:  # it is only starting
+            left = max(self._start_s - (self._current.elapsed or 0), 0) + (self._current.remaining or 0) * self._step_s
+        left += sum(self._start_s + steps * self._step_s for steps in self._coming if steps is not None)
+        return f"{self._number()}, all in {duration(left)}"
 
     def say(self, text: str) -> None:
         """Print a line, above the one that is redrawn."""
@@ -103,7 +132,7 @@ class _Line(rich_progress.ProgressColumn):
     """`describe`, as the only column; cut at the terminal's width."""
 
     def render(self, task: rich_progress.Task) -> Text:
-        return Text(describe(task), no_wrap=True, overflow="ellipsis")
+        return Text(describe(task) if task.fields else task.description, no_wrap=True, overflow="ellipsis")
 
 
 def describe(task: rich_progress.Task) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def table(runs: Mapping[str, Run]) -> Table:
     return result
 
 
+def common_folder(launches: Sequence[Launch]) -> str:
+    """The folder that the runs are in; of one run, its own. From here, if it is below."""
+    folder = os.path.commonpath([launch.folder for launch in launches])
+    relative = os.path.relpath(folder)
+    return folder if relative.startswith(os.pardir) else relative
+
+
+def next_commands(launches: Sequence[Launch], reported: bool) -> str:
+    """A line with what to type after the runs. reported: the report is written already."""
+    folder = shlex.quote(common_folder(launches))
+    law = f"`verl-cov {'compare' if len(launches) > 1 else 'fit'} {folder}` (the law)"
+    return f"Next: {law if reported else f'`verl-cov report {folder}` (one page)'}, `verl-cov watch --once {folder}`"
+
+
 def write_report(launches: Sequence[Launch], console: Console) -> None:
     """Write report.html and plots/*.png into the runs' common folder. What cannot be made is told, with the reason."""
     from verl_cov.law import (  # scipy and matplotlib: a second that nobody should wait for at the start
@@ -63,7 +78,7 @@ def write_report(launches: Sequence[Launch], console: Console) -> None:
     )
     from verl_cov.law.plots import plot_all
 
-    folder = Path(os.path.commonpath([launch.folder for launch in launches]))
+    folder = Path(common_folder(launches))
     paths = plot_all(read_runs(launches), folder / "plots")
     try:
         points = runs.load([launch.folder for launch in launches])

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from verl_cov import __version__
 from verl_cov.hooks import cpu
 from verl_cov.hooks.asks import asks_for_verl_cov
-from verl_cov.hooks.checks import configuration, machine
+from verl_cov.hooks.checks import command_line, configuration, machine
 from verl_cov.hooks.cpu import refusals as cpu_refusals
 from verl_cov.hooks.fail_fast import watch
 from verl_cov.hooks.reporting import reporting
@@ -33,6 +33,7 @@ seam = Seam()
 
 
 def install() -> None:
+    _end_if_refused(command_line.refuse, command_line.of_this_program())
     seam.when_imported("verl.utils.config", lambda module: seam.wrap(module, "validate_config", _validate_config))
     # Only who imports verl.trainer.main_ppo gets this run_ppo: with `python -m verl.trainer.main_ppo` it is __main__'s.
     seam.when_imported("verl.trainer.main_ppo", lambda module: seam.wrap(module, "run_ppo", _run_ppo))
@@ -72,9 +73,9 @@ def _refuse_on_cpu(config: DictConfig) -> None:
     machine.refuse_too_few_ray_cpus(config)
 
 
-def _end_if_refused(refuse: Callable[[DictConfig], None], config: DictConfig, in_worker: bool = False) -> None:
+def _end_if_refused(refuse: Callable[[Any], None], what: DictConfig | list[str], in_worker: bool = False) -> None:
     try:
-        refuse(config)
+        refuse(what)
     except ValueError as error:
         if in_worker:  # an actor that exits leaves no message; what it raises, Ray hands to the driver
             raise RuntimeError(f"verl-cov: {error}") from None

@@ -78,6 +78,8 @@ def _search(argument: Path) -> list[_FoundRun]:
     file, run = table.split_run(argument)
     if run is not None and file.is_file():
         return [_FoundRun(run, file.parent, [argument])]
+    if not file.exists():
+        raise NoLog(f"{argument}: no such file or folder")
     return _file_run(argument) if argument.is_file() else []
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from verl_cov import terminal
+from verl_cov.terminal import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,7 +22,16 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="The data sets of the paper's runs, in verl's format (docs/data.md).")
 
-SetNames = Annotated[list[str], typer.Argument(help="Sets, as `verl-cov data list` names them.")]
+
+def _complete(incomplete: str) -> list[str]:
+    from verl_cov.tasks.data.sets import SETS
+
+    return [name for name in SETS if name.startswith(incomplete)]
+
+
+SetNames = Annotated[
+    list[str], typer.Argument(help="Sets, as `verl-cov data list` names them.", autocompletion=_complete)
+]
 Given = Annotated[
     str | None,
     typer.Option("--from", help="File or folder, a dataset's id on the Hugging Face Hub, or `sample`. Default: the id"),
@@ -54,7 +65,13 @@ def list_command() -> None:
     terminal.console().print(table)
 
 
-@app.command()
+@app.command(
+    epilog=terminal.examples(
+        "verl-cov data prepare gsm8k gsm8k_test -o data",
+        "verl-cov data prepare omni_math --from omni_math_rule.jsonl -o data",
+        "verl-cov data prepare gsm8k --from sample -o /tmp/data",
+    )
+)
 def prepare(
     names: SetNames,
     given: Given = None,
@@ -81,12 +98,15 @@ def prepare(
             if dataset.split == "train" and prepared.fresh:
                 _compare(console, dataset, prepared.path)
         except terminal.EXPECTED as error:
-            failures.append(str(error) if str(error).startswith(dataset.name) else f"{dataset.name}: {error}")
+            line = terminal.told(error)
+            failures.append(line if line.startswith(dataset.name) else f"{dataset.name}: {line}")
     if failures:
         terminal.fail(*failures)
+    folder = shlex.quote(str(output))
+    _print(console, f"Next: `verl-cov recipes check RECIPE --data {folder}`; `verl-cov recipes list` has the recipes")
 
 
-@app.command()
+@app.command(epilog=terminal.examples("verl-cov data check data/*.parquet --full"))
 def check(
     files: ParquetFiles,
     full: Annotated[bool, typer.Option("--full", help="Look at every row, not only the first 64.")] = False,
@@ -100,7 +120,7 @@ def check(
             report = check_file(path, full=full)
         sampled = [t for t in report.temperatures if t is not None]
         console.print(
-            f"{path}: {report.rows:,} rows of {', '.join(report.data_sources)} ({', '.join(report.splits)}"
+            f"{path}: {counted(report.rows, 'row')} of {', '.join(report.data_sources)} ({', '.join(report.splits)}"
             + (f", temperature {', '.join(f'{t:g}' for t in sampled)}" if sampled else "")
             + f"), {'every row' if full else f'the first {report.checked}'} checked",
             markup=False,
@@ -108,7 +128,7 @@ def check(
         )
 
 
-@app.command(name="contamination")
+@app.command(name="contamination", epilog=terminal.examples("verl-cov data contamination data/*.parquet --remove"))
 def contamination_command(
     files: ParquetFiles,
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is found from the training files.")] = False,
@@ -122,11 +142,11 @@ def contamination_command(
         with _bar("comparing") as show:
             reports = list(contamination.find(training, evaluation, show))
         for report in reports:
-            _print_contamination(console, report, hint=not remove)
+            _print_contamination(console, report, None if remove else evaluation)
             if remove and report.indexes:
                 removed = contamination.remove(report)
                 left = report.rows - removed
-                console.print(f"{report.training}: {removed:,} rows removed, {left:,} left", markup=False)
+                _print(console, f"{report.training}: {counted(removed, 'row')} removed, {left:,} left")
 
 
 def _sets(names: list[str]) -> list[DataSet]:
@@ -148,7 +168,7 @@ def _compare(console: Console, dataset: DataSet, training: Path) -> None:
     if evaluation:
         with _bar(f"comparing {dataset.name} with {len(evaluation)} evaluation sets") as show:
             (report,) = contamination.find([training], evaluation, show)
-        _print_contamination(console, report)
+        _print_contamination(console, report, evaluation)
 
 
 def _evaluation_files(folder: Path, ability: str) -> list[Path]:
@@ -163,40 +183,49 @@ def _print_prepared(console: Console, dataset: DataSet, prepared: Prepared) -> N
     rows, source = prepared.stamp["rows"], prepared.stamp["source"]
     copies = f" x {dataset.copies} copies" if dataset.copies > 1 else ""
     state = "" if prepared.fresh else " (was there already)"
-    _print(console, f"{prepared.path}{state}: {rows['kept']:,} of {rows['read']:,} rows{copies}", "bold")
+    left = rows["written"] // dataset.copies  # what is in the file, also after `contamination --remove`
+    _print(console, f"{prepared.path}{state}: {left:,} of {counted(rows['read'], 'row')}{copies}", "bold")
     if rows["duplicates"]["count"]:
         conflicts = rows["duplicates"]["conflicts"]
         other = f", {conflicts:,} of them with another answer" if conflicts else ""
-        _print(console, f"  {rows['duplicates']['count']:,} duplicates{other}")
+        _print(console, f"  {counted(rows['duplicates']['count'], 'duplicate')}{other}")
     for kind, words in (("left_out", "not of this set"), ("dropped", "dropped")):
-        for reason, counted in rows[kind].items():
-            _print(console, f"  {counted['count']:,} {words}: {reason}, such as {counted['example']}")
+        for reason, found in rows[kind].items():
+            _print(console, f"  {found['count']:,} {words}: {reason}, such as {found['example']}")
     for name, removed in prepared.stamp.get("contamination_removed", {}).items():
-        _print(console, f"  {removed['exact'] + removed['overlap']:,} removed that are in {name}")
+        number = removed["exact"] + removed["overlap"]
+        _print(console, f"  {number:,} removed that {'is' if number == 1 else 'are'} in {name}")
     if source["kind"] == "sample":
         _print(console, "  made of the sample, a few rows to try things out with: not for training", "yellow")
     for warning in prepared.warnings:
         _print(console, f"  Warning: {warning}", "yellow")
 
 
-def _print_contamination(console: Console, report: Contamination, hint: bool = True) -> None:
+def _print_contamination(console: Console, report: Contamination, evaluation: Sequence[Path] | None) -> None:
+    """evaluation: the files that it was compared with, for the command that removes what was found; None: no hint."""
     name = report.training.stem
     for overlap in report.overlaps:
         if overlap.example is None:
             continue
+        are = "is" if overlap.exact == 1 else "are"
+        more = f"{overlap.overlap:,} more {'shares' if overlap.overlap == 1 else 'share'} 13 words in a row with it"
         _print(
             console,
-            f"{name}: {overlap.exact:,} of {report.rows:,} questions are in {overlap.evaluation}, "
-            f"{overlap.overlap:,} more share 13 words in a row with it, such as",
+            f"{name}: {overlap.exact:,} of {counted(report.rows, 'question')} {are} in {overlap.evaluation}, {more}, "
+            "such as",
             "yellow",
         )
         for text in overlap.example:
             _print(console, f"  {' '.join(text[:400].split())[:160]}")
     if not report.indexes:
         compared = ", ".join(overlap.evaluation for overlap in report.overlaps)
-        _print(console, f"{name}: none of {report.rows:,} questions is in {compared}")
-    elif hint:
-        _print(console, f"  {len(report.indexes):,} rows in all; `verl-cov data contamination --remove` removes them")
+        _print(console, f"{name}: none of {counted(report.rows, 'question')} is in {compared}")
+    elif evaluation is not None:
+        command = shlex.join(
+            ["verl-cov", "data", "contamination", "--remove", str(report.training), *map(str, evaluation)]
+        )
+        removes = "removes it" if len(report.indexes) == 1 else "removes them"
+        _print(console, f"  {counted(len(report.indexes), 'row')} in all; `{command}` {removes}")
 
 
 def _print(console: Console, text: str, style: str = "") -> None:
@@ -205,13 +234,14 @@ def _print(console: Console, text: str, style: str = "") -> None:
 
 @contextmanager
 def _bar(text: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar on a terminal's standard error; elsewhere nothing."""
+    """A progress bar on a terminal's standard error; elsewhere a line if it takes long."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
-    with bar if console.is_terminal else nullcontext():  # not `disable`: older rich then prints an empty line
+    # Not `disable`: older rich then prints an empty line.
+    with bar if console.is_terminal else terminal.working(text):
         task = bar.add_task(text, total=None)
         yield lambda read, total: bar.update(task, completed=read, total=total)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl_cov.tasks.data.sets import DataSet
+from verl_cov.terminal import counted
 
 UNKNOWN = "none of the known formats"
 TOO_MANY_DROPPED = 0.05  # share of the rows; above it there is a warning
@@ -60,14 +61,14 @@ def warnings(dataset: DataSet, tally: Tally) -> dict[str, str]:
     if dataset.rows and tally.candidates not in dataset.rows:
         known = " or ".join(f"{number:,}" for number in dataset.rows)
         hint = f": {dataset.hint}" if dataset.hint else ""
-        lines["rows"] = f"{tally.candidates:,} rows, where the known source has {known}{hint}"
+        lines["rows"] = f"{counted(tally.candidates, 'row')}, where the known source has {known}{hint}"
     share = tally.unusable / tally.candidates
     if share > TOO_MANY_DROPPED:
         reason, (count, example) = max(tally.dropped.items(), key=lambda item: item[1][0])
         lines["dropped"] = f"{share:.0%} of the rows dropped; most often: {reason} ({count:,}), such as {example}"
     if tally.conflicts:
         lines["conflicts"] = (
-            f"{tally.conflicts:,} duplicates have another answer than the first of their question, which is kept; "
+            f"{counted(tally.conflicts, 'duplicate')} with another answer than the question's first, which is kept; "
             f"such as {tally.conflict}"
         )
     return lines

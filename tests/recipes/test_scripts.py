@@ -1,0 +1,152 @@
+"""The scripts of recipes/ as a user types them. Stubs of verl-cov and ray say what they are called with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+SCRIPTS = ("run.sh", "sweep.sh", "ray.sh")
+# `recipes commands` lists two runs with names that a shell could take apart; the second run fails.
+VERL_COV = """#!/bin/sh
+if [ "$2" = commands ]; then
+  [ "$4" = e ] || { echo "verl-cov: there is no experiment '$4'" >&2; exit 2; }
+  echo "e/a *"; echo e/b; exit
+fi
+case " $* " in *" --dry-run "*) case " $* " in *" bad=1 "*) echo "verl-cov: bad" >&2; exit 2 ;; *) exit ;; esac ;; esac
+printf '<%s>' "$@"; echo
+[ "$3" != e/b ]
+"""
+
+
+def script(name: str, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", str(FOLDER / name), *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=60,
+    )
+
+
+@pytest.fixture(autouse=True)
+def stubs(tmp_path, monkeypatch):
+    for name, text in (("verl-cov", VERL_COV), ("ray", "#!/bin/sh\nprintf '<%s>' \"$@\"; echo\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("words", [["-h"], ["--help"], ["e", "--help"], ["submit", "e", "-h"]], ids=" ".join)
+def test_help_is_help_and_runs_nothing(name, words):
+    done = script(name, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"recipes/{name} " in done.stdout
+    assert "<" not in done.stdout
+    assert "set -" not in done.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_word_at_all_is_help_with_code_2(name):
+    done = script(name)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout == script(name, "-h").stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "says"),
+    [
+        ("sweep.sh", ["fig99"], "there is no experiment 'fig99'"),
+        ("sweep.sh", ["--data"], "the experiment comes first"),
+        ("sweep.sh", ["a=1", "e"], "the experiment comes first"),
+        ("sweep.sh", ["e", "bad=1"], "verl-cov: bad"),
+        ("ray.sh", ["start"], "there is no command 'start': give head, worker, submit or stop"),
+        ("ray.sh", ["worker"], "worker takes the head's address"),
+        ("ray.sh", ["submit"], "submit takes a recipe"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_nothing_is_run(name, words, says):
+    done = script(name, *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert ": line " not in done.stderr
+
+
+@pytest.mark.parametrize("seeds", [" ", "0 a", "1,2"])
+def test_seeds_that_are_no_numbers_are_one_line(seeds):
+    done = script("sweep.sh", "e", SEEDS=seeds)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f'SEEDS="{seeds}" must be whole numbers' in done.stderr
+
+
+@pytest.mark.parametrize(("name", "tool"), [("run.sh", "verl-cov"), ("sweep.sh", "verl-cov"), ("ray.sh", "ray")])
+def test_a_tool_is_the_checkouts_own_if_there_is_no_other_and_named_if_there_is_none(name, tool, stubs, monkeypatch):
+    """In a copy, beside which there may be no .venv."""
+    shutil.copytree(FOLDER, stubs / "recipes")
+    monkeypatch.setattr(sys.modules[__name__], "FOLDER", stubs / "recipes")
+    words = ["stop"] if tool == "ray" else ["e"]
+    done = script(name, *words, PATH="/usr/bin:/bin")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert f"there is no {tool} on the PATH" in done.stderr
+    (stubs / ".venv" / "bin").mkdir(parents=True)
+    (stubs / tool).rename(stubs / ".venv" / "bin" / tool)
+    assert "<" in script(name, *words, PATH="/usr/bin:/bin").stdout
+
+
+def test_words_arrive_as_they_were_typed():
+    done = script("run.sh", "tiny", "grpo", "kl_cov", "toy", "--dry-run-not", "a=1 2", "b=$x *", "c='d \"e'")
+    assert done.stdout == "<recipes><run><tiny><grpo><kl_cov><toy><--dry-run-not><a=1 2><b=$x *><c='d \"e'>\n"
+
+
+def test_a_sweep_goes_through_runs_and_seeds_and_past_a_failure():
+    done = script("sweep.sh", "e", "x=1 2", "y=*", SEEDS="0 1")
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if line.startswith("<recipes>")] == [
+        f"<recipes><run><e/{name}><--skip-finished><recipe.seed={seed}><recipe.name=e-{name}-seed{seed}><x=1 2><y=*>"
+        for seed in (0, 1)
+        for name in ("a *", "b")
+    ]
+    assert done.stdout.count(" failed\n") == 2
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["submit", "e"], "no Ray cluster answers at 127.0.0.1:"), (["worker", "127.0.0.1"], "no Ray head answers at")],
+)
+def test_without_a_cluster_ray_is_not_even_asked(words, says):
+    port = str(free_port())
+    done = script("ray.sh", *words, DASHBOARD=port, PORT=port)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in done.stderr
+    assert "recipes/ray.sh head" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_recipe_is_submitted_to_the_cluster_that_answers():
+    with closing(socket.socket()) as cluster:
+        cluster.bind(("127.0.0.1", 0))
+        cluster.listen()
+        port = str(cluster.getsockname()[1])
+        done = script("ray.sh", "submit", "e/b", "a=1 2", DASHBOARD=port, PORT=port)
+        assert done.returncode == 0, done.stderr
+        assert f"<--address><http://127.0.0.1:{port}>" in done.stdout
+        assert done.stdout.endswith("<e/b><a=1 2>\n")
+        taken = script("ray.sh", "head", DASHBOARD=port, PORT=port)
+        assert (taken.returncode, taken.stdout) == (2, "")
+        assert f"port {port} is taken" in taken.stderr
