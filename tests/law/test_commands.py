@@ -75,7 +75,7 @@ def test_several_runs_are_fitted_each_or_together(tmp_path):
     assert [one["name"] for one in each] == ["seed0", "seed1", "seed2"]
     together = parsed("fit", tmp_path / "seeds", "--pool")
     assert (together["runs"], together["n"]) == (3, 93)
-    assert together["a"] == pytest.approx(np.mean([one["a"] for one in each]), rel=1e-6)
+    assert together["a"] == pytest.approx(np.mean([one["least_squares"]["a"] for one in each]), rel=1e-6)
 
 
 def test_forecast_predicts_the_rest_and_says_how_early_it_could(tmp_path):

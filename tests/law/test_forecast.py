@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks.law_coverage import simulate
-from verl_cov.law import fit, forecast, rolling_origin
+from verl_cov.law import estimate, forecast, rolling_origin
 from verl_cov.law.examples import qwen25_math
 
 RNG = np.random.default_rng
@@ -17,7 +17,7 @@ def test_fits_the_papers_share_and_predicts_the_rest_by_the_law():
     steps, entropy, score = run()
     result = forecast(steps, entropy, score)
     assert result.n == 9
-    assert result.estimate.law == fit(entropy[:9], score[:9])
+    assert result.estimate.law == estimate(entropy[:9], score[:9]).law
     assert result.step.tolist() == steps[9:].tolist()
     np.testing.assert_array_equal(result.score, score[9:])
     np.testing.assert_array_equal(result.entropy, entropy[9:])

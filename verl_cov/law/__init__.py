@@ -11,8 +11,8 @@ imported at the first call that needs it.
 """
 
 from verl_cov.law.compare import Comparison, compare
-from verl_cov.law.estimate import Estimate, Interval, estimate
-from verl_cov.law.fit import LawFit, fit
+from verl_cov.law.estimate import Estimate, estimate
+from verl_cov.law.fit import Interval, LawFit, fit
 from verl_cov.law.forecast import Forecast, forecast, rolling_origin
 from verl_cov.law.points import Points, points
 from verl_cov.law.readers import NoPoints, Run, find_runs, read_metrics

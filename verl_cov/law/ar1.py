@@ -68,12 +68,16 @@ class Mixture:
     def tail(self, contrast: Array) -> float:
         """Two-sided p-value of the hypothesis contrast [p] @ params = 0."""
         centre, spread = self._components(contrast[None])
-        below = float(self.weight @ stdtr(self.df, -centre[:, 0] / spread[:, 0]))
-        return 2 * min(below, 1 - below)
+        # Each tail by itself: 1 minus the other would round to 0, or below it.
+        return 2 * min(float(self.weight @ stdtr(self.df, sign * centre[:, 0] / spread[:, 0])) for sign in (-1, 1))
+
+    def mean(self) -> Array:
+        """Posterior mean [p] of the coefficients: their estimate."""
+        return self.weight @ self.params
 
     def covariance(self) -> Array:
         """Covariance [p, p] of the coefficients, on the scale of `standard_error`."""
-        away = self.params - self.weight @ self.params
+        away = self.params - self.mean()
         return np.einsum("j,jpq->pq", self.weight, self.cov + away[:, :, None] * away[:, None, :])
 
     @property

@@ -76,6 +76,8 @@ def fit(
     for run, law in fits:
         if not pool:
             _print(tables.gain_line(run, law))
+        if plain := tables.least_squares_line(run, law):
+            _print(plain)
         _print_remarks(law.warnings, run.notes)
 
 

@@ -65,7 +65,9 @@ def _section(run: Points, law: Estimate, share: float) -> list[str]:
     title = f"<h2>{_text(run.name)}</h2>"
     warnings = [f'<p class="warning">{_text(warning)}</p>' for warning in law.warnings]
     notes = [f'<p class="note">{_text(note)}</p>' for note in run.notes]
-    return [title, *warnings, *_forecast(run, share), *notes]
+    plain = tables.least_squares_line(run, law)
+    beside = [f"<p>{_text(plain)}.</p>"] if plain else []
+    return [title, *warnings, *beside, *_forecast(run, share), *notes]
 
 
 def _forecast(run: Points, share: float) -> list[str]:

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from verl_cov.law.distributions import stdtr
-from verl_cov.law.estimate import Interval
-from verl_cov.law.fit import Array
+from verl_cov.law.fit import Array, Interval
 
 if TYPE_CHECKING:
     from statsmodels.regression.linear_model import RegressionResults

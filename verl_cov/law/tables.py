@@ -9,7 +9,9 @@ from rich.text import Text
 
 from verl_cov.law.commands import Sizes
 from verl_cov.law.compare import Comparison
-from verl_cov.law.estimate import Estimate, Interval
+from verl_cov.law.distributions import p_text
+from verl_cov.law.estimate import Estimate
+from verl_cov.law.fit import Interval
 from verl_cov.law.forecast import Forecast
 from verl_cov.law.points import Points
 from verl_cov.law.scale import Scaling
@@ -41,6 +43,17 @@ def gain_line(run: Points, law: Estimate) -> str:
     return (
         f"{start}, by the law {here.value:.3g}; the remaining entropy buys {gain.value:.2g} more "
         f"({gain.low:.2g} to {gain.high:.2g}), to {law.ceiling.value:.3g} at H = 0"
+    )
+
+
+def least_squares_line(run: Points, law: Estimate) -> str | None:
+    """The plain least-squares line beside the law, if the two differ by more than half a standard error."""
+    plain = law.least_squares
+    if not law.parted:
+        return None
+    return (
+        f"{run.name}: {'Huber' if law.robust else 'least squares'} alone, which takes the noise for independent, gives "
+        f"a {plain.a:.3f}, b {plain.b:.3f}, ceiling {plain.ceiling:.3f} (R² {plain.r2:.3f})"
     )
 
 
@@ -82,14 +95,14 @@ def compare_lines(runs: Sequence[Points], comparison: Comparison) -> list[str]:
     """The result of the tests in words."""
     names, p_values = comparison.names, comparison.pair_p_holm
     verdict = "no sign that they differ" if comparison.wald_p >= 0.05 else "they differ"
-    lines = [f"One law for all {len(names)} runs? Wald test p = {comparison.wald_p:.2g}: {verdict}."]
+    lines = [f"One law for all {len(names)} runs? Wald test {p_text(comparison.wald_p)}: {verdict}."]
     pairs = sorted(
         (p_values[i, j], names[i], names[j])
         for i in range(len(names))
         for j in range(i + 1, len(names))
         if p_values[i, j] < 0.05
     )
-    lines += [f"{a} and {b} differ (p = {p:.2g}, corrected for the number of pairs)" for p, a, b in pairs[:10]]
+    lines += [f"{a} and {b} differ ({p_text(p)}, corrected for the number of pairs)" for p, a, b in pairs[:10]]
     if len(pairs) > 10:
         lines.append(f"... and {len(pairs) - 10} more pairs")
     return [*lines, f"The score is {runs[0].score_key}, the entropy {runs[0].entropy_key}."]

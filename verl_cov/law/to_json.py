@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from verl_cov.law.compare import Comparison
-from verl_cov.law.estimate import Estimate, Interval
+from verl_cov.law.estimate import Estimate
+from verl_cov.law.fit import Interval
 from verl_cov.law.forecast import Forecast
 from verl_cov.law.points import Points
 from verl_cov.law.scale import Scaling, Trend
@@ -29,6 +30,7 @@ def fit_json(run: Points, law: Estimate) -> Json:
         "level": law.level,
         "r2": _finite(law.law.r2),
         "rmse": law.law.rmse,
+        "least_squares": {key: _finite(getattr(law.least_squares, key)) for key in ("a", "b", "ceiling", "r2", "rmse")},
         "n": law.n,
         "runs": law.runs,
         "unit": law.unit,

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from verl_cov.law.compare import Comparison
-from verl_cov.law.estimate import Estimate, Interval
-from verl_cov.law.fit import Array
+from verl_cov.law.distributions import p_text
+from verl_cov.law.estimate import Estimate
+from verl_cov.law.fit import Array, Interval
 from verl_cov.law.forecast import Forecast
 from verl_cov.law.plots.style import LEGEND, PALETTE, TEXT, by_step, dress, entropy_axis, literal
 from verl_cov.law.points import Points
@@ -107,7 +108,7 @@ def comparison(result: Comparison) -> Figure:
             axes.set_yticks(range(len(names)), [literal(name) for name in names])
             axes.set_ylim(len(names) - 0.5, -0.5)
         figure.suptitle(
-            f"The same law? Wald test p = {result.wald_p:.2g}{_rest(len(result.names), '', 3 * _MOST_RUNS)}"
+            f"The same law? Wald test {p_text(result.wald_p)}{_rest(len(result.names), '', 3 * _MOST_RUNS)}"
         )
         return figure
 
