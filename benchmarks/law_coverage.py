@@ -13,7 +13,7 @@ import numpy as np
 import typer
 from scipy.signal import lfilter
 
-from verl_cov.law import estimate
+from verl_cov.law import estimate, scale
 from verl_cov.law.ar1 import regress
 from verl_cov.law.series import line_of, series
 
@@ -94,6 +94,33 @@ def several_runs(number: int, counts: tuple[int, ...], spread: float, n: int = 2
     return table
 
 
+SIZES = np.array([0.36, 1.31, 2.77, 6.53, 31.0, 70.0, 140.0])  # the paper's, billions, and two more
+
+
+def one_size_more(number: int, sizes: int, seeds: int, scatter: float, seed_scatter: float = 0.01) -> dict:
+    """Over sets of `seeds` runs of each of the first `sizes` sizes: "prediction", [3] whether the intervals hold a, b
+    and the ceiling of a run of the next size; "slope", [2] the true slopes; "bent": the share of lines called bent.
+
+    scatter: standard deviation of a and b between models of a size about the line; seed_scatter: between seeds.
+    """
+    rng = np.random.default_rng(4)
+    size = np.repeat(SIZES[: sizes + 1], seeds)
+    line = np.array([[0.10, 0.046], [0.33, 0.116]])  # the paper's Qwen2.5, digitised
+    held, slopes, bent = [], [], []
+    for _ in range(number):
+        models = np.repeat(rng.normal(0, scatter, (2, sizes + 1)), seeds, axis=1)
+        laws = line @ [np.ones(size.size), np.log(size)] + models + rng.normal(0, seed_scatter, models.shape)
+        known, new = laws[:, :-seeds], laws[:, -1]
+        scaling = scale(size[:-seeds], *known)
+        law = scaling.predict(SIZES[sizes])
+        truths = (new[0], new[1], new[1] - new[0])
+        held.append([i.low <= truth <= i.high for i, truth in zip((law.a, law.b, law.ceiling), truths, strict=True)])
+        trends = scaling.a.slope, scaling.b.slope
+        slopes.append([i.low <= truth <= i.high for i, truth in zip(trends, line[:, 1], strict=True)])
+        bent.append(any("bends at" in warning or "straight" in warning for warning in scaling.warnings))
+    return {"prediction": np.mean(held, axis=0), "slope": np.mean(slopes, axis=0), "bent": np.mean(bent)}
+
+
 ALARMS = {  # a word of each warning about the fit
     "a holds 0": "holds 0",
     "R2": "R²",
@@ -135,10 +162,18 @@ def main(runs: Annotated[int, typer.Option(help="simulated runs a cell")] = 1000
     for spread in (0.0, 0.05):
         for count, row in several_runs(runs // 2, (2, 3, 5, 10), spread).items():
             print(f"| {count} | {100 * spread:.0f} % | {cell(row['clustered'])} | {cell(row['ar1'])} |")
+    print("\n| sizes | seeds | sizes scatter by | predicted a / b / ceiling | slopes of a / b | called bent |")
+    print("|---|---|---|---|---|---|")
+    for sizes in (3, 4, 5, 6):
+        for seeds in (1, 3, 5):
+            for scatter in (0.0, 0.02, 0.05):
+                row = one_size_more(runs // 2, sizes, seeds, scatter)
+                shares = f"{cell(row['prediction'])} | {cell(row['slope'])} | {100 * row['bent']:.1f} %"
+                print(f"| {sizes} | {seeds} | {scatter} | {shares} |")
     print(f"\n| points | rho | {' | '.join(ALARMS)} | any warning |\n|{'---|' * (len(ALARMS) + 3)}")
     for (n, rho), shares in false_alarms(runs, (10, 20, 40, 80), (0.0, 0.6)).items():
         print(f"| {n} | {rho} | {' | '.join(f'{100 * share:.1f} %' for share in shares.values())} |")
-    print(f"\n{runs} runs a cell (half of that in the second and third table), {time.perf_counter() - started:.0f} s")
+    print(f"\n{runs} runs a cell (half of that in the second to fourth table), {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":
