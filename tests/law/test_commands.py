@@ -92,6 +92,31 @@ def test_forecast_predicts_the_rest_and_says_how_early_it_could(tmp_path):
     assert "RMSE of the rest" in run("forecast", tmp_path / "run.jsonl").output
 
 
+def test_forecast_ranks_descriptions_and_goes_to_a_later_step(tmp_path):
+    log = write(tmp_path / "run.jsonl")
+    answer = parsed("forecast", log, "--to-step", "80")
+    assert answer["alternatives"][0]["error"] == min(one["error"] for one in answer["alternatives"])
+    assert {one["needs"] for one in answer["alternatives"]} == {"entropy", "step"}
+    there = answer["to_step"]
+    assert there["step"] == 80
+    for key in ("score", "entropy", "gain"):
+        low, high = there[f"{key}_interval"]
+        assert low <= there[key] <= high
+    text = run("forecast", log, "--to-step", "80").output
+    assert "at step 80 a score of" in text
+    assert "predicted this run" in text
+    assert "to_step" not in parsed("forecast", log)
+    assert "--to-step 3: run: step 3 is not after the last one" in run("forecast", log, "--to-step", "3").output
+
+
+def test_fit_tells_the_headline_shares_and_least_squares(tmp_path):
+    answer = parsed("fit", write(tmp_path / "run.jsonl"))
+    assert [row["fraction"] for row in answer["headline"]] == [1 / 12, 1 / 3]
+    assert 0 < answer["headline"][0]["gain_realised"] < answer["headline"][1]["gain_realised"] < 1.1
+    assert set(answer["least_squares"]) == {"a", "b", "ceiling", "r2", "rmse"}
+    assert "entropy consumed" in run("fit", tmp_path / "run.jsonl").output
+
+
 def test_compare_tells_one_law_from_two(tmp_path):
     same = [write(tmp_path / f"same{seed}.jsonl", seed=seed) for seed in range(2)]
     other = write(tmp_path / "other.jsonl", a=0.1, b=0.9, seed=7)

@@ -31,6 +31,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Output = Annotated[Path | None, typer.Option("-o", "--output", help="Also write to this file: .json or .png.")]
 Share = Annotated[float, typer.Option("--fraction", help="Share of the points, by step, to fit; the paper's is 0.15.")]
 Robust = Annotated[bool, typer.Option("--robust", help="Give outliers less weight (Huber).")]
+ToStep = Annotated[float | None, typer.Option("--to-step", help="Also say where the runs will stand at this step.")]
 Pool = Annotated[bool, typer.Option("--pool", help="Fit one law to all runs, which differ only in their seed.")]
 
 
@@ -68,14 +69,22 @@ def fit(
             fits = [commands.fit_together(loaded, robust)]
         else:
             fits = commands.fit_each(loaded, robust)
-        answer = to_json.one_or_all([to_json.fit_json(run, law) for run, law in fits])
+        shares = [() if pool else commands.headline_of(run) for run, _ in fits]
+        answer = to_json.one_or_all(
+            [
+                to_json.fit_json(run, law) | {"headline": to_json.headline_json(early)}
+                for (run, law), early in zip(fits, shares, strict=True)
+            ]
+        )
         _give(answer, as_json, output, lambda: laws.fits(fits))
     if as_json:
         return
     terminal.console().print(tables.fit_table(fits))
-    for run, law in fits:
+    for (run, law), early in zip(fits, shares, strict=True):
         if not pool:
             _print(tables.gain_line(run, law))
+        if said := tables.headline_line(run.name, early):
+            _print(said)
         if plain := tables.least_squares_line(run, law):
             _print(plain)
         _print_remarks(law.warnings, run.notes)
@@ -84,32 +93,49 @@ def fit(
 def forecast(
     runs: Runs,
     fraction: Share = 0.15,
+    to_step: ToStep = None,
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
-    """Fit the first points of runs and predict the rest: how early was each run predictable?"""
+    """Fit the first points of runs and predict the rest: how early was each run predictable, and by what?"""
     from verl_cov.law import commands, tables, to_json
+    from verl_cov.law.alternatives import verdict
     from verl_cov.law.plots import laws
     from verl_cov.law.runs import load
 
     with terminal.one_line():
         _check(output, runs, fraction)
-        forecasts = commands.forecast_each(load(runs, entropy_key, score_key), fraction)
+        loaded = load(runs, entropy_key, score_key)
+        forecasts = commands.forecast_each(loaded, fraction)
+        rankings = [commands.rank_alternatives(run) for run in loaded]
+        later = commands.stand_at(loaded, to_step) if to_step is not None else []
         if output is not None and output.suffix.lower() == ".png" and len(forecasts) > 1:
             raise ValueError(f"-o {output}: the picture of a forecast shows one run; for several, `verl-cov report`")
-        answer = to_json.one_or_all([to_json.forecast_json(*columns) for columns in forecasts])
+        objects = [
+            to_json.forecast_json(*columns) | {"alternatives": to_json.rank_json(ranked)}
+            for columns, ranked in zip(forecasts, rankings, strict=True)
+        ]
+        for one, there in zip(objects, later, strict=False):
+            one["to_step"] = to_json.ahead_json(to_step or 0.0, there)
+        answer = to_json.one_or_all(objects)
         _give(answer, as_json, output, lambda: laws.forecast(*forecasts[0][:2]))
     if as_json:
         return
-    for run, prediction, origins in forecasts:
+    for at, (run, prediction, origins) in enumerate(forecasts):
         _print(f"{run.name}: fitted to the first {prediction.n} of {run.steps.size} points", style="bold")
         _print(
             f"The rest, predicted from its entropy: RMSE {prediction.rmse_rest:.3g}, error at the end "
             f"{prediction.final_error:+.3g}, {100 * prediction.coverage:.0f} % of the points in their 95 % interval"
         )
         terminal.console().print(tables.forecast_table(run, origins))
+        if rankings[at]:
+            terminal.console().print(tables.rank_table(rankings[at]))
+        _print(verdict(rankings[at]))
+        if later:
+            _print(tables.ahead_line(run.name, to_step or 0.0, later[at]))
+            _print_remarks(getattr(later[at], "warnings", ()), ())
         _print_remarks(prediction.estimate.warnings, run.notes)
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from verl_cov import __version__
 from verl_cov.law import commands, tables
+from verl_cov.law.alternatives import verdict
 from verl_cov.law.estimate import Estimate
 from verl_cov.law.plots import laws, style
 from verl_cov.law.points import Points
@@ -65,9 +66,15 @@ def _section(run: Points, law: Estimate, share: float) -> list[str]:
     title = f"<h2>{_text(run.name)}</h2>"
     warnings = [f'<p class="warning">{_text(warning)}</p>' for warning in law.warnings]
     notes = [f'<p class="note">{_text(note)}</p>' for note in run.notes]
-    plain = tables.least_squares_line(run, law)
-    beside = [f"<p>{_text(plain)}.</p>"] if plain else []
-    return [title, *warnings, *beside, *_forecast(run, share), *notes]
+    lines = tables.headline_line(run.name, commands.headline_of(run)), tables.least_squares_line(run, law)
+    said = [f"<p>{_text(line)}.</p>" for line in lines if line]
+    return [title, *warnings, *said, *_alternatives(run), *_forecast(run, share), *notes]
+
+
+def _alternatives(run: Points) -> list[str]:
+    ranked = commands.rank_alternatives(run)
+    table = [_table(tables.RANK_COLUMNS, [tables.rank_row(one) for one in ranked])] if ranked else []
+    return [f"<p>{_text(verdict(ranked))}</p>", *table]
 
 
 def _forecast(run: Points, share: float) -> list[str]:
