@@ -65,7 +65,17 @@ def other_noise(number: int, lengths: tuple[int, ...]) -> dict:
         drift = simulate(rng, n, 0.8)[1] - simulate(rng, n, 0.0)[1]  # holds white noise too, as strong as the drift
         return drift / np.sqrt(2)
 
+    def remembering(n: int) -> np.ndarray:
+        entropy, score = simulate(rng, n, 0.9)
+        return score - B + A * np.exp(entropy)
+
+    def counted(n: int) -> np.ndarray:  # the law's share of right answers drifts, and 500 answers are drawn
+        entropy, score = simulate(rng, n, 0.9)
+        return rng.binomial(500, np.clip(score, 0, 1)) / 500 - B + A * np.exp(entropy)
+
     kinds = {
+        "AR(1) 0.9": remembering,
+        "AR(1) 0.9 and 500 answers drawn": counted,
         "white and AR(1) 0.8, half each": mixed,
         "shrinking threefold": lambda n: rng.normal(0, NOISE, n) * np.geomspace(3, 1, n),
         "Student's t, 3 df": lambda n: rng.standard_t(3, n) * NOISE,
@@ -77,6 +87,18 @@ def other_noise(number: int, lengths: tuple[int, ...]) -> dict:
         for kind, noise in kinds.items()
         for n in lengths
     }
+
+
+def estimators(number: int, lengths: tuple[int, ...], rhos: tuple[float, ...]) -> dict:
+    """{(n, rho): [2, 3]: root mean squared error of a, b and the ceiling, by the estimate and by least squares}."""
+    rng = np.random.default_rng(6)
+    table = {}
+    for n in lengths:
+        for rho in rhos:
+            laws = [estimate(*simulate(rng, n, rho)) for _ in range(number)]
+            values = np.array([[(one.a, one.b, one.ceiling) for one in (law.law, law.least_squares)] for law in laws])
+            table[n, rho] = np.sqrt(np.mean((values - TRUTH) ** 2, axis=0))
+    return table
 
 
 def several_runs(number: int, counts: tuple[int, ...], spread: float, n: int = 20, rho: float = 0.3) -> dict:
@@ -176,6 +198,10 @@ def main(runs: Annotated[int, typer.Option(help="simulated runs a cell")] = 1000
     print("| points | rho | a / b / ceiling |\n|---|---|---|")
     for (n, rho), shares in one_run(runs, lengths, rhos).items():
         print(f"| {n} | {rho} | {cell(shares)} |")
+    print("\n| points | rho | error of a | by least squares | error of the ceiling | by least squares |")
+    print("|---|---|---|---|---|---|")
+    for (n, rho), (ours, plain) in estimators(runs // 2, (10, 40), (0.0, 0.6, 0.9)).items():
+        print(f"| {n} | {rho} | {ours[0]:.4f} | {plain[0]:.4f} | {ours[2]:.4f} | {plain[2]:.4f} |")
     print("\n| noise | points | a / b / ceiling |\n|---|---|---|")
     for (kind, n), shares in other_noise(runs // 2, (10, 20, 40)).items():
         print(f"| {kind} | {n} | {cell(shares)} |")
@@ -204,7 +230,7 @@ def main(runs: Annotated[int, typer.Option(help="simulated runs a cell")] = 1000
     print(f"\n| points | rho | {' | '.join(ALARMS)} | any warning |\n|{'---|' * (len(ALARMS) + 3)}")
     for (n, rho), shares in false_alarms(runs, (10, 20, 40, 80), (0.0, 0.6)).items():
         print(f"| {n} | {rho} | {' | '.join(f'{100 * share:.1f} %' for share in shares.values())} |")
-    shares = "half in the second to fourth table, a quarter in the fifth"
+    shares = "half in the second to fifth table, a quarter in the sixth"
     print(f"\n{runs} runs a cell ({shares}), {time.perf_counter() - started:.0f} s")
 
 

@@ -6,8 +6,8 @@ size share the first, so more seeds do not make it smaller, and errors that coun
 The squares about the line through the means have S - 2 degrees of freedom for S sizes, those of the runs about the
 means n - S. A new run's error has a part of each, so its interval is that of a sum of two Student's t (Behrens and
 Fisher): it holds for any ratio of the two scatters. docs/law.md shows how often.
-If the means scatter no more than their runs explain (F below 1), all squares are pooled, unless there are only three
-sizes: one degree of freedom cannot say that.
+If the means scatter less than half of all sets of runs would without any scatter of sizes (F below its median), all
+squares are pooled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from verl_cov.law.distributions import stdtr, stdtrit
+from verl_cov.law.distributions import fdtrc, stdtr, stdtrit
 from verl_cov.law.fit import Array, Interval
 
 _GRID = (np.arange(200) + 0.5) / 200
@@ -68,7 +68,7 @@ def scatter(design: Array, y: Array, group: NDArray[np.intp]) -> Scatter:
     df, within_df, share = means.size - 2, int(y.size - means.size), 1 / runs
     between = about_line / df
     within = about_means / within_df if within_df else 0.0
-    pooled = df > 1 and within > 0 and between < within * float(share.mean())
+    pooled = within > 0 and float(fdtrc(df, within_df, between / (within * float(share.mean())))) > 0.5
     if pooled:
         off = (means - design @ line) ** 2
         within, within_df = (about_means + float(off @ runs)) / (within_df + df), within_df + df
