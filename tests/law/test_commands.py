@@ -175,6 +175,8 @@ def test_the_report_is_one_page_that_needs_no_other_file(tmp_path):
     assert not re.search(r'(?:src|href)="(?!data:|https://arxiv.org)', page)
     for part in ("Do the runs share one law?", "How early was it predictable?", "not expected to follow", "at H = 0"):
         assert part in page
+    for part in ("entropy consumed", "predicted this run", "a sigmoid in compute", "the law with extrapolated entropy"):
+        assert page.count(part) >= 2  # each run
 
 
 def test_runs_that_cannot_be_put_side_by_side_are_refused(tmp_path):

@@ -101,13 +101,12 @@ def test_seeds_of_one_size_count_as_its_mean_does():
 
 
 def test_without_scatter_of_sizes_all_squares_are_one_regression():
-    """If the means lie closer to the line than their seeds explain: ordinary least squares over all runs."""
+    """If the means lie closer to the line than their seeds explain, a new run is that of a regression over all runs."""
     size = np.repeat([1.0, 2, 4, 8], 3)
     y = 0.1 + 0.2 * np.log(size) + np.tile([-0.03, 0.01, 0.02], 4)
     trend, right = scale(size, y, y).a, sm.OLS(y, sm.add_constant(np.log(size))).fit()
     expected = right.get_prediction([[1, math.log(30)]])
-    assert trend.scatter.pooled
-    assert trend.slope.se == pytest.approx(right.bse[1])
+    assert trend.scatter.pooled == pytest.approx(right.mse_resid)
     assert (trend.predict(30).low, trend.predict(30).high) == pytest.approx(tuple(expected.conf_int(obs=True)[0]))
 
 

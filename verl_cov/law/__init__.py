@@ -5,7 +5,7 @@ It imports neither verl nor torch, so it works on the metrics of any run on any 
     readers, keys, points, runs     from logs to points (entropy, score), of one run and of several
     fit, series, ar1, estimate, diagnostics, compare, scatter, scale        the law's statistics
     decay, forecast, ahead, alternatives, headline                          what comes later, and what came early
-    commands, tables, to_json, report, plots, watch, cli                    what `verl-cov fit` to `watch` show
+    commands, tables, to_json, beside, report, plots, watch, cli                    what `verl-cov fit` to `watch` show
 
 This module imports no pictures, so fitting does not load matplotlib; statsmodels, which takes a second to load, is
 imported at the first call that needs it.

@@ -58,7 +58,7 @@ def fit(
     output: Output = None,
 ) -> None:
     """Fit the law R = -a exp(H) + b to runs: a, b, the ceiling b - a, with intervals and warnings."""
-    from verl_cov.law import commands, tables, to_json
+    from verl_cov.law import beside, commands, tables, to_json
     from verl_cov.law.plots import laws
     from verl_cov.law.runs import load
 
@@ -69,24 +69,16 @@ def fit(
             fits = [commands.fit_together(loaded, robust)]
         else:
             fits = commands.fit_each(loaded, robust)
-        shares = [() if pool else commands.headline_of(run) for run, _ in fits]
-        answer = to_json.one_or_all(
-            [
-                to_json.fit_json(run, law) | {"headline": to_json.headline_json(early)}
-                for (run, law), early in zip(fits, shares, strict=True)
-            ]
-        )
+        answer = to_json.one_or_all([to_json.fit_json(run, law) | beside.headline_json(run, law) for run, law in fits])
         _give(answer, as_json, output, lambda: laws.fits(fits))
     if as_json:
         return
     terminal.console().print(tables.fit_table(fits))
-    for (run, law), early in zip(fits, shares, strict=True):
+    for run, law in fits:
         if not pool:
             _print(tables.gain_line(run, law))
-        if said := tables.headline_line(run.name, early):
-            _print(said)
-        if plain := tables.least_squares_line(run, law):
-            _print(plain)
+        for line in beside.fit_lines(run, law):
+            _print(line)
         _print_remarks(law.warnings, run.notes)
 
 
@@ -100,8 +92,7 @@ def forecast(
     output: Output = None,
 ) -> None:
     """Fit the first points of runs and predict the rest: how early was each run predictable, and by what?"""
-    from verl_cov.law import commands, tables, to_json
-    from verl_cov.law.alternatives import verdict
+    from verl_cov.law import beside, commands, tables, to_json
     from verl_cov.law.plots import laws
     from verl_cov.law.runs import load
 
@@ -109,34 +100,28 @@ def forecast(
         _check(output, runs, fraction)
         loaded = load(runs, entropy_key, score_key)
         forecasts = commands.forecast_each(loaded, fraction)
-        rankings = [commands.rank_alternatives(run) for run in loaded]
-        later = commands.stand_at(loaded, to_step) if to_step is not None else []
+        later = beside.later(loaded, to_step)
         if output is not None and output.suffix.lower() == ".png" and len(forecasts) > 1:
             raise ValueError(f"-o {output}: the picture of a forecast shows one run; for several, `verl-cov report`")
-        objects = [
-            to_json.forecast_json(*columns) | {"alternatives": to_json.rank_json(ranked)}
-            for columns, ranked in zip(forecasts, rankings, strict=True)
-        ]
-        for one, there in zip(objects, later, strict=False):
-            one["to_step"] = to_json.ahead_json(to_step or 0.0, there)
-        answer = to_json.one_or_all(objects)
+        parts = [beside.later_json(more) for more in later]
+        answer = to_json.one_or_all(
+            [to_json.forecast_json(*row) | more for row, more in zip(forecasts, parts, strict=True)]
+        )
         _give(answer, as_json, output, lambda: laws.forecast(*forecasts[0][:2]))
     if as_json:
         return
-    for at, (run, prediction, origins) in enumerate(forecasts):
+    for (run, prediction, origins), more in zip(forecasts, later, strict=True):
         _print(f"{run.name}: fitted to the first {prediction.n} of {run.steps.size} points", style="bold")
         _print(
             f"The rest, predicted from its entropy: RMSE {prediction.rmse_rest:.3g}, error at the end "
             f"{prediction.final_error:+.3g}, {100 * prediction.coverage:.0f} % of the points in their 95 % interval"
         )
         terminal.console().print(tables.forecast_table(run, origins))
-        if rankings[at]:
-            terminal.console().print(tables.rank_table(rankings[at]))
-        _print(verdict(rankings[at]))
-        if later:
-            _print(tables.ahead_line(run.name, to_step or 0.0, later[at]))
-            _print_remarks(getattr(later[at], "warnings", ()), ())
-        _print_remarks(prediction.estimate.warnings, run.notes)
+        if more.ranked:
+            terminal.console().print(beside.rank_table(more.ranked))
+        for line in beside.later_lines(more):
+            _print(line)
+        _print_remarks((*prediction.estimate.warnings, *getattr(more.there, "warnings", ())), run.notes)
 
 
 def compare(

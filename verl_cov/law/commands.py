@@ -13,12 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from verl_cov.law.ahead import Ahead, ahead
-from verl_cov.law.alternatives import Ranked, rank
 from verl_cov.law.compare import Comparison, compare
 from verl_cov.law.estimate import Estimate, estimate
 from verl_cov.law.forecast import Forecast, forecast, rolling_origin
-from verl_cov.law.headline import Shares, headline
 from verl_cov.law.points import Points
 from verl_cov.law.runs import check_comparable, load
 
@@ -61,34 +58,6 @@ def forecast_each(runs: Sequence[Points], share: float) -> list[tuple[Points, Fo
         with _named(run):
             forecasts.append((run, forecast(*columns, share=share), rolling_origin(*columns)))
     return forecasts
-
-
-def rank_alternatives(run: Points) -> tuple[Ranked, ...]:
-    """How well the law and other descriptions predict the run's later scores, the best first."""
-    with _named(run):
-        return rank(run.steps, run.entropy, run.score)
-
-
-def stand_at(runs: Sequence[Points], step: float) -> list[Ahead | str]:
-    """Where each run will stand at a later step, or why that cannot be said.
-
-    Raises ValueError: it cannot be said of any run.
-    """
-    answers: list[Ahead | str] = []
-    for run in runs:
-        try:
-            answers.append(ahead(run.steps, run.entropy, run.score, to=step))
-        except ValueError as error:
-            answers.append(str(error))
-    if not any(isinstance(answer, Ahead) for answer in answers):
-        raise ValueError(f"--to-step {step:g}: {runs[0].name}: {answers[0]}")
-    return answers
-
-
-def headline_of(run: Points) -> tuple[Shares, ...]:
-    """How much of the run's entropy was consumed and of its gain realised after 1/12 and 1/3 of it."""
-    with _named(run):
-        return headline(run.steps, run.entropy, run.score)
 
 
 def compare_runs(runs: Sequence[Points]) -> Comparison:

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from verl_cov import __version__
-from verl_cov.law import commands, tables
-from verl_cov.law.alternatives import verdict
+from verl_cov.law import beside, commands, tables
 from verl_cov.law.estimate import Estimate
 from verl_cov.law.plots import laws, style
 from verl_cov.law.points import Points
@@ -66,15 +65,14 @@ def _section(run: Points, law: Estimate, share: float) -> list[str]:
     title = f"<h2>{_text(run.name)}</h2>"
     warnings = [f'<p class="warning">{_text(warning)}</p>' for warning in law.warnings]
     notes = [f'<p class="note">{_text(note)}</p>' for note in run.notes]
-    lines = tables.headline_line(run.name, commands.headline_of(run)), tables.least_squares_line(run, law)
-    said = [f"<p>{_text(line)}.</p>" for line in lines if line]
-    return [title, *warnings, *said, *_alternatives(run), *_forecast(run, share), *notes]
+    return [title, *warnings, *_beside(run, law), *_forecast(run, share), *notes]
 
 
-def _alternatives(run: Points) -> list[str]:
-    ranked = commands.rank_alternatives(run)
-    table = [_table(tables.RANK_COLUMNS, [tables.rank_row(one) for one in ranked])] if ranked else []
-    return [f"<p>{_text(verdict(ranked))}</p>", *table]
+def _beside(run: Points, law: Estimate) -> list[str]:
+    """The paper's headline shares, the least-squares line and the other descriptions of the run."""
+    (later,) = beside.later([run])
+    lines = [f"<p>{_text(line)}</p>" for line in (*beside.fit_lines(run, law), *beside.later_lines(later))]
+    return [*lines, _table(beside.RANK_COLUMNS, [beside.rank_row(one) for one in later.ranked]) if later.ranked else ""]
 
 
 def _forecast(run: Points, share: float) -> list[str]:

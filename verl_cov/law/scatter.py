@@ -6,12 +6,13 @@ size share the first, so more seeds do not make it smaller, and errors that coun
 The squares about the line through the means have S - 2 degrees of freedom for S sizes, those of the runs about the
 means n - S. A new run's error has a part of each, so its interval is that of a sum of two Student's t (Behrens and
 Fisher): it holds for any ratio of the two scatters. docs/law.md shows how often.
-If the means scatter less than half of all sets of runs would without any scatter of sizes (F below its median), all
-squares are pooled.
+If the means scatter less than half of all sets of runs would without any scatter of sizes (F below its median), a new
+run's interval pools all squares. The line itself needs no such choice: its errors are those of the means.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ class Scatter:
 
     line: [2], coefficients. means: [S]. solve: [2, S], which makes the line of the means. share: [S], 1 / runs of each
     size. between, between_df: variance of the means about the line. within, within_df: variance of runs about the mean
-    of their size. pooled: whether all squares estimate the runs' variance, `within`.
+    of their size. pooled, pooled_df: that of runs from all squares, if sizes do not scatter, else nan and 0.
     """
 
     line: Array
@@ -40,14 +41,15 @@ class Scatter:
     between_df: int
     within: float
     within_df: int
-    pooled: bool
+    pooled: float
+    pooled_df: int
 
     def interval(self, contrast: Array, level: float, *, new: bool = False) -> Interval:
         """contrast [2] @ line; with `new` the interval is for one new run there, `se` for the line."""
         weight = contrast @ self.solve
         second = 0.0
-        if self.pooled:
-            line, run, df = self.within * float(weight**2 @ self.share), self.within, self.within_df
+        if new and self.pooled_df:
+            line, run, df = self.pooled * float(weight**2 @ self.share), self.pooled, self.pooled_df
         else:
             line, run, df = self.between * float(weight @ weight), self.between, self.between_df
             second = self.within * (1 - float(self.share.mean())) if new else 0.0
@@ -68,11 +70,11 @@ def scatter(design: Array, y: Array, group: NDArray[np.intp]) -> Scatter:
     df, within_df, share = means.size - 2, int(y.size - means.size), 1 / runs
     between = about_line / df
     within = about_means / within_df if within_df else 0.0
-    pooled = within > 0 and float(fdtrc(df, within_df, between / (within * float(share.mean())))) > 0.5
-    if pooled:
-        off = (means - design @ line) ** 2
-        within, within_df = (about_means + float(off @ runs)) / (within_df + df), within_df + df
-    return Scatter(line, means, solve, share, between, df, within, within_df, pooled)
+    pooled, pooled_df = math.nan, 0
+    if within > 0 and float(fdtrc(df, within_df, between / (within * float(share.mean())))) > 0.5:
+        pooled_df = within_df + df
+        pooled = (about_means + float((means - design @ line) ** 2 @ runs)) / pooled_df
+    return Scatter(line, means, solve, share, between, df, within, within_df, pooled, pooled_df)
 
 
 def _half(first: float, df: int, second: float, second_df: int, share: float) -> float:

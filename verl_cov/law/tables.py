@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from verl_cov.law.ahead import Ahead
-from verl_cov.law.alternatives import Ranked
 from verl_cov.law.commands import Sizes
 from verl_cov.law.compare import Comparison
 from verl_cov.law.distributions import p_text
 from verl_cov.law.estimate import Estimate
 from verl_cov.law.fit import Interval
 from verl_cov.law.forecast import Forecast
-from verl_cov.law.headline import PAPER, Shares
 from verl_cov.law.points import Points
 from verl_cov.law.scale import Scaling
 
@@ -49,17 +46,6 @@ def gain_line(run: Points, law: Estimate) -> str:
     )
 
 
-def least_squares_line(run: Points, law: Estimate) -> str | None:
-    """The plain least-squares line beside the law, if the two differ by more than half a standard error."""
-    plain = law.least_squares
-    if not law.parted:
-        return None
-    return (
-        f"{run.name}: {'Huber' if law.robust else 'least squares'} alone, which takes the noise for independent, gives "
-        f"a {plain.a:.3f}, b {plain.b:.3f}, ceiling {plain.ceiling:.3f} (R² {plain.r2:.3f})"
-    )
-
-
 FORECAST_COLUMNS = ("first", "points", "ceiling", "RMSE of the rest", "error at the end", "in the interval")
 
 
@@ -81,52 +67,6 @@ def forecast_table(run: Points, origins: Sequence[Forecast]) -> Table:
     for origin in origins:
         table.add_row(*map(Text, forecast_row(run, origin)))
     return table
-
-
-RANK_COLUMNS = ("description", "score =", "knows of the later points", "held-out error")
-
-
-def rank_row(one: Ranked) -> tuple[str, ...]:
-    """Cells under `RANK_COLUMNS`."""
-    knows = "entropy" if one.needs == "entropy" else "the step only"
-    return one.name, one.formula, knows, f"{one.error:.3g}"
-
-
-def rank_table(ranked: Sequence[Ranked]) -> Table:
-    """How well each description predicted the run's later scores, the best first."""
-    table = _table("Other descriptions beside the law: median error over the origins above", *RANK_COLUMNS)
-    for one in ranked:
-        table.add_row(*map(Text, rank_row(one)))
-    return table
-
-
-def ahead_line(name: str, step: float, answer: Ahead | str) -> str:
-    """Where the run will stand at `step`, in words."""
-    if isinstance(answer, str):
-        return f"{name}: nothing can be said of step {step:g}: {answer}"
-    return (
-        f"{name}: at step {step:g} a score of {with_ends(answer.score)}, at {with_ends(answer.entropy)} nats per "
-        f"token; the {step - answer.last_step:g} steps until then are worth {with_ends(answer.gain, '+.2g')} by the law"
-    )
-
-
-def headline_line(name: str, shares: Sequence[Shares]) -> str | None:
-    """Share of the entropy consumed and of the gain realised early in the run, beside the paper's."""
-    if not shares:
-        return None
-    (entropy, gain), papers = (
-        zip(*((each.entropy, each.gain) for each in shares), strict=True),
-        zip(*PAPER, strict=True),
-    )
-    parts = []
-    for what, early, paper in zip(("entropy consumed", "gain realised"), (entropy, gain), papers, strict=True):
-        if None in early:
-            parts.append(f"{what}: no shares, as the whole is not above its noise")
-            continue
-        first, third = (f"{100 * share.value:.0f} ± {100 * share.se:.0f} %" for share in early if share)
-        reference = f"the paper's mean: {100 * paper[0]:.0f} and {100 * paper[1]:.0f} %"
-        parts.append(f"{what}: {first} after 1/12 of the run, {third} after 1/3 ({reference})")
-    return f"{name}: {'; '.join(parts)}"
 
 
 def compare_table(comparison: Comparison, most: int = 40) -> Table:
@@ -174,6 +114,14 @@ def scale_table(scaling: Scaling, sizes: Sizes, target: float | None) -> Table:
 def with_ends(interval: Interval, form: str = ".3f") -> str:
     """`0.188 [0.148, 0.231]`."""
     return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def of_rows(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table of plain cells."""
+    table = _table(title, *columns)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -7,13 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from verl_cov.law.ahead import Ahead
-from verl_cov.law.alternatives import Ranked
 from verl_cov.law.compare import Comparison
 from verl_cov.law.estimate import Estimate
 from verl_cov.law.fit import Interval
 from verl_cov.law.forecast import Forecast
-from verl_cov.law.headline import Shares
 from verl_cov.law.points import Points
 from verl_cov.law.scale import Scaling, Trend
 
@@ -80,41 +77,6 @@ def forecast_json(run: Points, forecast: Forecast, origins: Sequence[Forecast]) 
             for origin in origins
         ],
     }
-
-
-def rank_json(ranked: Sequence[Ranked]) -> list[Json]:
-    """The descriptions of a run, the best first."""
-    return [
-        {
-            "name": one.name,
-            "formula": one.formula,
-            "needs": one.needs,
-            "error": _finite(one.error),
-            "errors": [_finite(error) for error in one.errors],
-        }
-        for one in ranked
-    ]
-
-
-def ahead_json(step: float, answer: Ahead | str) -> Json:
-    """Where a run will stand at `step`; all None, with the reason as a warning, where that cannot be said."""
-    result: Json = {"step": step}
-    for key in ("score", "entropy", "gain"):
-        interval: Interval | None = getattr(answer, key, None)
-        result |= {key: interval and _finite(interval.value), f"{key}_interval": interval and _ends(interval)}
-    return result | {"warnings": [answer] if isinstance(answer, str) else list(answer.warnings)}
-
-
-def headline_json(shares: Sequence[Shares]) -> list[Json]:
-    """Shares of the entropy consumed and of the gain realised; None where the whole is not above its noise."""
-    rows: list[Json] = []
-    for each in shares:
-        row: Json = {"fraction": each.fraction}
-        for key, share in (("entropy_consumed", each.entropy), ("gain_realised", each.gain)):
-            row |= {key: share and share.value, f"{key}_se": share and share.se}
-            row[f"{key}_interval"] = share and _ends(share)
-        rows.append(row)
-    return rows
 
 
 def compare_json(runs: Sequence[Points], comparison: Comparison) -> Json:
