@@ -121,10 +121,9 @@ def estimate(
     entropy exceeds. controlled: the run was trained with Clip-Cov or KL-Cov.
 
     How often 95 % intervals held the truth (`python -m benchmarks.law_coverage`): for one run of 10 to 80 points whose
-    noise has correlation 0 to 0.6 from one point to the next, 92 to 98 %; for 2 to 10 pooled runs, 94 to 97 %. Where
-    the noise is not AR(1) one run's intervals fall short: 83 to 93 % if AR(1) noise of 0.8 lies under as much white
-    noise, 87 to 98 % if the noise shrinks threefold along the run, 47 to 79 % for a random walk. Pool several runs if
-    you can.
+    noise has correlation 0 to 0.6 from one point to the next, 92 to 98 %; for 2 to 10 pooled runs, 94 to 97 %. With
+    other noise one run's intervals fall short: 71 to 88 % at a correlation of 0.9, 48 to 83 % for a random walk;
+    docs/law.md has the table. Pool several runs if you can.
 
     Raises ValueError: as `fit` and `series` do, or a level outside (0, 1).
     """
