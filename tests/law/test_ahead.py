@@ -133,6 +133,13 @@ def test_the_law_and_its_extrapolation_are_both_back_tested():
     assert by_hand == pytest.approx(extrapolated.errors[-2])
 
 
+def test_a_run_exactly_on_the_law_is_the_laws():
+    """Rounding errors rank nothing: the quadratic, which is as exact, is not called better."""
+    _, entropy, _ = power_run(noise=0)
+    ranked = rank(STEPS, entropy, B - A * np.exp(entropy))
+    assert (ranked[0].name, ranked[0].error) == (LAW, 0)
+
+
 def test_no_change_is_the_last_score():
     steps, entropy, score = power_run()
     (stays,) = (one for one in rank(steps, entropy, score, shares=(0.5,)) if one.name == "no change")

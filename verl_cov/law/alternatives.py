@@ -76,6 +76,7 @@ def rank(
     step = np.asarray(steps, dtype=np.float64)[points.order]
     n = step.size
     origins = sorted({k for share in shares if FEWEST <= (k := round(share * n)) < n})
+    rounding = 1e-12 * float(np.abs(points.score).max())
     errors: dict[str, list[float]] = {each.name: [] for each in ALTERNATIVES}
     for k in origins:
         known = Known(step[:k], points.entropy[:k], points.score[:k], points.gap[:k])
@@ -83,7 +84,8 @@ def rank(
             continue
         for each in ALTERNATIVES:
             predicted = each.predict(known, step[k:], points.entropy[k:])
-            errors[each.name].append(float(np.sqrt(np.mean((predicted - points.score[k:]) ** 2))))
+            error = float(np.sqrt(np.mean((predicted - points.score[k:]) ** 2)))
+            errors[each.name].append(error if error > rounding else 0.0)
     ranked = [
         Ranked(each.name, each.formula, each.needs, float(np.median(found)), np.array(found))
         for each in ALTERNATIVES

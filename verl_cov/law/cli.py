@@ -186,7 +186,7 @@ def scale(
     terminal.console().print(tables.scale_table(scaling, models, predict))
     if example:
         law = f"a {largest.a:.3f}, b {largest.b:.3f}, ceiling {largest.b - largest.a:.3f}"
-        _print(f"{largest.model} really has {law}: the line bends")
+        _print(f"{largest.model} really has {law}: it falls short of the line")
     _print_remarks(scaling.warnings, ())
 
 
