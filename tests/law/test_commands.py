@@ -146,8 +146,8 @@ def test_the_report_is_one_page_that_needs_no_other_file(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;bold" in page
     assert "<b>bold" not in page
-    assert page.count("data:image/png;base64,") == 4  # laws, comparison, a forecast each
-    assert not re.search(r'(?:src|href)="(?!data:|https://arxiv.org)', page)
+    assert page.count("data:image/png;base64,") == 6  # all runs, comparison; curves and forecast of each
+    assert not re.search(r'(?:src|href)="(?!data:|#|https://arxiv.org)', page)
     for part in ("Do the runs share one law?", "How early was it predictable?", "not expected to follow", "at H = 0"):
         assert part in page
 

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from verl_cov import cli
 from verl_cov.core.metric_table import LADDER, PREFIX
 from verl_cov.core.update_kinds import UPDATE_KINDS
+from verl_cov.law.plots import covariance
 from verl_cov.law.readers import Run, read_metrics
 from verl_cov.law.watch import board, figure, sources
 
@@ -150,7 +151,7 @@ def test_prediction_and_change_stand_one_under_the_other():
     assert rows["change"].count("█") == rows["theorem 2"].count("█") == 1
     assert rows["change"].index("█") == rows["theorem 2"].index("█")
     axes = Figure().subplots()
-    figure._changes(axes, run, "kl")
+    covariance._changes(axes, run)
     at = {line.get_label().split(",")[0]: line.get_xdata()[np.argmax(line.get_ydata())] for line in axes.lines[1:]}
     assert at["measured"] == at["Theorem 2"] == spike + 1
 

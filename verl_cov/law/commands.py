@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from verl_cov.law import arguments
 from verl_cov.law.compare import Comparison, compare
 from verl_cov.law.estimate import Estimate, estimate
 from verl_cov.law.forecast import Forecast, forecast, rolling_origin
@@ -76,18 +77,21 @@ class Sizes:
     names: list[str]
 
 
-def read_sizes(arguments: Sequence[str], entropy_key: str | None = None, score_key: str | None = None) -> Sizes:
-    """The sizes and laws that the arguments name: SIZE=RUN each, or one CSV with columns parameters, a and b."""
-    if len(arguments) == 1 and "=" not in arguments[0]:
-        rows = _size_table(arguments[0])
+def read_sizes(given: Sequence[str], entropy_key: str | None = None, score_key: str | None = None) -> Sizes:
+    """The sizes (billions) and laws of SIZE=RUN each, or of one CSV with columns parameters, a and b."""
+    if len(given) == 1 and "=" not in given[0]:
+        rows = _size_table(given[0])
     else:
         rows, runs = [], []
-        for argument in arguments:
-            size, _, path = argument.partition("=")
+        for argument in given:
+            size, equals, path = argument.partition("=")
             try:
-                parameters = float(size)
-            except ValueError:
-                raise ValueError(f"{argument!r}: give SIZE=RUN, such as 7=runs/7b, or one CSV file") from None
+                parameters = arguments.size(size)
+            except ValueError as error:
+                message = f"{argument!r}: give SIZE=RUN, such as 0.5B=runs/small, or one CSV file; {error}"
+                raise ValueError(message) from None
+            if not (equals and path):
+                raise ValueError(f"{argument!r}: give the run too, as SIZE=RUN, or one CSV file")
             for run, law in fit_each(load([Path(path)], entropy_key, score_key)):
                 rows.append((parameters, law.a.value, law.b.value, run.name))
                 runs.append(run)
@@ -100,7 +104,7 @@ def _size_table(path: str) -> list[tuple[float, float, float, str]]:
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     try:
-        numbers = [(float(row["parameters"]), float(row["a"]), float(row["b"])) for row in rows]
+        numbers = [(arguments.size(row["parameters"]), float(row["a"]), float(row["b"])) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: a table needs numbers in the columns parameters, a and b ({error!r})") from error
     return [(size, a, b, row.get("model") or f"{size:g}") for (size, a, b), row in zip(numbers, rows, strict=True)]

@@ -10,7 +10,8 @@ same step. Nothing is interpolated: a score without a partner is dropped and cou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +28,22 @@ _ABSURD = 20.0
 _PREFIX = "actor/cov/"
 
 
+class Curve(NamedTuple):
+    """Logged values against the training step, both [n], ascending by step."""
+
+    steps: NDArray[np.int64]
+    values: Array
+
+
 @dataclass(frozen=True)
 class Points:
-    """The points of one run.
+    """The points of one run, and the curves they were joined from.
 
     name: of the run. steps: [n], ascending, of the scores. entropy: [n], nats per token. score: [n], as logged.
     entropy_key, score_key: the keys they were logged under (score_key may be a glob). control: "clip_cov" or "kl_cov"
     if the log shows that verl-cov acted on tokens, else None (other interventions leave no trace). notes: one sentence
     each on what was chosen, joined and dropped. averaged: the data sets, if the score is verl-cov's average over
-    several.
+    several. scores, entropies: all in the log, also those without a partner. run: the log itself.
     """
 
     name: str
@@ -46,7 +54,10 @@ class Points:
     score_key: str
     control: str | None
     notes: tuple[str, ...]
-    averaged: tuple[str, ...] = ()
+    averaged: tuple[str, ...]
+    scores: Curve
+    entropies: Curve
+    run: Run = field(repr=False)
 
 
 def points(run: Run, name: str, entropy_key: str | None = None, score_key: str | None = None) -> Points:
@@ -112,7 +123,20 @@ def _points(run: Run, name: str, entropy_key: str | None, score_key: str | None)
         notes.append(
             f"The score is the mean over all generations of {_count(len(averaged), 'set')}: {keys.listed(averaged)}."
         )
-    return Points(name, steps, entropies, scores, entropy_key, score_key, _control(run), tuple(notes), averaged)
+    return Points(
+        name=name,
+        steps=steps,
+        entropy=entropies,
+        score=scores,
+        entropy_key=entropy_key,
+        score_key=score_key,
+        control=_control(run),
+        notes=tuple(notes),
+        averaged=averaged,
+        scores=_curve(run, score),
+        entropies=_curve(run, entropy),
+        run=run,
+    )
 
 
 def pair(
@@ -140,6 +164,11 @@ def law_points(run: Run) -> tuple[Array, Array]:
         return np.empty(0), np.empty(0)
     _, entropy, score = pair(run.steps, run.column(ENTROPY_KEY), run.column(key))
     return entropy, score
+
+
+def _curve(run: Run, values: Array) -> Curve:
+    finite = np.isfinite(values)
+    return Curve(run.steps[finite], values[finite])
 
 
 def _check_log(run: Run, known: list[str]) -> None:

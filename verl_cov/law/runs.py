@@ -18,15 +18,20 @@ from verl_cov.law.series import unit_of
 _PROGRESS_BYTES = 50_000_000  # a smaller log is read before a progress bar could be seen
 
 
-def load(arguments: Sequence[Path], entropy_key: str | None = None, score_key: str | None = None) -> list[Points]:
-    """The points of every run that the arguments name (see :func:`verl_cov.law.readers.find_runs`).
+def load(
+    arguments: Sequence[Path],
+    entropy_key: str | None = None,
+    score_key: str | None = None,
+    labels: Sequence[tuple[str, Path]] = (),
+) -> list[Points]:
+    """The points of every run that the arguments and labels name (see :func:`verl_cov.law.readers.find_runs`).
 
     entropy_key, score_key: as in :func:`verl_cov.law.points.points`. Without them runs whose logs offer different
     definitions get one that all logs have, if there is one. Progress on long logs is shown on standard error.
 
     Raises ValueError or OSError with one line that names the run.
     """
-    logs = _read(arguments)
+    logs = _read(arguments, labels)
     loaded = [points(run, name, entropy_key, score_key) for name, run in logs]
     shared_entropy = shared_score = None
     if entropy_key is None and len({run.entropy_key for run in loaded}) > 1:
@@ -41,14 +46,14 @@ def load(arguments: Sequence[Path], entropy_key: str | None = None, score_key: s
     return [points(run, name, shared_entropy or entropy_key, shared_score or score_key) for name, run in logs]
 
 
-def _read(arguments: Sequence[Path]) -> list[tuple[str, Run]]:
+def _read(arguments: Sequence[Path], labels: Sequence[tuple[str, Path]]) -> list[tuple[str, Run]]:
     logs: list[tuple[str, Run]] = []
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
     # Without a terminal the bar is not even started: older versions of rich end a disabled bar with an empty line.
     with bar if console.is_terminal else nullcontext():
-        for name, paths in find_runs(arguments):
+        for name, paths in find_runs(arguments, labels):
             task: TaskID | None = None
 
             def show(done: int, total: int, name: str = name) -> None:

@@ -31,6 +31,6 @@ class Source:
         return True
 
 
-def find(arguments: Sequence[Path]) -> list[Source]:
-    """The runs that the arguments name. Raises NoLog, which says what was looked for."""
-    return [Source(name, paths) for name, paths in find_runs(arguments)]
+def find(arguments: Sequence[Path], labels: Sequence[tuple[str, Path]] = ()) -> list[Source]:
+    """The runs that the arguments and labels name. Raises NoLog, which says what was looked for."""
+    return [Source(name, paths) for name, paths in find_runs(arguments, labels)]

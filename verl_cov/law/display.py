@@ -1,0 +1,60 @@
+"""How runs stand side by side: names that are short and differ, the baseline first, each unit of score for itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import TypeAlias
+
+from verl_cov.law.estimate import Estimate
+from verl_cov.law.points import Points
+from verl_cov.law.series import Unit, unit_of
+
+Fitted: TypeAlias = Sequence[tuple[Points, Estimate]]
+UNITS: dict[Unit, str] = {"fraction": "from 0 to 1", "percent": "in %", "other": "in a unit of its own"}
+_BASELINE = re.compile(r"(?:^|[^a-z])(?:vanilla|baseline)(?:[^a-z]|$)")
+_MIDDLE = "…"
+
+
+def shortened(names: Sequence[str], width: int) -> list[str]:
+    """The names, each of at most `width` characters (from 8 on), and still different if the names are.
+
+    A name that is too long loses its middle. If two names differ only there, all lose what they have in common instead.
+    """
+    short = [_without_middle(name, width) for name in names]
+    if len(set(short)) == len(set(names)):
+        return short
+    head = _in_common(names)
+    tail = _in_common([name[head:][::-1] for name in names])
+    apart = {name: _MIDDLE + name[head : len(name) - tail] + _MIDDLE * (tail > 0) for name in names}
+    short = [_without_middle(apart[name], width) for name in names]
+    if len(set(short)) == len(set(names)):
+        return short
+    numbers = {name: f"{_MIDDLE}#{at}" for at, name in enumerate(dict.fromkeys(names), start=1)}
+    return [_without_middle(name, width - len(numbers[name])) + numbers[name] for name in names]
+
+
+def _in_common(names: Sequence[str]) -> int:
+    """How many first characters the names share."""
+    return sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False)))
+
+
+def _without_middle(name: str, width: int) -> str:
+    if len(name) <= width:
+        return name
+    tail = (width - 1) // 2
+    return name[: width - 1 - tail] + _MIDDLE + name[len(name) - tail :]
+
+
+def baseline_first(fitted: Fitted) -> Fitted:
+    """The runs in their order, but first those called vanilla or baseline, then those without a control."""
+    return sorted(fitted, key=lambda pair: (not _BASELINE.search(pair[0].name.lower()), pair[0].control is not None))
+
+
+def by_unit(fitted: Fitted) -> dict[Unit, Fitted]:
+    """The runs by the unit of their scores, which must not share an axis or a table."""
+    units = [unit_of(run.scores.values) for run, _ in fitted]
+    return {
+        unit: [pair for pair, its in zip(fitted, units, strict=True) if its == unit] for unit in dict.fromkeys(units)
+    }
