@@ -152,6 +152,103 @@ def test_the_report_is_one_page_that_needs_no_other_file(tmp_path):
         assert part in page
 
 
+@pytest.mark.parametrize("ending", ["pdf", "svg", "PNG"])
+def test_pictures_are_written_in_the_format_of_their_name(tmp_path, ending):
+    log, two = write(tmp_path / "run.jsonl"), write(tmp_path / "two.jsonl", seed=1)
+    for at, arguments in enumerate(
+        (["fit", log], ["plot", log], ["forecast", log], ["compare", log, two], ["scale", "--example"], ["watch", log])
+    ):
+        path = tmp_path / f"{at}.{ending}"
+        assert run(*arguments, "-o", path).exit_code == 0
+        assert path.read_bytes().startswith({"pdf": b"%PDF", "svg": b"<?xml", "PNG": b"\x89PNG"}[ending])
+
+
+def test_a_label_names_a_run_wherever_it_was_given(tmp_path, monkeypatch):
+    for seed in range(3):
+        write(tmp_path / "runs" / f"2026-11-2{seed}_grpo" / "metrics.jsonl", seed=seed)
+    monkeypatch.chdir(tmp_path)
+    folder, one = "runs", tmp_path / "runs" / "2026-11-21_grpo"
+
+    def names(*arguments):
+        return [run["name"] for run in parsed("compare", *arguments)["runs"]]
+
+    assert names("--label", "a=runs/2026-11-20_grpo", "--label", f"b={one}") == ["a", "b"]
+    assert names(folder, "--label", f"b={one}") == ["2026-11-20_grpo", "b", "2026-11-22_grpo"]
+    assert names("--label", "all=runs") == ["all/2026-11-20_grpo", "all/2026-11-21_grpo", "all/2026-11-22_grpo"]
+    assert parsed("fit", "--label", f"b={one}/metrics.jsonl")["name"] == "b"
+    assert run("report", folder, "--label", f"our baseline={one}").exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.index(">our baseline</a>") < page.index(">2026-11-20_grpo</a>")  # the baseline first
+    assert "our baseline" in run("watch", folder, "--label", f"our baseline={one}", "--once").output
+    for label in ("b", "=runs", "b="):
+        assert "NAME=RUN" in run("fit", "--label", label).output
+    assert "give a RUN" in run("fit").output
+
+
+def test_the_example_needs_no_log(tmp_path):
+    answer = parsed("fit", "--example")
+    paper = next(law for law in qwen25_math() if law.model == "Qwen2.5-7B")
+    for key in ("a", "b"):
+        low, high = answer[f"{key}_interval"]
+        assert low < getattr(paper, key) < high
+    assert "synthetic" in answer["notes"][0]
+    assert "synthetic" in run("fit", "--example").output
+    for command, output in (("forecast", "x.pdf"), ("plot", "x.svg"), ("report", "x.html")):
+        assert run(command, "--example", "-o", tmp_path / output).exit_code == 0
+
+
+def test_a_fraction_may_be_in_percent(tmp_path):
+    log = write(tmp_path / "run.jsonl")
+    assert parsed("forecast", log, "--fraction", "20%") == parsed("forecast", log, "--fraction", "0.2")
+    assert parsed("forecast", log, "--fraction", " 20 % ")["fraction"] == 0.2
+    for wrong in ("15", "0", "0%", "100%", "nan", "x", "%"):
+        result = run("forecast", log, "--fraction", wrong)
+        assert result.exit_code == 2
+        assert "0.15 or 15%" in result.output
+    assert "did you mean 15%?" in run("report", log, "--fraction", "15").output
+
+
+def test_sizes_may_have_units(tmp_path):
+    runs = [write(tmp_path / f"{at}.jsonl", a=0.1 + 0.02 * at, seed=at) for at in range(3)]
+    plain, units = (
+        parsed("scale", *(f"{size}={log}" for size, log in zip(sizes, runs, strict=True)), "--predict", target)
+        for sizes, target in ((("0.5", "1.5", "7"), "32"), (("500M", "1.5b", "7B"), "0.032T"))
+    )
+    assert units == plain
+    table = tmp_path / "sizes.csv"
+    table.write_text("parameters,a,b\n0.5B,0.1,0.5\n1.5B,0.15,0.6\n7B,0.2,0.7\n")
+    assert parsed("scale", table)["parameters"] == [0.5, 1.5, 7]
+    for wrong in ("7Q", "B", "0", "1..5", ""):
+        assert "SIZE=RUN" in run("scale", f"{wrong}={runs[0]}").output
+
+
+def test_the_last_score_is_the_headline_whether_or_not_it_has_an_entropy(tmp_path):
+    log = write(tmp_path / "run.jsonl")
+    lines = log.read_text().splitlines()[:-1]  # step 60, without the entropy of step 61
+    lines[-1] = json.dumps({"step": 60, "data": {"actor/entropy": 0.1, "val-core/task/acc/mean@1": 0.123}})
+    log.write_text("\n".join(lines))
+    assert "the score is 0.123 at step 60" in run("fit", log).output
+    assert run("report", log, "-o", tmp_path / "report.html").exit_code == 0
+    assert "<td>0.123 at step 60 (best" in (tmp_path / "report.html").read_text()
+    assert parsed("fit", log)["last_score"] == 0.123
+
+
+def test_a_note_of_several_runs_stands_once_and_units_have_tables_of_their_own(tmp_path):
+    logs = [write(tmp_path / f"{name}.jsonl", seed=at) for at, name in enumerate("ab")]
+    logs.append(write(tmp_path / "c.jsonl", percent=100, steps=40))
+    text = run("fit", *logs).output
+    assert text.count("31 points: ") == text.count("21 points: ") == 1
+    assert "a, b: 31 points" in text
+    assert "scores from 0 to 1" in text
+    assert "scores in %" in text
+    assert run("report", *logs, "-o", tmp_path / "report.html").exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("31 points: ") == page.count("21 points: ") == 1
+    for table in re.findall("<table>.*?</table>", page):
+        numbers = [float(number) for number in re.findall(r"<td>([\d.]+) (?:at step|\[)", table)]
+        assert all(number < 2 for number in numbers) or all(number > 2 for number in numbers)
+
+
 def test_runs_that_cannot_be_put_side_by_side_are_refused(tmp_path):
     plain, percent = write(tmp_path / "plain.jsonl"), write(tmp_path / "percent.jsonl", percent=100, seed=1)
     copy = tmp_path / "copy.jsonl"

@@ -20,6 +20,8 @@ def fit_json(run: Points, law: Estimate) -> Json:
     """The law of one run, or of several that were pooled."""
     return {
         "name": run.name,
+        "last_score": float(run.scores.values[-1]),
+        "last_step": int(run.scores.steps[-1]),
         "a": law.a.value,
         "b": law.b.value,
         "ceiling": law.ceiling.value,
