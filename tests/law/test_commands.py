@@ -180,6 +180,9 @@ def test_a_label_names_a_run_wherever_it_was_given(tmp_path, monkeypatch):
     page = (tmp_path / "report.html").read_text()
     assert page.index(">our baseline</a>") < page.index(">2026-11-20_grpo</a>")  # the baseline first
     assert "our baseline" in run("watch", folder, "--label", f"our baseline={one}", "--once").output
+    assert (
+        "two runs are called b" in run("fit", folder, "--label", f"b={one}", "--label", "b=runs/2026-11-20_grpo").output
+    )
     for label in ("b", "=runs", "b="):
         assert "NAME=RUN" in run("fit", "--label", label).output
     assert "give a RUN" in run("fit").output

@@ -46,6 +46,34 @@ def load(
     return [points(run, name, shared_entropy or entropy_key, shared_score or score_key) for name, run in logs]
 
 
+def find_labelled(arguments: Sequence[Path], labels: Sequence[tuple[str, Path]] = ()) -> list[tuple[str, list[Path]]]:
+    """The runs that the arguments name, and those of the labels, (name, argument) each, under the labels' names.
+
+    It does not matter whether a labelled run is among the arguments, and how its path is written there. The several
+    runs of a labelled folder are called name/run.
+
+    Raises NoLog as `find_runs` does; ValueError: two runs would have one name.
+    """
+    if not labels:
+        return find_runs(arguments)
+    runs = {_places(paths): (name, paths) for name, paths in find_runs([*arguments, *(path for _, path in labels)])}
+    for label, argument in labels:
+        meant = find_runs([argument])
+        for name, paths in meant:
+            for known in [places for places in runs if places & _places(paths)]:
+                runs[known] = (label if len(meant) == 1 else f"{label}/{name}", runs[known][1])
+    names = [name for name, _ in runs.values()]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise ValueError(f"two runs are called {double}: give one of them another --label")
+    return list(runs.values())
+
+
+def _places(paths: Sequence[Path]) -> frozenset[Path]:
+    """Where a run's logs lie, the same for all ways to write their paths."""
+    return frozenset(path.resolve() for path in paths)
+
+
 def _read(arguments: Sequence[Path], labels: Sequence[tuple[str, Path]]) -> list[tuple[str, Run]]:
     logs: list[tuple[str, Run]] = []
     console = Console(stderr=True)
@@ -53,7 +81,7 @@ def _read(arguments: Sequence[Path], labels: Sequence[tuple[str, Path]]) -> list
     bar = Progress(*columns, console=console, transient=True)
     # Without a terminal the bar is not even started: older versions of rich end a disabled bar with an empty line.
     with bar if console.is_terminal else nullcontext():
-        for name, paths in find_runs(arguments, labels):
+        for name, paths in find_labelled(arguments, labels):
             task: TaskID | None = None
 
             def show(done: int, total: int, name: str = name) -> None:

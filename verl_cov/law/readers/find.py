@@ -34,18 +34,16 @@ class _FoundRun:
     paths: list[Path]
 
 
-def find_runs(arguments: Sequence[Path], labels: Sequence[tuple[str, Path]] = ()) -> list[tuple[str, list[Path]]]:
+def find_runs(arguments: Sequence[Path]) -> list[tuple[str, list[Path]]]:
     """The runs that the arguments name, each once, in order: (name, paths for `read_metrics`).
 
     An argument is a log, a run's folder, a folder of runs, or FILE::RUN for one run of a table that holds several. Runs
     of the same name are told apart by the folders before it. Exported charts of one run, each a table, become one run.
-    labels: (name, argument), for runs that are to have that name, whether or not `arguments` hold them too; the several
-    runs of a labelled folder are called name/run.
 
     Raises NoLog, which says what was looked for.
     """
     collected: list[_FoundRun] = []
-    for argument in [*arguments, *(argument for _, argument in labels)]:
+    for argument in arguments:
         runs = _search(argument)
         if not runs:
             raise NoLog(
@@ -55,18 +53,7 @@ def find_runs(arguments: Sequence[Path], labels: Sequence[tuple[str, Path]] = ()
             )
         for run in runs:
             _add(collected, run)
-    for label, argument in labels:
-        runs = _search(argument)
-        files = {_place(path) for run in runs for path in run.paths}
-        for run in collected:
-            if files.intersection(map(_place, run.paths)):
-                run.name = label if len(runs) == 1 else f"{label}/{run.name}"
     return list(zip(_distinct(collected), (run.paths for run in collected), strict=True))
-
-
-def _place(path: Path) -> Path:
-    """The same for all ways to write a path."""
-    return path.resolve()
 
 
 def log_files(path: Path) -> list[Path]:
@@ -173,7 +160,7 @@ def _head(path: Path) -> bytes:
 
 
 def _add(collected: list[_FoundRun], run: _FoundRun) -> None:
-    if any(set(map(_place, run.paths)) <= set(map(_place, other.paths)) for other in collected):
+    if any(set(run.paths) <= set(other.paths) for other in collected):
         return
     chart = _chart(run)
     for other in collected:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from verl_cov.law.readers import Run, find_runs, log_files, read_metrics
+from verl_cov.law.readers import Run, log_files, read_metrics
+from verl_cov.law.runs import find_labelled
 
 
 @dataclass
@@ -33,4 +34,4 @@ class Source:
 
 def find(arguments: Sequence[Path], labels: Sequence[tuple[str, Path]] = ()) -> list[Source]:
     """The runs that the arguments and labels name. Raises NoLog, which says what was looked for."""
-    return [Source(name, paths) for name, paths in find_runs(arguments, labels)]
+    return [Source(name, paths) for name, paths in find_labelled(arguments, labels)]
