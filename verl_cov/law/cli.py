@@ -51,12 +51,13 @@ def watch(
         Path | None,
         typer.Option("-o", "--output", "--png", help="Also draw this picture, anew whenever a run has gone on."),
     ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the trainings, if their logs do not say.")] = None,
 ) -> None:
     """Show running or finished trainings: score, entropy and why it falls, and where the law says they end."""
     from verl_cov.law.watch import live
 
     with terminal.one_line():
-        live.watch(*_given(runs, label), interval=interval, once=once, picture=output)
+        live.watch(*_given(runs, label), interval=interval, once=once, picture=output, total=steps)
 
 
 def fit(

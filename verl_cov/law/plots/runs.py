@@ -20,6 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from verl_cov.law.estimate import Estimate, estimate
 from verl_cov.law.plots.style import (
     TEXT,
+    Look,
     by_step,
     dress,
     entropy_axis,
@@ -105,9 +106,11 @@ def _legends(figure: Figure, runs: Mapping[str, Run], law: Axes) -> None:
         legend_below(figure, *law.get_legend_handles_labels())
 
 
-def _series(axes: Axes, runs: Mapping[str, Run], key_of: Callable[[Run], str | None], dense: bool) -> bool:
+def _series(
+    axes: Axes, runs: Mapping[str, Run], key_of: Callable[[Run], str | None], known: Mapping[str, Look], dense: bool
+) -> bool:
     """Draw one line for each run; return whether there was any point. dense: too many values to mark them all."""
-    drawn, known = False, looks(runs)
+    drawn = False
     for name, run in runs.items():
         key = key_of(run)
         values = run.column(key) if key is not None else np.full(run.steps.shape, np.nan)
@@ -119,9 +122,9 @@ def _series(axes: Axes, runs: Mapping[str, Run], key_of: Callable[[Run], str | N
     return drawn
 
 
-def draw_entropy(axes: Axes, runs: Mapping[str, Run]) -> None:
+def draw_entropy(axes: Axes, runs: Mapping[str, Run], known: Mapping[str, Look] | None = None) -> None:
     """Panel of the entropy against the step."""
-    drawn = _series(axes, runs, lambda run: ENTROPY_KEY, dense=True)
+    drawn = _series(axes, runs, lambda run: ENTROPY_KEY, known or looks(runs), dense=True)
     dress(axes, "Policy entropy", "training step", "entropy (nats per token)")
     if not drawn:
         say_empty(axes, "no training step yet")
@@ -130,9 +133,9 @@ def draw_entropy(axes: Axes, runs: Mapping[str, Run]) -> None:
     from_zero(axes)
 
 
-def draw_score(axes: Axes, runs: Mapping[str, Run]) -> None:
+def draw_score(axes: Axes, runs: Mapping[str, Run], known: Mapping[str, Look] | None = None) -> None:
     """Panel of the validation score against the step."""
-    drawn = _series(axes, runs, score_key, dense=False)
+    drawn = _series(axes, runs, score_key, known or looks(runs), dense=False)
     dress(axes, "Validation score", "training step", _score_label(runs))
     if not drawn:
         say_empty(axes, "no validation yet")
@@ -147,7 +150,7 @@ def _score_label(runs: Mapping[str, Run]) -> str:
     return f"validation score ({kinds.pop()})" if len(kinds) == 1 else "validation score"
 
 
-def draw_law(axes: Axes, runs: Mapping[str, Run], fit_run: str) -> None:
+def draw_law(axes: Axes, runs: Mapping[str, Run], fit_run: str, known: Mapping[str, Look] | None = None) -> None:
     """Panel of the validation score against the entropy, with the law of `fit_run`."""
     dress(axes, "Score against entropy", "entropy (nats per token), falling", _score_label(runs))
     points = {name: law_points(run) for name, run in runs.items()}
@@ -155,7 +158,7 @@ def draw_law(axes: Axes, runs: Mapping[str, Run], fit_run: str) -> None:
     if not spans:
         say_empty(axes, "no step with both\nentropy and validation yet")
         return
-    known = looks(runs)
+    known = known or looks(runs)
     for name, (entropy, score) in points.items():
         axes.plot(entropy, score, ls="none", ms=6.5, markeredgecolor="white", markeredgewidth=0.6, **known[name])
 
