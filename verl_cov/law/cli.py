@@ -6,7 +6,6 @@ Each command imports what it needs, so that `--help` loads neither scipy nor mat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,10 +53,12 @@ def watch(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the trainings, if their logs do not say.")] = None,
 ) -> None:
     """Show running or finished trainings: score, entropy and why it falls, and where the law says they end."""
+    from verl_cov.law.inputs import Inputs
     from verl_cov.law.watch import live
 
     with terminal.one_line():
-        live.watch(*_given(runs, label), interval=interval, once=once, picture=output, total=steps)
+        named = Inputs(runs, label).named()
+        live.watch(runs or (), named, interval=interval, once=once, picture=output, total=steps)
 
 
 def fit(
@@ -73,11 +74,13 @@ def fit(
 ) -> None:
     """Fit the law R = -a exp(H) + b to runs: a, b, the ceiling b - a, with intervals and warnings."""
     from verl_cov.law import commands, tables, to_json
+    from verl_cov.law.inputs import Inputs
     from verl_cov.law.plots import fits as pictures
 
     with terminal.one_line():
-        _check(output, _paths(runs, label))
-        loaded = _load(runs, label, entropy_key, score_key, example)
+        inputs = Inputs(runs, label, entropy_key, score_key, example)
+        _check(output, inputs.paths())
+        loaded = inputs.load()
         if pool and len(loaded) > 1:
             fits = [commands.fit_together(loaded, robust)]
         else:
@@ -107,11 +110,13 @@ def forecast(
 ) -> None:
     """Fit the first points of runs and predict the rest: how early was each run predictable?"""
     from verl_cov.law import arguments, commands, tables, to_json
+    from verl_cov.law.inputs import Inputs
     from verl_cov.law.plots import laws
 
     with terminal.one_line():
-        _check(output, _paths(runs, label))
-        loaded = _load(runs, label, entropy_key, score_key, example)
+        inputs = Inputs(runs, label, entropy_key, score_key, example)
+        _check(output, inputs.paths())
+        loaded = inputs.load()
         forecasts = commands.forecast_each(loaded, arguments.fraction(fraction))
         if output is not None and output.suffix.lower() != ".json" and len(forecasts) > 1:
             raise ValueError(f"-o {output}: the picture of a forecast shows one run; for several, `verl-cov report`")
@@ -140,11 +145,13 @@ def compare(
 ) -> None:
     """Test whether runs (of several algorithms, say) share one law."""
     from verl_cov.law import commands, tables, to_json
+    from verl_cov.law.inputs import Inputs
     from verl_cov.law.plots import laws
 
     with terminal.one_line():
-        _check(output, _paths(runs, label))
-        loaded = _load(runs, label, entropy_key, score_key)
+        inputs = Inputs(runs, label, entropy_key, score_key)
+        _check(output, inputs.paths())
+        loaded = inputs.load()
         comparison = commands.compare_runs(loaded)
         answer = to_json.compare_json(loaded, comparison)
         _give(answer, as_json, output, lambda: laws.comparison(comparison))
@@ -204,11 +211,13 @@ def plot(
 ) -> None:
     """Draw score against entropy with the law and its ceiling."""
     from verl_cov.law import commands, files
+    from verl_cov.law.inputs import Inputs
     from verl_cov.law.plots import fits, style
 
     with terminal.one_line():
-        files.check_output(output, files.PICTURES, _paths(runs, label))
-        laws = commands.fit_each(_load(runs, label, entropy_key, score_key, example))
+        inputs = Inputs(runs, label, entropy_key, score_key, example)
+        files.check_output(output, files.PICTURES, inputs.paths())
+        laws = commands.fit_each(inputs.load())
         files.write(output, style.picture(fits.laws(laws), output.suffix))
     typer.echo(f"written: {output}")
 
@@ -224,49 +233,18 @@ def report(
 ) -> None:
     """Write everything the law says about runs to one page that needs no other file."""
     from verl_cov.law import arguments, files
+    from verl_cov.law.inputs import Inputs
     from verl_cov.law.report import page
 
     with terminal.one_line():
-        files.check_output(output, (".html", ".htm"), _paths(runs, label))
-        content = page(_load(runs, label, entropy_key, score_key, example), arguments.fraction(fraction))
+        inputs = Inputs(runs, label, entropy_key, score_key, example)
+        files.check_output(output, (".html", ".htm"), inputs.paths())
+        content = page(inputs.load(), arguments.fraction(fraction))
         files.write(output, content.encode())
     typer.echo(f"written: {output}")
 
 
 COMMANDS: tuple[Callable[..., None], ...] = (watch, fit, forecast, compare, scale, plot, report)
-
-
-def _given(runs: Sequence[Path] | None, labels: Sequence[str] | None) -> tuple[Sequence[Path], list[tuple[str, Path]]]:
-    """The runs and the labels as `find_runs` wants them."""
-    from verl_cov.law import arguments
-
-    named = [arguments.label(text) for text in labels or ()]
-    if not runs and not named:
-        raise ValueError("give a RUN: a log, a folder with a log, or a folder of such folders")
-    return runs or (), named
-
-
-def _load(
-    runs: Sequence[Path] | None,
-    labels: Sequence[str] | None,
-    entropy_key: str | None,
-    score_key: str | None,
-    example: bool = False,
-) -> list[Points]:
-    """The points of the runs that were given, or of the example."""
-    from verl_cov.law import examples
-    from verl_cov.law.points import points
-    from verl_cov.law.runs import load
-
-    if example:
-        run = points(examples.run(), "example", entropy_key, score_key)
-        return [replace(run, notes=(examples.RUN_NOTE, *run.notes))]
-    paths, named = _given(runs, labels)
-    return load(paths, entropy_key, score_key, named)
-
-
-def _paths(runs: Sequence[Path] | None, labels: Sequence[str] | None) -> list[Path]:
-    return [*(runs or ()), *(Path(label.partition("=")[2]) for label in labels or ())]
 
 
 def _check(output: Path | None, inputs: Sequence[Path]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TypeAlias
 
@@ -20,19 +20,28 @@ _MIDDLE = "…"
 def shortened(names: Sequence[str], width: int) -> list[str]:
     """The names, each of at most `width` characters (from 8 on), and still different if the names are.
 
-    A name that is too long loses its middle. If two names differ only there, all lose what they have in common instead.
+    A name that is too long loses its middle. Names that differ only there lose what they have in common instead.
     """
-    short = [_without_middle(name, width) for name in names]
-    if len(set(short)) == len(set(names)):
-        return short
-    head = _in_common(names)
-    tail = _in_common([name[head:][::-1] for name in names])
-    apart = {name: _MIDDLE + name[head : len(name) - tail] + _MIDDLE * (tail > 0) for name in names}
-    short = [_without_middle(apart[name], width) for name in names]
-    if len(set(short)) == len(set(names)):
-        return short
-    numbers = {name: f"{_MIDDLE}#{at}" for at, name in enumerate(dict.fromkeys(names), start=1)}
-    return [_without_middle(name, width - len(numbers[name])) + numbers[name] for name in names]
+    short = {name: _without_middle(name, width) for name in names}
+    for alike in _clashes(short):
+        head = _in_common(alike)
+        tail = _in_common([name[head:][::-1] for name in alike])
+        for name in alike:
+            differs, after = name[head : len(name) - tail], _MIDDLE * (tail > 0)
+            start = width - len(differs) - len(after) - 1  # of what they have in common, as much as there is room for
+            short[name] = _without_middle(name[: max(0, min(start, head))] + _MIDDLE + differs + after, width)
+    for alike in _clashes(short):
+        numbers = {name: f"{_MIDDLE}#{at}" for at, name in enumerate(alike, start=1)}
+        short |= {name: _without_middle(name, width - len(number)) + number for name, number in numbers.items()}
+    return [short[name] for name in names]
+
+
+def _clashes(short: Mapping[str, str]) -> list[list[str]]:
+    """The names that are the same when they are short, together."""
+    together: dict[str, list[str]] = {}
+    for name, text in short.items():
+        together.setdefault(text, []).append(name)
+    return [names for names in together.values() if len(names) > 1]
 
 
 def _in_common(names: Sequence[str]) -> int:

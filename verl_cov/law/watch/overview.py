@@ -15,7 +15,7 @@ from verl_cov.law.watch.sparks import sparkline_by_step
 
 _NAME = (12, 48)  # columns of the terminal: least and most for a run's name
 _SPARK = (6, 24)  # for a sparkline
-_STEP, _STATE, _NUMBER, _CEILING = 9, 10, 6, 19
+_NUMBER, _CEILING = 6, 17
 _BETWEEN = "  "
 
 
@@ -27,8 +27,10 @@ def overview(
     now: seconds since the epoch. selected: the run to mark. All runs share the scale of steps and of entropies, and the
     runs whose scores have the same unit that of scores.
     """
-    name, spark, ceiling = _columns(sources, width)
-    header = ["run".ljust(name), "step".rjust(_STEP), "state".ljust(_STATE), "score".ljust(_NUMBER + spark)]
+    steps = _same_width(["step", *map(_step, sources)])
+    states = _same_width(["state", *(source.state(now) for source in sources)])
+    name, spark, ceiling = _columns(sources, width - len(steps[0]) - len(states[0]))
+    header = ["run".ljust(name), steps[0], states[0], "score".ljust(_NUMBER + spark)]
     header += ["entropy".ljust(_NUMBER + spark)] + ["ceiling, 95 %"] * ceiling
     lines = [Text(_BETWEEN.join(header)[:width].rstrip(), style="bold")]
     names = shortened([source.name for source in sources], name)
@@ -39,9 +41,8 @@ def overview(
     for at in shown if shown is not None else range(len(sources)):
         source, unit = sources[at], units[at]
         line = Text(names[at].ljust(name), style="reverse" if at == selected else "default")
-        line.append(_BETWEEN + _step(source).rjust(_STEP), style="default")
-        state = source.state(now)
-        line.append(_BETWEEN + state.ljust(_STATE), style=_colour(state))
+        line.append(_BETWEEN + steps[1 + at], style="default")
+        line.append(_BETWEEN + states[1 + at], style=_colour(states[1 + at]))
         for curve, span, its in ((source.scores, spans[unit], unit), (source.entropies, entropies, None)):
             number = _number(curve, its)
             bars = sparkline_by_step(*curve, spark, last, *span)
@@ -55,14 +56,19 @@ def overview(
 
 
 def _columns(sources: Sequence[Source], width: int) -> tuple[int, int, bool]:
-    """Columns for a name and for a sparkline, and whether the ceilings have room."""
+    """Columns for a name and for a sparkline, and whether the ceilings have room. width: without steps and states."""
     longest = min(max((len(source.name) for source in sources), default=0), _NAME[1])
-    fixed = _STEP + _STATE + 2 * _NUMBER + 4 * len(_BETWEEN)
+    fixed = 2 * _NUMBER + 4 * len(_BETWEEN)
     ceiling = width >= fixed + _CEILING + len(_BETWEEN) + _NAME[0] + 2
     spare = width - fixed - (_CEILING + len(_BETWEEN)) * ceiling
     spark = max(0, min(_SPARK[1], (spare - max(longest, _NAME[0])) // 2))
     spark = spark if spark >= _SPARK[0] else max(0, min(_SPARK[0], (spare - _NAME[0]) // 2))
     return max(1, min(max(longest, _NAME[0]), spare - 2 * spark)), spark, ceiling
+
+
+def _same_width(cells: Sequence[str]) -> list[str]:
+    width = max(map(len, cells))
+    return [cell.ljust(width) for cell in cells]
 
 
 def _step(source: Source) -> str:
