@@ -51,13 +51,13 @@ def fit_together(runs: Sequence[Points], robust: bool = False) -> tuple[Points, 
     return together, law
 
 
-def forecast_each(runs: Sequence[Points], share: float) -> list[tuple[Points, Forecast, list[Forecast]]]:
-    """A forecast of each run from its first `share` of points, and the same from other shares."""
+def forecast_each(runs: Sequence[Points], fraction: float) -> list[tuple[Points, Forecast, list[Forecast]]]:
+    """A forecast of each run from its first `fraction` of points, and the same from other fractions."""
     forecasts = []
     for run in runs:
         columns = run.steps, run.entropy, run.score
         with _named(run):
-            forecasts.append((run, forecast(*columns, share=share), rolling_origin(*columns)))
+            forecasts.append((run, forecast(*columns, fraction=fraction), rolling_origin(*columns)))
     return forecasts
 
 

@@ -54,7 +54,7 @@ def forecast_json(run: Points, forecast: Forecast, origins: Sequence[Forecast]) 
     }
     gain_left = forecast.estimate.gain(float(run.entropy[forecast.n - 1]))
     return fit_json(run, forecast.estimate) | {
-        "fraction": forecast.share,
+        "fraction": forecast.fraction,
         "fraction_used": forecast.n / run.steps.size,
         "predictions": [
             {key: float(values[at]) for key, values in columns.items()} for at in range(forecast.step.size)
@@ -66,7 +66,7 @@ def forecast_json(run: Points, forecast: Forecast, origins: Sequence[Forecast]) 
         "gain_left_interval": _ends(gain_left),
         "how_early": [
             {
-                "fraction": origin.share,
+                "fraction": origin.fraction,
                 "n": origin.n,
                 "rmse_rest": origin.rmse_rest,
                 "final_error": origin.final_error,
