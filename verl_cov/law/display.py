@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import TypeAlias
+
+import numpy as np
 
 from verl_cov.law.estimate import Estimate
 from verl_cov.law.points import Points
 from verl_cov.law.series import Unit, unit_of
 
 Fitted: TypeAlias = Sequence[tuple[Points, Estimate]]
-UNITS: dict[Unit, str] = {"fraction": "from 0 to 1", "percent": "in %", "other": "in a unit of its own"}
+_UNITS: dict[Unit, str] = {"fraction": "from 0 to 1", "percent": "in %"}
 _BASELINE = re.compile(r"(?:^|[^a-z])(?:vanilla|baseline)(?:[^a-z]|$)")
 _MIDDLE = "…"
 
@@ -61,9 +64,20 @@ def baseline_first(fitted: Fitted) -> Fitted:
     return sorted(fitted, key=lambda pair: (not _BASELINE.search(pair[0].name.lower()), pair[0].control is not None))
 
 
-def by_unit(fitted: Fitted) -> dict[Unit, Fitted]:
-    """The runs by the unit of their scores, which must not share an axis or a table."""
-    units = [unit_of(run.scores.values) for run, _ in fitted]
-    return {
-        unit: [pair for pair, its in zip(fitted, units, strict=True) if its == unit] for unit in dict.fromkeys(units)
-    }
+def by_unit(fitted: Fitted) -> dict[str, Fitted]:
+    """The runs by the unit of their scores, which must not share an axis or a table.
+
+    No log tells the unit of a reward: those with the same key and of the same order of magnitude are together.
+    """
+    units: dict[str, list[tuple[Points, Estimate]]] = {}
+    for run, law in fitted:
+        label = unit_label(run)
+        units.setdefault(label if label in _UNITS.values() else f"{label} ({run.score_key})", []).append((run, law))
+    return dict(units)
+
+
+def unit_label(run: Points) -> str:
+    """`from 0 to 1`, `in %`, or of a reward `of the order of 10`."""
+    unit = unit_of(run.scores.values)
+    size = max(float(np.abs(run.scores.values).max()), 1e-12)
+    return _UNITS.get(unit, f"of the order of {10.0 ** round(math.log10(size)):g}")

@@ -10,11 +10,10 @@ from matplotlib.figure import Figure
 
 from verl_cov import __version__
 from verl_cov.law import commands, tables
-from verl_cov.law.display import UNITS, Fitted, baseline_first, by_unit
+from verl_cov.law.display import Fitted, baseline_first, by_unit
 from verl_cov.law.estimate import Estimate
 from verl_cov.law.plots import covariance, fits, laws, style
 from verl_cov.law.points import Points
-from verl_cov.law.series import Unit
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -59,14 +58,14 @@ def page(runs: Sequence[Points], fraction: float, left_out: Sequence[str] = ()) 
 
 
 def _overview(
-    unit: Unit, fitted: Fitted, known: Mapping[str, style.Look], place: Mapping[str, str], alone: bool
+    unit: str, fitted: Fitted, known: Mapping[str, style.Look], place: Mapping[str, str], alone: bool
 ) -> list[str]:
     """The headlines and the pictures of the runs whose scores have one unit."""
-    title = [] if alone else [f"<h2>Runs with scores {UNITS[unit]}</h2>"]
+    title = [] if alone else [f"<h2>Runs with scores {_text(unit)}</h2>"]
     rows = [(_link(run, known, place), *map(_text, _headline(run, law))) for run, law in fitted]
     pictures = [
         _picture(fits.training(part, known), "score and entropy against the step, and score against entropy")
-        for part in fits.groups(fitted)
+        for part in fits.groups(fitted, known)
     ]
     return [*title, _table(_HEADLINES, rows), *pictures]
 
@@ -114,10 +113,10 @@ def _section(
         parts.append(_picture(fits.training([(run, law)], known), f"score and entropy of {run.name}"))
     if covariance.has_metrics(run.run):
         parts += ["<h3>Why its entropy falls</h3>", _picture(covariance.covariance(run.run), f"covariance, {run.name}")]
-    return [*parts, "<h3>How early was it predictable?</h3>", *_forecast(run, fraction)]
+    return [*parts, "<h3>How early was it predictable?</h3>", *_forecast(run, fraction, known[run.name])]
 
 
-def _forecast(run: Points, fraction: float) -> list[str]:
+def _forecast(run: Points, fraction: float, look: style.Look) -> list[str]:
     try:
         ((_, prediction, origins),) = commands.forecast_each([run], fraction)
     except ValueError as error:
@@ -128,7 +127,7 @@ def _forecast(run: Points, fraction: float) -> list[str]:
         f"law misses them by {prediction.rmse_rest:.3g} (root mean square) and the last by "
         f"{prediction.final_error:+.3g}; "
         f"{100 * prediction.coverage:.0f} % of them lie in their intervals.</p>",
-        _picture(laws.forecast(run, prediction), f"forecast of {run.name}"),
+        _picture(laws.forecast(run, prediction, look), f"forecast of {run.name}"),
         _table(tables.FORECAST_COLUMNS, rows),
     ]
 

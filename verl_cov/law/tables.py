@@ -10,7 +10,7 @@ from rich.text import Text
 
 from verl_cov.law.commands import Sizes
 from verl_cov.law.compare import Comparison
-from verl_cov.law.display import UNITS, Fitted, by_unit
+from verl_cov.law.display import Fitted, by_unit
 from verl_cov.law.estimate import Estimate, Interval
 from verl_cov.law.forecast import Forecast
 from verl_cov.law.keys import listed
@@ -30,7 +30,7 @@ def fit_tables(fits: Fitted) -> list[Table]:
     """One row for each law, in a table for each unit of score."""
     tables = []
     for unit, same in by_unit(fits).items():
-        table = _table(f"R = -a exp(H) + b, scores {UNITS[unit]}; in brackets 95 % intervals", *FIT_COLUMNS)
+        table = _table(f"R = -a exp(H) + b, scores {unit}; in brackets 95 % intervals", *FIT_COLUMNS)
         for run, law in same:
             table.add_row(*map(Text, fit_row(run, law)))
         tables.append(table)

@@ -111,7 +111,7 @@ def _changes(axes: Axes, run: Run) -> None:
 
 
 def _prompts(axes: Axes, run: Run) -> None:
-    dress(axes, "By difficulty of prompts (Figure 8)", "training step", "Cov(log π, π A) within a prompt")
+    dress(axes, "By difficulty (Figure 8)", "training step", "Cov(log π, π A) within a prompt")
     drawn = False
     for difficulty, colour in _DIFFICULTIES:
         steps, values = _points(run, f"prompt_cov_{difficulty}")

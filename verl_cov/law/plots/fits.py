@@ -13,7 +13,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from verl_cov.law.display import UNITS, Fitted, baseline_first, by_unit
+from verl_cov.law.display import Fitted, baseline_first, by_unit, unit_label
+from verl_cov.law.estimate import Estimate
 from verl_cov.law.plots.style import (
     TEXT,
     Look,
@@ -29,7 +30,6 @@ from verl_cov.law.plots.style import (
     marks,
 )
 from verl_cov.law.points import Curve, Points
-from verl_cov.law.series import unit_of
 
 MOST_RUNS = 12  # in one panel: more would be a tangle
 _MOST_PANELS = 8
@@ -37,8 +37,8 @@ _MOST_PANELS = 8
 
 def laws(fitted: Fitted) -> Figure:
     """Points, law and ceiling of each run, in one panel for each unit of score and twelve runs."""
-    parts = groups(baseline_first(fitted))
     known = looks(run.name for run, _ in fitted)
+    parts = groups(baseline_first(fitted), known)
     with rc_context(TEXT):
         figure = Figure(layout="constrained")
         heights = [_height(part) for part in parts[:_MOST_PANELS]]
@@ -71,13 +71,23 @@ def training(fitted: Fitted, known: Mapping[str, Look]) -> Figure:
         return figure
 
 
-def groups(fitted: Fitted) -> list[Fitted]:
-    """The runs that can share a panel: of one unit of score, and at most `MOST_RUNS`."""
-    parts: list[Fitted] = []
+def groups(fitted: Fitted, known: Mapping[str, Look]) -> list[Fitted]:
+    """The runs that can share a panel: of one unit of score, at most `MOST_RUNS`. Of more, no two have one colour."""
+    panels: list[list[tuple[Points, Estimate]]] = []
     for same in by_unit(fitted).values():
-        count = -(-len(same) // MOST_RUNS)
-        parts += [same[at * len(same) // count : (at + 1) * len(same) // count] for at in range(count)]
-    return parts
+        if len(same) <= MOST_RUNS:
+            panels.append(list(same))
+            continue
+        of_unit: list[list[tuple[Points, Estimate]]] = []
+        for pair in same:
+            colour = known[pair[0].name]["color"]
+            free = (panel for panel in of_unit if all(known[run.name]["color"] != colour for run, _ in panel))
+            panel = next(free, None)
+            if panel is None:
+                of_unit.append(panel := [])
+            panel.append(pair)
+        panels += of_unit
+    return list(panels)
 
 
 def draw_curves(axes: Axes, curves: Mapping[str, Curve], known: Mapping[str, Look]) -> None:
@@ -112,10 +122,9 @@ def draw_laws(axes: Axes, strip: Axes, fitted: Fitted, known: Mapping[str, Look]
 
 
 def score_label(runs: Sequence[Points]) -> str:
-    """`score, from 0 to 1`: the unit, and the key if the runs have one."""
-    unit = UNITS[unit_of(runs[0].scores.values)]
+    """`score, from 0 to 1` and, if all runs have one, the key that it is logged under."""
     keys = {run.score_key for run in runs}
-    return f"score, {unit}" + (f"\n{labels(list(keys), 44)[0]}" if len(keys) == 1 else "")
+    return f"score, {unit_label(runs[0])}" + (f"\n{labels(list(keys), 44)[0]}" if len(keys) == 1 else "")
 
 
 def _height(fitted: Fitted) -> float:
@@ -123,7 +132,7 @@ def _height(fitted: Fitted) -> float:
 
 
 def _widths(fitted: Fitted) -> tuple[float, float]:
-    return 1.0, 0.06 + 0.03 * len(fitted)
+    return 1.0, 0.14 + 0.025 * len(fitted)
 
 
 def _legend(figure: Figure | SubFigure, fitted: Fitted, known: Mapping[str, Look]) -> None:

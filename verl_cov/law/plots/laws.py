@@ -30,8 +30,10 @@ from verl_cov.law.scale import Scaling, Trend
 _MOST_INTERVALS = 36
 
 
-def forecast(points: Points, prediction: Forecast) -> Figure:
-    """What the first points of a run predicted of the rest, against entropy and against step."""
+def forecast(points: Points, prediction: Forecast, look: Look | None = None) -> Figure:
+    """What the first points of a run predicted of the rest, against entropy and against step. look: of the run."""
+    look = look or looks([points.name])[points.name]
+    colour = look["color"]
     with rc_context(TEXT):
         figure = Figure(figsize=(11, 4.3), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -49,12 +51,12 @@ def forecast(points: Points, prediction: Forecast) -> Figure:
                 rest[at],
                 prediction.low[at],
                 prediction.high[at],
-                color=PALETTE[0],
+                color=colour,
                 alpha=0.15,
                 linewidth=0,
             )
-            axes.plot(x[: prediction.n], points.score[: prediction.n], "o", color=PALETTE[1], markersize=6)
-            axes.plot(rest, prediction.score, "o", color=PALETTE[0], markersize=5)
+            axes.plot(x[: prediction.n], points.score[: prediction.n], ls="none", ms=7, mfc="white", mew=1.8, **look)
+            axes.plot(rest, prediction.score, ls="none", ms=5, **look)
         right.plot(prediction.step, prediction.predicted, color="black", linewidth=1.5)
         dress(
             right,
@@ -70,7 +72,7 @@ def forecast(points: Points, prediction: Forecast) -> Figure:
             axes.set_ylim(low - 0.6 * (high - low), high + 0.6 * (high - low))
         law, fitted, later = left.get_lines()
         band = left.collections[0]
-        texts = ("law of the first points, which predicts the rest from its entropy", level, "fitted", "came later")
+        texts = ("law of the first points", level, "fitted", "came later")
         legend_below(figure, (law, band, fitted, later), texts)
         return figure
 

@@ -35,7 +35,7 @@ TEXT = RcParams(
         "legend.fontsize": 9.5,
     }
 )
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "*", "h", "d", "8", "H")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "h", "d", "8")
 _DEMO_RUNS = ("vanilla", "clip_cov", "kl_cov")
 _GREY = "#5a5a5a"
 
@@ -46,7 +46,7 @@ class Look(TypedDict):
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Colour and marker of each run, all different (up to 120 runs), in whatever order and picture.
+    """Colour and marker of each run, all different (up to 104 runs), in whatever order and picture.
 
     A run keeps its look when others come or go, as the name decides: the demo's three runs have theirs, any other name
     has a place in the palette. Only if that is taken does the run get another one.
@@ -58,7 +58,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
         cycle = len(places) // len(PALETTE) * len(PALETTE)
         free = (cycle + (wanted + step) % len(PALETTE) for step in range(len(PALETTE)))
         places[next(place for place in free if place not in places)] = name
-    # Both lengths have no common divisor, so that no two of the first 120 places share colour and marker.
+    # Both lengths have no common divisor, so that no two of the first 104 places share colour and marker.
     return {
         name: {"color": PALETTE[place % len(PALETTE)], "marker": _MARKERS[place % len(_MARKERS)]}
         for place, name in places.items()
@@ -149,7 +149,12 @@ def entropy_axis(axes: Axes, low: float, high: float) -> None:
         axes.set_xscale("log")
         axes.set_xlim(high * 1.1, low / 1.1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ticks = [m * 10.0**e for e in range(-6, 3) for m in (1, 2, 5) if low / 1.1 <= m * 10.0**e <= high * 1.1]
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            ticks = [
+                step * 10.0**e for e in range(-9, 4) for step in steps if low / 1.1 <= step * 10.0**e <= high * 1.1
+            ]
+            if len(ticks) <= 7:
+                break
         axes.set_xticks(ticks)
         axes.minorticks_off()
     else:
