@@ -15,6 +15,7 @@ from verl_cov.law.forecast import Forecast
 from verl_cov.law.plots.style import (
     PALETTE,
     TEXT,
+    Look,
     by_step,
     dress,
     entropy_axis,
