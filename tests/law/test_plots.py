@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from verl_cov.law import Run, commands, plots, points
+from verl_cov.law import Run, commands, compare, plots, points
 from verl_cov.law.display import shortened
 from verl_cov.law.plots import covariance, fits, laws, style
 from verl_cov.law.points import Curve
@@ -193,6 +193,15 @@ def test_ceilings_are_drawn_with_their_intervals():
     strip = fits.laws([pair]).axes[1]
     (band,) = [patch.get_paths()[0].get_extents() for patch in strip.collections]
     assert (band.y0, band.y1) == pytest.approx((pair[1].ceiling.low, pair[1].ceiling.high))
+
+
+def test_a_comparison_shows_whole_intervals_also_where_the_runs_hardly_differ():
+    entropy = np.exp(-np.arange(20) / 10)
+    score = 0.8 - 0.2 * np.exp(entropy) + 0.05 * np.random.default_rng(0).normal(size=20)
+    result = compare({f"run{at}": (entropy, (1 + 0.001 * at) * score) for at in range(3)})
+    for axes, intervals in zip(laws.comparison(result).axes, (result.a, result.b, result.ceiling), strict=True):
+        low, high = axes.get_xlim()
+        assert all(low < interval.low and interval.high < high for interval in intervals)
 
 
 def test_the_largest_covariances_are_told_apart_where_they_are_equal():

@@ -19,13 +19,14 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
 h1 { font-size: 1.6em } h2 { font-size: 1.25em; margin-top: 2em; border-bottom: 1px solid #ddd }
 h2, td:first-child { overflow-wrap: anywhere } a { color: inherit }
-img { max-width: 100% } table { border-collapse: collapse; margin: 1em 0; font-size: .95em }
-td, th { padding: .2em .8em; text-align: right; border-bottom: 1px solid #eee } td:first-child { text-align: left }
+img { max-width: 100% } table { border-collapse: collapse; margin: 1em 0; font-size: .9em }
+td, th { padding: .2em .7em; text-align: right; border-bottom: 1px solid #eee; white-space: nowrap }
+td:first-child { text-align: left; white-space: normal; min-width: 9em }
 th:first-child { text-align: left } .run { border-left: .5em solid; padding-left: .4em }
 .warning { background: #fff4e0; border-left: 4px solid #e69f00; padding: .4em .8em; margin: .4em 0 }
 .note { color: #666; font-size: .9em } .big { font-size: 1.15em }
 """
-_HEADLINES = ("run", "last score", "entropy", "ceiling b - a", "still to gain", "R²", "points", "warnings")
+_HEADLINES = ("run", "last score", "best", "entropy", "ceiling b - a", "still to gain", "R²", "points", "warnings")
 
 
 def page(runs: Sequence[Points], fraction: float, left_out: Sequence[str] = ()) -> str:
@@ -72,13 +73,16 @@ def _overview(
 
 def _headline(run: Points, law: Estimate) -> tuple[str, ...]:
     """Cells under `_HEADLINES`, but for the run's name."""
+    steps, scores = run.scores
+    best = int(scores.argmax())
     first, last = (float(run.entropies.values[at]) for at in (0, -1))
     gain = law.gain(last)
     return (
-        tables.last_score(run),
+        f"{scores[-1]:.3g} at {steps[-1]}",
+        f"{scores[best]:.3g} at {steps[best]}",
         f"{first:.3g} → {last:.3g}",
         tables.with_ends(law.ceiling),
-        f"{gain.value:+.2g} ({gain.low:+.2g} to {gain.high:+.2g})" if law.a.value > 0 else "-",
+        tables.with_ends(gain) if law.a.value > 0 else "-",
         f"{law.law.r2:.3f}",
         str(law.n),
         str(len(law.warnings) or ""),

@@ -91,7 +91,8 @@ def comparison(result: Comparison) -> Figure:
             for at, (name, interval) in enumerate(zip(names, intervals, strict=True)):
                 axes.plot([interval.low, interval.high], [at, at], color=known[name]["color"], linewidth=2)
                 axes.plot(interval.value, at, **known[name])
-            axes.set_xlim(*limits([i.value for i in intervals], [(i.low, i.high) for i in intervals]))
+            usual = float(np.median([i.high - i.low for i in intervals]))
+            axes.set_xlim(*limits([i.value for i in intervals], [(i.low, i.high) for i in intervals], usual))
             axes.set_yticks(range(len(names)), labels(names, 32))
             axes.set_ylim(len(names) - 0.5, -0.5)
         rest = len(result.names) - len(names)

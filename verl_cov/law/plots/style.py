@@ -122,11 +122,14 @@ def from_zero(axes: Axes) -> None:
         axes.set_ylim(0, 1.06 * high if high > 0 else 1)
 
 
-def limits(values: ArrayLike, others: ArrayLike) -> tuple[float, float]:
-    """Ends of an axis for `values`, and for those of `others` that lie near: an interval may reach far outside."""
+def limits(values: ArrayLike, others: ArrayLike, room: float = 0.0) -> tuple[float, float]:
+    """Ends of an axis for `values`, and for those of `others` that lie near: an interval may reach far outside.
+
+    room: how far is near, if that is more than three quarters of the range of the values.
+    """
     known = np.asarray(values, dtype=np.float64)
     low, high = float(known.min()), float(known.max())
-    room = 0.75 * ((high - low) or abs(high) or 1.0)
+    room = max(room, 0.75 * ((high - low) or abs(high) or 1.0))
     near = [float(end) for end in np.ravel(others) if low - room <= end <= high + room]
     low, high = min([low, *near]), max([high, *near])
     margin = 0.06 * ((high - low) or abs(high) or 1.0)
