@@ -392,6 +392,23 @@ def test_scores_in_other_units_have_panels_of_their_own(tmp_path, monkeypatch):
     assert tops[0] < 1 < 50 < tops[1]
 
 
+def test_the_terminal_needs_no_package_of_an_extra(tmp_path):
+    path = write(tmp_path / "run" / "metrics.jsonl", records())
+    code = """if True:
+        import sys
+        class Missing:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in ("scipy", "statsmodels", "pandas", "matplotlib"):
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        sys.meta_path.insert(0, Missing())
+        from verl_cov.cli import main
+        main()
+    """
+    command = [sys.executable, "-c", code, "watch", "--once", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"run +20 .* needs scipy", done.stdout)
+
+
 # --- the picture ------------------------------------------------------------------------------------------------------
 
 
