@@ -266,6 +266,11 @@ def test_runs_that_cannot_be_put_side_by_side_are_refused(tmp_path):
     assert "--score-key" in run("scale", f"1={plain}", f"3={other}", f"7={plain}").output
     assert run("report", plain, percent, "-o", tmp_path / "report.html").exit_code == 0
     assert "They were not compared" in (tmp_path / "report.html").read_text()
+    two = write(tmp_path / "two.jsonl", seed=2)
+    assert run("report", plain, percent, two, "-o", tmp_path / "report.html").exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "One law for all 2 runs?" in page
+    assert "1 of the 3 runs" in page
 
 
 def test_side_by_side_runs_take_an_entropy_that_all_have(tmp_path):

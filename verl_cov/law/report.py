@@ -14,6 +14,7 @@ from verl_cov.law.display import Fitted, baseline_first, by_unit
 from verl_cov.law.estimate import Estimate
 from verl_cov.law.plots import covariance, fits, laws, style
 from verl_cov.law.points import Points
+from verl_cov.law.series import unit_of
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -90,13 +91,24 @@ def _headline(run: Points, law: Estimate) -> tuple[str, ...]:
 
 
 def _comparison(runs: Sequence[Points]) -> list[str]:
-    title = "<h2>Do the runs share one law?</h2>"
-    try:
-        comparison = commands.compare_runs(runs)
-    except ValueError as error:
-        return [title, f"<p>They were not compared: {_text(str(error))}.</p>"]
-    lines = [f"<p>{_text(line)}</p>" for line in tables.compare_lines(runs, comparison)]
-    return [title, *lines, _picture(laws.comparison(comparison), "intervals of a, b and the ceiling")]
+    """The tests, among the runs that can be put side by side."""
+    groups: dict[tuple[object, ...], list[Points]] = {}
+    for run in runs:
+        key = run.entropy_key, run.score_key, run.averaged, unit_of(run.score)
+        groups.setdefault(key, []).append(run)
+    comparable = [group for group in groups.values() if len(group) > 1] or [list(runs)]
+    parts = ["<h2>Do the runs share one law?</h2>"]
+    for group in comparable:
+        try:
+            comparison = commands.compare_runs(group)
+        except ValueError as error:
+            parts.append(f"<p>They were not compared: {_text(str(error))}.</p>")
+            continue
+        parts += [f"<p>{_text(line)}</p>" for line in tables.compare_lines(group, comparison)]
+        parts.append(_picture(laws.comparison(comparison), "intervals of a, b and the ceiling"))
+    rest = len(runs) - sum(map(len, comparable))
+    more = f"<p>Not compared, as no other has the same entropy, score and unit: {rest} of the {len(runs)} runs.</p>"
+    return parts + [more] * (rest > 0)
 
 
 def _section(
