@@ -22,11 +22,17 @@ Tell: TypeAlias = Callable[[int], None]  # called with the number of bytes read 
 STEP_KEYS = (
     "training/global_step",  # verl
     "trainer/global_step",  # SkyRL, Lightning
-    "train/global_step",  # Hugging Face
+    "train/global_step",  # Hugging Face, OpenRLHF
+    "eval/global_step",  # OpenRLHF: evaluations are records of their own
+    "system/step",  # ROLL
     "global_step",
     "step",
+    "rollout/step",  # slime, miles
+    "train/step",
+    "eval/step",
     "_step",  # W&B
 )
+FRACTION_KEY = "global_step/max_steps"  # ms-swift: "10/438"
 
 
 class NoPoints(ValueError):
