@@ -33,8 +33,9 @@ def records(path: Path, tell: Tell) -> Records:
         yield from others.records()
 
 
-def has_record(path: Path, within: int = 64 << 20) -> bool:
-    """Whether there is a record in the first `within` bytes. (verl prints megabytes while it starts.)"""
+def has_record(path: Path, within: int = 64 << 20, dictionaries: bool = True) -> bool:
+    """Whether there is a record in the first `within` bytes. (verl prints megabytes while it starts.) dictionaries:
+    whether those count."""
     position = 0
 
     def tell(done: int) -> None:
@@ -45,6 +46,6 @@ def has_record(path: Path, within: int = 64 << 20) -> bool:
         for line, _ in lines(file, tell):
             if position > within:
                 return False
-            if dashes.is_record(line) or dicts.is_record(line):
+            if dashes.is_record(line) or (dictionaries and dicts.is_record(line)):
                 return True
     return False

@@ -42,9 +42,8 @@ _TRUTH = {"true": 1.0, "false": 0.0}
 class Dictionaries:
     """Collects the records of a log, line by line."""
 
-    found: list[tuple[str, int | None, Record, bool]] = field(
-        default_factory=list
-    )  # (kind, number or bar, record, cut)
+    # (kind, number or that of the bar, data, whether the line was cut off)
+    found: list[tuple[str, int | None, dict[str, object], bool]] = field(default_factory=list)
     _open: list[str] = field(default_factory=list)
     _bar: tuple[int, int] | None = None  # (step, steps in total) of the last progress bar
     _total: int | None = None  # of the bar of the training
@@ -72,21 +71,19 @@ class Dictionaries:
             self._close()
         count = 0
         rollout: int | None = None
-        trained: set[int] = set()
+        first = False
         for kind, number, data, cut in self.found:
             if kind == "rollout":
-                rollout = number
+                rollout, first = number, True
             elif kind == "step" and rollout is not None:
                 # slime counts the updates of all rollouts: the first of each is still of the rollout's policy.
-                number = rollout
-                if number in trained:
+                if not first:
                     continue
-                trained.add(number)
+                number, first = rollout, False
             elif kind == "eval" and rollout is None:
                 data = {f"before training {key}": value for key, value in data.items()}
             elif kind == "bare":
-                evaluation = any(key.startswith("eval_") for key in data)
-                if not evaluation or count == 0:
+                if not any(key.startswith("eval_") for key in data):
                     count = number if number is not None and number > count else count + 1
                 number = count
             if number is not None:

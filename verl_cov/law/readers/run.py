@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import cached_property
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,21 @@ STEP_KEYS = (
 FRACTION_KEY = "global_step/max_steps"  # ms-swift: "10/438"
 
 
+Join: TypeAlias = Literal["auto", "same", "next"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The columns that the user asked for, None where they are to be detected, and how score and entropy are joined:
+    at the same step, the score with the entropy of the next step, or as the keys say ("auto"). score: may be a glob.
+    """
+
+    entropy: str | None = None
+    score: str | None = None
+    step: str | None = None
+    join: Join = "auto"
+
+
 class NoPoints(ValueError):
     """The input gives no points to fit. The message is one line that names the fix."""
 
@@ -51,6 +68,7 @@ class Run:
     part. repeats: how often a record had no later step than the record before it and replaced most of its step's
     values. A resumed run does so once at each launch; if it happens often, several runs write to one log. left_over:
     number of last steps that were written before the log last began again from its first step: they are of another run.
+    wanted: how the run is to be read.
     """
 
     steps: NDArray[np.int64]
@@ -58,6 +76,15 @@ class Run:
     damaged: int = 0
     repeats: int = 0
     left_over: int = 0
+    wanted: Wanted = Wanted()
+
+    @cached_property
+    def known(self) -> list[str]:
+        """The keys that have a finite value at some step, sorted."""
+        found: set[str] = set()
+        for record in self.records:
+            found.update(key for key, value in record.items() if key not in found and math.isfinite(_number(value)))
+        return sorted(found)
 
     def column(self, key: str) -> NDArray[np.float64]:
         """Values [n] of `key`, one for each step; nan if the step has no value or the value is not a number."""
@@ -118,8 +145,11 @@ def merge(records: Iterable[Record]) -> Run:
     return Run(np.array(steps, dtype=np.int64), tuple(merged[step] for step in steps), damaged, repeats, left_over)
 
 
-def step_key(keys: Iterable[str]) -> str | None:
-    """The key among `keys` that holds the step (`STEP_KEYS`; upper case and blanks do not matter), or None."""
+def step_key(keys: Iterable[str], wanted: str | None = None) -> str | None:
+    """The key among `keys` that holds the step, or None: the one that is wanted, or else one of `STEP_KEYS`, for which
+    upper case and blanks do not matter."""
+    if wanted is not None:
+        return next((key for key in keys if key.strip() == wanted), None)
     known = {key.strip().lower().replace(" ", "_"): key for key in keys}
     return next((known[key] for key in STEP_KEYS if key in known), None)
 
