@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from verl_cov import terminal
-from verl_cov.law.options import AsJson, EntropyKey, Example, Fraction, Label, Output, Pool, Robust, Runs, ScoreKey
+from verl_cov.law.options import (
+    AsJson,
+    EntropyKey,
+    Example,
+    Fraction,
+    Joining,
+    Label,
+    Output,
+    Pool,
+    Robust,
+    Runs,
+    ScoreKey,
+    StepKey,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +37,10 @@ if TYPE_CHECKING:
 def watch(
     runs: Runs = None,
     label: Label = None,
+    entropy_key: EntropyKey = None,
+    score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
     output: Annotated[
@@ -33,12 +50,12 @@ def watch(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of the trainings, if their logs do not say.")] = None,
 ) -> None:
     """Show running or finished trainings: score, entropy and why it falls, and where the law says they end."""
-    from verl_cov.law.inputs import Inputs
+    from verl_cov.law.inputs import Inputs, wanted
     from verl_cov.law.watch import live
 
     with terminal.one_line():
-        named = Inputs(runs, label).named()
-        live.watch(runs or (), named, interval=interval, once=once, picture=output, total=steps)
+        inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join))
+        live.watch(inputs, interval=interval, once=once, picture=output, total=steps)
 
 
 def fit(
@@ -46,6 +63,8 @@ def fit(
     label: Label = None,
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
     pool: Pool = False,
     robust: Robust = False,
     as_json: AsJson = False,
@@ -54,18 +73,18 @@ def fit(
 ) -> None:
     """Fit the law R = -a exp(H) + b to runs: a, b, the ceiling b - a, with intervals and warnings."""
     from verl_cov.law import commands, tables, to_json
-    from verl_cov.law.inputs import Inputs
+    from verl_cov.law.inputs import Inputs, wanted
     from verl_cov.law.plots import fits as pictures
 
     with terminal.one_line():
-        inputs = Inputs(runs, label, entropy_key, score_key, example)
+        inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join), example)
         _check(output, inputs.paths())
         loaded = inputs.load()
         if pool and len(loaded) > 1:
             fits = [commands.fit_together(loaded, robust)]
         else:
             fits = commands.fit_each(loaded, robust)
-        answer = to_json.one_or_all([to_json.fit_json(run, law) for run, law in fits])
+        answer = to_json.of_runs([to_json.fit_json(run, law) for run, law in fits], loaded.left_out)
         _give(answer, as_json, output, lambda: pictures.laws(fits))
     if as_json:
         return
@@ -84,23 +103,25 @@ def forecast(
     fraction: Fraction = "15%",
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
     as_json: AsJson = False,
     output: Output = None,
     example: Example = False,
 ) -> None:
     """Fit the first points of runs and predict the rest: how early was each run predictable?"""
     from verl_cov.law import arguments, commands, tables, to_json
-    from verl_cov.law.inputs import Inputs
+    from verl_cov.law.inputs import Inputs, wanted
     from verl_cov.law.plots import laws
 
     with terminal.one_line():
-        inputs = Inputs(runs, label, entropy_key, score_key, example)
+        inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join), example)
         _check(output, inputs.paths())
         loaded = inputs.load()
         forecasts = commands.forecast_each(loaded, arguments.fraction(fraction))
         if output is not None and output.suffix.lower() != ".json" and len(forecasts) > 1:
             raise ValueError(f"-o {output}: the picture of a forecast shows one run; for several, `verl-cov report`")
-        answer = to_json.one_or_all([to_json.forecast_json(*columns) for columns in forecasts])
+        answer = to_json.of_runs([to_json.forecast_json(*columns) for columns in forecasts], loaded.left_out)
         _give(answer, as_json, output, lambda: laws.forecast(*forecasts[0][:2]))
     if as_json:
         return
@@ -120,20 +141,22 @@ def compare(
     label: Label = None,
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
     """Test whether runs (of several algorithms, say) share one law."""
     from verl_cov.law import commands, tables, to_json
-    from verl_cov.law.inputs import Inputs
+    from verl_cov.law.inputs import Inputs, wanted
     from verl_cov.law.plots import laws
 
     with terminal.one_line():
-        inputs = Inputs(runs, label, entropy_key, score_key)
+        inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join))
         _check(output, inputs.paths())
         loaded = inputs.load()
         comparison = commands.compare_runs(loaded)
-        answer = to_json.compare_json(loaded, comparison)
+        answer = to_json.compare_json(loaded, comparison, loaded.left_out)
         _give(answer, as_json, output, lambda: laws.comparison(comparison))
     if as_json:
         return
@@ -151,11 +174,14 @@ def scale(
     example: Annotated[bool, typer.Option("--example", help="The paper's Qwen2.5 models, 0.5B to 7B.")] = False,
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
     """Fit the law's a and b against model size, and predict what a larger model would reach."""
     from verl_cov.law import arguments, commands, examples, tables, to_json
+    from verl_cov.law.inputs import wanted
     from verl_cov.law.plots import laws
     from verl_cov.law.scale import scale as fit_trend
 
@@ -168,7 +194,7 @@ def scale(
             models = commands.Sizes(*map(list, columns))
             target = largest.parameters if target is None else target
         else:
-            models = commands.read_sizes(sizes or [], entropy_key, score_key)
+            models = commands.read_sizes(sizes or [], wanted(entropy_key, score_key, step_key, join))
         scaling = fit_trend(models.parameters, models.a, models.b)
         answer = to_json.scale_json(scaling, models.names, target)
         _give(answer, as_json, output, lambda: laws.sizes(scaling, models.a, models.b, target))
@@ -187,15 +213,17 @@ def plot(
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture: .png, .pdf or .svg.")] = Path("law.png"),
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
     example: Example = False,
 ) -> None:
     """Draw score against entropy with the law and its ceiling."""
     from verl_cov.law import commands, files
-    from verl_cov.law.inputs import Inputs
+    from verl_cov.law.inputs import Inputs, wanted
     from verl_cov.law.plots import fits, style
 
     with terminal.one_line():
-        inputs = Inputs(runs, label, entropy_key, score_key, example)
+        inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join), example)
         files.check_output(output, files.PICTURES, inputs.paths())
         laws = commands.fit_each(inputs.load())
         files.write(output, style.picture(fits.laws(laws), output.suffix))
@@ -209,17 +237,20 @@ def report(
     fraction: Fraction = "15%",
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
     example: Example = False,
 ) -> None:
     """Write everything the law says about runs to one page that needs no other file."""
     from verl_cov.law import arguments, files
-    from verl_cov.law.inputs import Inputs
+    from verl_cov.law.inputs import Inputs, wanted
     from verl_cov.law.report import page
 
     with terminal.one_line():
-        inputs = Inputs(runs, label, entropy_key, score_key, example)
+        inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join), example)
         files.check_output(output, (".html", ".htm"), inputs.paths())
-        content = page(inputs.load(), arguments.fraction(fraction))
+        loaded = inputs.load()
+        content = page(loaded, arguments.fraction(fraction), [str(one) for one in loaded.left_out])
         files.write(output, content.encode())
     typer.echo(f"written: {output}")
 

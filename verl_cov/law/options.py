@@ -15,6 +15,10 @@ Runs = Annotated[
 ]
 EntropyKey = Annotated[str | None, typer.Option(help="Key of the entropy, instead of the detected one.")]
 ScoreKey = Annotated[str | None, typer.Option(help="Key of the score, or several with * (their mean).")]
+StepKey = Annotated[str | None, typer.Option(help="Column of the training step, instead of the detected one.")]
+Joining = Annotated[
+    str, typer.Option("--join", help="Step of the entropy that goes with a score: same, next, or auto, by the keys.")
+]
 Label = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="NAME=RUN", help="Read RUN too, or only, and call it NAME; may be repeated."),

@@ -11,6 +11,7 @@ from verl_cov.law.compare import Comparison
 from verl_cov.law.estimate import Estimate, Interval
 from verl_cov.law.forecast import Forecast
 from verl_cov.law.points import Points
+from verl_cov.law.readers import LeftOut
 from verl_cov.law.scale import Scaling, Trend
 
 Json: TypeAlias = dict[str, object]
@@ -79,7 +80,7 @@ def forecast_json(run: Points, forecast: Forecast, origins: Sequence[Forecast]) 
     }
 
 
-def compare_json(runs: Sequence[Points], comparison: Comparison) -> Json:
+def compare_json(runs: Sequence[Points], comparison: Comparison, left_out: Sequence[LeftOut] = ()) -> Json:
     """The laws of `runs` and the tests of whether they are one."""
     laws: list[Json] = []
     for at, name in enumerate(comparison.names):
@@ -94,6 +95,7 @@ def compare_json(runs: Sequence[Points], comparison: Comparison) -> Json:
         "wald_p": _finite(comparison.wald_p),
         "runs": laws,
         "pair_p_holm": [[_finite(value) for value in row] for row in comparison.pair_p_holm],
+        "left_out": _left_out(left_out),
     }
 
 
@@ -117,9 +119,9 @@ def scale_json(scaling: Scaling, names: Sequence[str], target: float | None) -> 
     return result | {"warnings": list(scaling.warnings)}
 
 
-def one_or_all(objects: Sequence[Json]) -> Json:
-    """The object itself if there is only one, otherwise one that holds them all."""
-    return objects[0] if len(objects) == 1 else {"runs": list(objects)}
+def of_runs(objects: Sequence[Json], left_out: Sequence[LeftOut]) -> Json:
+    """One object for one run and for several: their objects, and what was left out."""
+    return {"runs": list(objects), "left_out": _left_out(left_out)}
 
 
 def dumps(value: Json) -> str:
@@ -129,6 +131,10 @@ def dumps(value: Json) -> str:
 
 def _by_coefficient(scaling: Scaling) -> Mapping[str, Trend]:
     return {"a": scaling.a, "b": scaling.b, "ceiling": scaling.ceiling}
+
+
+def _left_out(left_out: Sequence[LeftOut]) -> list[Json]:
+    return [{"path": str(one.path), "reason": one.reason} for one in left_out]
 
 
 def _ends(interval: Interval) -> list[float | None]:

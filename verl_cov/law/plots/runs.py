@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from verl_cov.law.estimate import Estimate, estimate
+from verl_cov.law.keys import is_validation
 from verl_cov.law.plots.style import (
     TEXT,
     Look,
@@ -34,8 +35,9 @@ from verl_cov.law.plots.style import (
     save,
     say_empty,
 )
-from verl_cov.law.points import ENTROPY_KEY, law_points, score_key
+from verl_cov.law.points import law_points
 from verl_cov.law.readers import Run
+from verl_cov.law.reading import Curve, read
 
 FIT_RUN = "vanilla"  # the run the law is fitted to: the paper's law is about policies without entropy control
 
@@ -106,25 +108,18 @@ def _legends(figure: Figure, runs: Mapping[str, Run], law: Axes) -> None:
         legend_below(figure, *law.get_legend_handles_labels())
 
 
-def _series(
-    axes: Axes, runs: Mapping[str, Run], key_of: Callable[[Run], str | None], known: Mapping[str, Look], dense: bool
-) -> bool:
+def _series(axes: Axes, curves: Mapping[str, Curve], known: Mapping[str, Look], dense: bool) -> bool:
     """Draw one line for each run; return whether there was any point. dense: too many values to mark them all."""
-    drawn = False
-    for name, run in runs.items():
-        key = key_of(run)
-        values = run.column(key) if key is not None else np.full(run.steps.shape, np.nan)
-        finite = np.isfinite(values)
-        style = known[name]
-        every = max(1, -(-int(finite.sum()) // 12)) if dense else 1
-        axes.plot(run.steps[finite], values[finite], linewidth=1.8, markersize=5, markevery=every, **style)
-        drawn |= bool(finite.any())
-    return drawn
+    for name, (steps, values) in curves.items():
+        every = max(1, -(-values.size // 12)) if dense else 1
+        axes.plot(steps, values, linewidth=1.8, markersize=5, markevery=every, **known[name])
+    return any(curve.values.size for curve in curves.values())
 
 
 def draw_entropy(axes: Axes, runs: Mapping[str, Run], known: Mapping[str, Look] | None = None) -> None:
     """Panel of the entropy against the step."""
-    drawn = _series(axes, runs, lambda run: ENTROPY_KEY, known or looks(runs), dense=True)
+    curves = {name: read(run).entropies for name, run in runs.items()}
+    drawn = _series(axes, curves, known or looks(runs), dense=True)
     dress(axes, "Policy entropy", "training step", "entropy (nats per token)")
     if not drawn:
         say_empty(axes, "no training step yet")
@@ -134,11 +129,13 @@ def draw_entropy(axes: Axes, runs: Mapping[str, Run], known: Mapping[str, Look] 
 
 
 def draw_score(axes: Axes, runs: Mapping[str, Run], known: Mapping[str, Look] | None = None) -> None:
-    """Panel of the validation score against the step."""
-    drawn = _series(axes, runs, score_key, known or looks(runs), dense=False)
-    dress(axes, "Validation score", "training step", _score_label(runs))
+    """Panel of the score against the step: of the validations, if there are enough."""
+    curves = {name: read(run).scores for name, run in runs.items()}
+    label = _score_label(runs)
+    drawn = _series(axes, curves, known or looks(runs), dense=not label.startswith("validation"))
+    dress(axes, label.partition(" (")[0].capitalize(), "training step", label)
     if not drawn:
-        say_empty(axes, "no validation yet")
+        say_empty(axes, "no score yet")
         return
     by_step(axes)
     from_zero(axes)
@@ -146,8 +143,13 @@ def draw_score(axes: Axes, runs: Mapping[str, Run], known: Mapping[str, Look] | 
 
 def _score_label(runs: Mapping[str, Run]) -> str:
     """`validation score (mean@4)`: with what the score averages over, if it is the same for all runs."""
-    kinds = {key.rsplit("/", 1)[-1].replace("_", " ") for key in map(score_key, runs.values()) if key is not None}
-    return f"validation score ({kinds.pop()})" if len(kinds) == 1 else "validation score"
+    keys = {key for run in runs.values() if (key := read(run).score_key) is not None}
+    kinds = {key.rsplit("/", 1)[-1].replace("_", " ") for key in keys}
+    if keys and not any(map(is_validation, keys)):
+        what = "training score"
+    else:
+        what = "validation score" if all(map(is_validation, keys)) else "score"
+    return f"{what} ({kinds.pop()})" if len(kinds) == 1 else what
 
 
 def draw_law(axes: Axes, runs: Mapping[str, Run], fit_run: str, known: Mapping[str, Look] | None = None) -> None:

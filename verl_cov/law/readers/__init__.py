@@ -22,10 +22,11 @@ from os import PathLike
 from pathlib import Path
 
 from verl_cov.law.readers import console, jsonl, table, tensorboard, trainer_state, wandb
-from verl_cov.law.readers.find import LeftOut, find, find_runs, log_files
+from verl_cov.law.readers.find import LeftOut, find, find_runs, log_files, no_log
 from verl_cov.law.readers.jsonl import parse_line
 from verl_cov.law.readers.run import (
     AVERAGE_KEY,
+    DETECTED,
     SCORE_PREFIX,
     Join,
     NoLog,
@@ -42,6 +43,7 @@ from verl_cov.law.readers.run import (
 
 __all__ = [
     "AVERAGE_KEY",
+    "DETECTED",
     "SCORE_PREFIX",
     "Join",
     "LeftOut",
@@ -52,6 +54,7 @@ __all__ = [
     "find",
     "find_runs",
     "log_files",
+    "no_log",
     "parse_line",
     "pick_score",
     "read_metrics",

@@ -21,7 +21,7 @@ that of a run, what cannot be read, what lies too deep. Folders whose name begin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -43,6 +43,9 @@ class LeftOut:
     path: Path
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
 
 def find_runs(
     arguments: str | PathLike[str] | Iterable[str | PathLike[str]], step_key: str | None = None
@@ -56,13 +59,18 @@ def find_runs(
     """
     runs, left_out = find(arguments, step_key)
     if not runs:
-        reasons = "; ".join(f"{one.path}: {one.reason}" for one in left_out[:5]) or "nothing was given"
-        raise NoLog(
-            f"{reasons} (it holds no metrics: give a JSON-lines file of verl's `file` logger (trainer.logger=[file], "
-            "VERL_FILE_LOGGER_PATH), a console output, a TensorBoard or W&B folder, a trainer_state.json, a CSV with a "
-            "step column, or a folder of those)"
-        )
+        raise no_log(left_out)
     return runs
+
+
+def no_log(left_out: Sequence[LeftOut]) -> NoLog:
+    """The error that there is no run, with what was looked at and what was looked for."""
+    reasons = "; ".join(map(str, left_out[:5])) or "nothing was given"
+    return NoLog(
+        f"{reasons} (it holds no metrics: give a JSON-lines file of verl's `file` logger (trainer.logger=[file], "
+        "VERL_FILE_LOGGER_PATH), a console output, a TensorBoard or W&B folder, a trainer_state.json, a CSV with a "
+        "step column, or a folder of those)"
+    )
 
 
 def find(
@@ -225,6 +233,9 @@ def _states(search: _Search, folder: Path, files: list[Path]) -> list[FoundRun]:
     states = [state for _, path in checkpoints if (state := path / trainer_state.NAME).is_file()]
     states += [path for path in files if path.name == trainer_state.NAME]
     last = trainer_state.last_of_each_run(states)
+    for path in states:
+        if path not in last:
+            search._leave(path, f"it is an earlier state of a run whose last is {last[-1].parent.name}")
     if len(last) == 1:
         return [in_folder(folder / trainer_state.NAME, last)]
     return [in_folder(path, [path]) for path in last]

@@ -52,6 +52,9 @@ class Wanted:
     join: Join = "auto"
 
 
+DETECTED = Wanted()
+
+
 class NoPoints(ValueError):
     """The input gives no points to fit. The message is one line that names the fix."""
 
@@ -76,7 +79,7 @@ class Run:
     damaged: int = 0
     repeats: int = 0
     left_over: int = 0
-    wanted: Wanted = Wanted()
+    wanted: Wanted = DETECTED
 
     @cached_property
     def known(self) -> list[str]:

@@ -16,8 +16,8 @@ from verl_cov.law.plots.covariance import draw_covariance, has_metrics
 from verl_cov.law.plots.fits import MOST_RUNS
 from verl_cov.law.plots.runs import draw_entropy, draw_law, draw_score
 from verl_cov.law.plots.style import TEXT, Look, by_step, dress, labels, legend_below, looks, marks, save, say_empty
-from verl_cov.law.points import score_key
 from verl_cov.law.readers import Run
+from verl_cov.law.reading import read
 from verl_cov.law.series import unit_of
 
 
@@ -47,8 +47,7 @@ def _groups(runs: Mapping[str, Run]) -> list[Mapping[str, Run]]:
     """The runs that can share a panel: at most twelve, and of one unit of score (those without a score with any)."""
     of_unit: dict[str, dict[str, Run]] = {}
     for name, run in runs.items():
-        key = score_key(run)
-        scores = run.values(key) if key is not None else np.empty(0)
+        scores = read(run).scores.values
         of_unit.setdefault(unit_of(scores) if scores.size else "", {})[name] = run
     scoreless = of_unit.pop("", {})
     groups = list(of_unit.values()) or [{}]

@@ -16,16 +16,16 @@ from rich.console import Console
 from rich.live import Live
 
 from verl_cov.law import files
+from verl_cov.law.inputs import Inputs
+from verl_cov.law.runs import say_left_out
 from verl_cov.law.watch.board import board, screen
-from verl_cov.law.watch.sources import Source, find
+from verl_cov.law.watch.sources import Source, find, poll
 
-Labels = Sequence[tuple[str, Path]]
 _UP, _DOWN, _QUIT = (b"k", b"\x1b[A", b"\x1bOA"), (b"j", b"\x1b[B", b"\x1bOB"), (b"q", b"Q", b"\x03")
 
 
 def watch(
-    runs: Sequence[Path],
-    labels: Labels,
+    inputs: Inputs,
     interval: float,
     once: bool,
     picture: Path | None,
@@ -40,11 +40,12 @@ def watch(
     """
 
     def current() -> list[Source]:
-        return find(runs, labels, total)
+        return find(inputs, total)[0]
 
-    sources = current()
+    sources, left_out = find(inputs, total)
+    say_left_out(left_out)
     if picture is not None:
-        files.check_output(picture, files.PICTURES, runs)
+        files.check_output(picture, files.PICTURES, inputs.paths())
     console = Console(highlight=False)
     _poll(sources, picture)
     if not once and console.is_terminal:
@@ -122,9 +123,9 @@ def _with_new(current: Callable[[], list[Source]], sources: Sequence[Source]) ->
 
 def _poll(sources: Sequence[Source], picture: Path | None) -> bool:
     """Read new records and redraw the picture. Returns whether there were any."""
-    news = [source.poll() for source in sources]
-    if picture is None or not any(news):
-        return any(news)
+    news = poll(sources)
+    if picture is None or not news:
+        return news
     from verl_cov.law.watch.figure import plot  # here, as only a picture is worth loading matplotlib
 
     plot({source.name: source.run for source in sources if source.run is not None}, picture)

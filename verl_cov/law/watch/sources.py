@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from verl_cov.law.estimate import Estimate, estimate
-from verl_cov.law.points import ENTROPY_KEY, Curve, law_points, score_key
-from verl_cov.law.readers import Run, log_files, read_metrics
-from verl_cov.law.runs import find_labelled
+from verl_cov.law.inputs import Inputs
+from verl_cov.law.readers import DETECTED, LeftOut, Run, Wanted, log_files, no_log, read_metrics
+from verl_cov.law.reading import Curve, Joined, read
+from verl_cov.law.runs import alike, find_labelled
 from verl_cov.law.watch.pace import state, step_seconds, total_steps
 
 _NONE = Curve(np.empty(0, dtype=np.int64), np.empty(0))
@@ -30,6 +31,7 @@ class Source:
     name: str
     paths: Sequence[Path]
     total: int | None = None
+    wanted: Wanted = DETECTED
     run: Run | None = None
     changed: float = 0.0
     scores: Curve = _NONE
@@ -46,19 +48,19 @@ class Source:
             seen = tuple((state.st_mtime_ns, state.st_size) for state in states)
             if seen == self._seen:
                 return False
-            run, self._seen = read_metrics(self.paths), seen
-        except OSError:  # includes NoLog: the log is gone or unreadable for now, and the board keeps its last state
+            run, self._seen = read_metrics(self.paths, step_key=self.wanted.step), seen
+        except (OSError, ValueError):  # the log is gone or unreadable for now, and the board keeps its last state
             return False
+        run = replace(run, wanted=self.wanted)
         self.take(run, max((state.st_mtime for state in states), default=0.0))
         return True
 
     def take(self, run: Run, changed: float) -> None:
         """What was read, and when it was written."""
         self.run, self.changed = run, changed
-        key = score_key(run)
-        self.scores = _curve(run, key) if key is not None else _NONE
-        self.entropies = _curve(run, ENTROPY_KEY)
-        self.law = _law(run)
+        reading = read(run)
+        self.scores, self.entropies = reading.scores, reading.entropies
+        self.law = _law(reading.joined)
         if self.step is not None and self._first is None:
             self._first = time.time(), self.step
         if self.total is None and self._tries < _TRIES:
@@ -77,23 +79,33 @@ class Source:
         return state(self.step, self.total, pace, now - self.changed)
 
 
-def find(arguments: Sequence[Path], labels: Sequence[tuple[str, Path]] = (), total: int | None = None) -> list[Source]:
-    """The runs that the arguments and labels name. Raises NoLog, which says what was looked for."""
-    return [Source(name, paths, total) for name, paths in find_labelled(arguments, labels)]
+def find(inputs: Inputs, total: int | None = None) -> tuple[list[Source], list[LeftOut]]:
+    """The runs that were given, and what was left out. Raises NoLog, which says what was looked for."""
+    found, left_out = find_labelled(inputs.runs or (), inputs.named(), inputs.wanted.step)
+    if not found:
+        raise no_log(left_out)
+    return [Source(name, paths, total, inputs.wanted) for name, paths in found], left_out
 
 
-def _curve(run: Run, key: str) -> Curve:
-    values = run.column(key)
-    finite = np.isfinite(values)
-    return Curve(run.steps[finite], values[finite])
+def poll(sources: Sequence[Source]) -> bool:
+    """Read new records, as `fit` reads them: an entropy and a score that all runs have. Returns whether there were any."""
+    news = [source.poll() for source in sources]
+    if not any(news):
+        return False
+    known = [(source, source.run) for source in sources if source.run is not None]
+    same = alike([replace(run, wanted=source.wanted) for source, run in known])
+    for (source, before), run in zip(known, same, strict=True):
+        if run.wanted != before.wanted:
+            source.take(run, source.changed)
+    return True
 
 
-def _law(run: Run) -> Estimate | str:
-    entropy, score = law_points(run)
-    if len(set(entropy)) < 3:
+def _law(joined: Joined) -> Estimate | str:
+    steps, entropy, score = joined
+    if not joined.usable():
         return f"{len(set(entropy))} of 3 points" if score.size else ""
     try:
-        law = estimate(entropy, score)
+        law = estimate(entropy, score, steps)
     except ValueError:
         return "no fit"
     except ModuleNotFoundError as error:  # the board needs no package of an extra, the interval does
