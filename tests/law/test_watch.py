@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 from verl_cov import cli
 from verl_cov.core.metric_table import LADDER, PREFIX
 from verl_cov.core.update_kinds import UPDATE_KINDS
+from verl_cov.law.inputs import Inputs
 from verl_cov.law.plots import covariance
 from verl_cov.law.readers import Run, read_metrics
 from verl_cov.law.watch import board, figure, overview, pace, sources
@@ -97,7 +98,7 @@ def test_a_console_log_is_watched_like_the_file_loggers(tmp_path):
     for line in records(3):
         with path.open("a") as file:
             file.write(" - ".join([f"step:{line['step']}", *(f"{k}:{v!r}" for k, v in line["data"].items())]) + "\n")
-    (source,) = sources.find([tmp_path])
+    (source,), _ = sources.find(Inputs([tmp_path]))
     assert source.poll()
     assert not source.poll()
     assert (source.name, source.run.steps.tolist()) == ("job", [0, 1, 2, 3])
@@ -108,7 +109,7 @@ def test_a_console_log_is_watched_like_the_file_loggers(tmp_path):
 
 def test_a_file_is_read_again_when_it_has_grown_or_was_truncated(tmp_path):
     path = write(tmp_path / "metrics.jsonl", records(3))
-    (source,) = sources.find([path])
+    (source,), _ = sources.find(Inputs([path]))
     assert source.poll()
     assert not source.poll()
     assert source.run is not None

@@ -170,8 +170,8 @@ def notes_on(entropy_key: str, score_key: str) -> list[str]:
     known = known_as(entropy_key, ENTROPIES)
     what = [known.note.format(key=entropy_key)] if known is not None and known.note else []
     return what + [
-        f"{key} is not a known key: from its name it is guessed to be of the policy "
-        f"{'after' if is_after_update(key) else 'before'} the update; --join same or next decides otherwise."
+        f"{key} is not a known key: from its name it is taken to be of the policy "
+        f"{'after' if is_after_update(key) else 'before'} the update, which is a guess: --join same or next decides it."
         for key in (entropy_key, score_key)
         if is_guess(key)
     ]

@@ -22,7 +22,8 @@ from os import PathLike
 from pathlib import Path
 
 from verl_cov.law.readers import console, jsonl, table, tensorboard, trainer_state, wandb
-from verl_cov.law.readers.find import LeftOut, find, find_runs, log_files, no_log
+from verl_cov.law.readers.find import find, find_runs, log_files
+from verl_cov.law.readers.gather import LeftOut, no_log
 from verl_cov.law.readers.jsonl import parse_line
 from verl_cov.law.readers.run import (
     AVERAGE_KEY,

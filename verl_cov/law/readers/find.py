@@ -1,7 +1,8 @@
 """Finds the runs in files and folders.
 
 A file is a run. A folder is searched to the bottom; in each folder the first of these formats that is present counts,
-and in what lies below it only that one, so that a run with several loggers is reported once:
+and in what lies below it only that one, so that a run with several loggers is reported once. (Files with names of their
+own are runs of their own in all formats, but not if only the ending differs.)
 
 | what                                               | a run is            | its name                        |
 |----------------------------------------------------|---------------------|---------------------------------|
@@ -21,30 +22,19 @@ that of a run, what cannot be read, what lies too deep. Folders whose name begin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
 from verl_cov.law.readers import console, jsonl, table, tensorboard, trainer_state, wandb
-from verl_cov.law.readers.gather import FoundRun, add, distinct_names, in_folder, wandb_run
+from verl_cov.law.readers.gather import FoundRun, LeftOut, add, distinct_names, in_folder, no_log, wandb_run
 from verl_cov.law.readers.run import NoLog
 
 METRICS = "metrics.jsonl"
 _NAMED_BY_FOLDER = (METRICS, "logging.jsonl", "train.log", trainer_state.NAME)
 _DEEPEST = 12  # folders below the one that was given
 _MOST_FOLDERS = 20_000
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Something that was not read, and why."""
-
-    path: Path
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
 
 
 def find_runs(
@@ -61,16 +51,6 @@ def find_runs(
     if not runs:
         raise no_log(left_out)
     return runs
-
-
-def no_log(left_out: Sequence[LeftOut]) -> NoLog:
-    """The error that there is no run, with what was looked at and what was looked for."""
-    reasons = "; ".join(map(str, left_out[:5])) or "nothing was given"
-    return NoLog(
-        f"{reasons} (it holds no metrics: give a JSON-lines file of verl's `file` logger (trainer.logger=[file], "
-        "VERL_FILE_LOGGER_PATH), a console output, a TensorBoard or W&B folder, a trainer_state.json, a CSV with a "
-        "step column, or a folder of those)"
-    )
 
 
 def find(
@@ -160,6 +140,8 @@ class _Search:
         own = next((form for form in _FORMATS if self._take(form, folder, files, above)), None)
         if own is _wandb:
             return True
+        if own is not None and above is None:
+            self._beside(own, folder, files)
         found = own is not None
         silent = []
         for inner in folders:
@@ -190,6 +172,23 @@ class _Search:
             return False
         self.runs += runs
         return bool(runs)
+
+    def _beside(self, own: _Format, folder: Path, files: list[Path]) -> None:
+        """Logs in other formats in the folder of a run: other runs, if files have names of their own there."""
+        taken = [run for run in self.runs if run.paths[0].parent == folder or run.paths[0] == folder]
+        by_file = all(run.name != folder.resolve().name for run in taken)
+        for form in _FORMATS[_FORMATS.index(own) + 1 :]:
+            said = len(self.left_out)
+            others = form(self, folder, files) if form in (_tables, _consoles) else []
+            del self.left_out[said:]
+            for run in others:
+                file, _ = table.split_run(run.paths[0])
+                if file.name in _NAMED_BY_FOLDER or file.stem in {one.paths[0].stem for one in taken}:
+                    continue  # the same run once more
+                if by_file:
+                    self.runs.append(run)
+                else:
+                    self._leave(file, "it lies beside the log that counts for its folder: give it by itself")
 
     def _leave(self, path: Path, reason: str) -> bool:
         self.left_out.append(LeftOut(path, reason))

@@ -1,11 +1,24 @@
-"""Puts the files that were found together to runs, and names the runs."""
+"""Puts the files that were found together to runs, names the runs, and says what was left out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from verl_cov.law.readers import table, wandb
+from verl_cov.law.readers.run import NoLog
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something that was not read, and why."""
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
 
 
 @dataclass
@@ -15,6 +28,16 @@ class FoundRun:
     name: str
     folder: Path  # its parts tell runs of the same name apart
     paths: list[Path]
+
+
+def no_log(left_out: Sequence[LeftOut]) -> NoLog:
+    """The error that there is no run, with what was looked at and what was looked for."""
+    reasons = "; ".join(map(str, left_out[:5])) or "nothing was given"
+    return NoLog(
+        f"{reasons} (it holds no metrics: give a JSON-lines file of verl's `file` logger (trainer.logger=[file], "
+        "VERL_FILE_LOGGER_PATH), a console output, a TensorBoard or W&B folder, a trainer_state.json, a CSV with a "
+        "step column, or a folder of those)"
+    )
 
 
 def in_folder(path: Path, paths: list[Path]) -> FoundRun:

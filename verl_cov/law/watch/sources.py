@@ -88,7 +88,7 @@ def find(inputs: Inputs, total: int | None = None) -> tuple[list[Source], list[L
 
 
 def poll(sources: Sequence[Source]) -> bool:
-    """Read new records, as `fit` reads them: an entropy and a score that all runs have. Returns whether there were any."""
+    """Read new records, as `fit` reads them, and return whether there were any."""
     news = [source.poll() for source in sources]
     if not any(news):
         return False
