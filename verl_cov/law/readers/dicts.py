@@ -35,6 +35,7 @@ _ITEM = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _FRACTION = re.compile(rf"""['"]{FRACTION_KEY}['"]\s*:\s*['"](\d{{1,15}})/\d+['"]""")
+_TRAINING = {"loss", "reward", "entropy", "grad_norm"}  # of a record whose end, where the epoch is, was cut off
 _TRUTH = {"true": 1.0, "false": 0.0}
 
 
@@ -71,7 +72,7 @@ class Dictionaries:
             self._close()
         count = 0
         rollout: int | None = None
-        first = False
+        first = evaluated = False
         for kind, number, data, cut in self.found:
             if kind == "rollout":
                 rollout, first = number, True
@@ -80,7 +81,8 @@ class Dictionaries:
                 if not first:
                     continue
                 number, first = rollout, False
-            elif kind == "eval" and rollout is None:
+            elif kind == "eval" and rollout is None and not evaluated:
+                evaluated = True
                 data = {f"before training {key}": value for key, value in data.items()}
             elif kind == "bare":
                 if not any(key.startswith("eval_") for key in data):
@@ -110,7 +112,7 @@ class Dictionaries:
         data: dict[str, object] = {sys.intern(item["key"]): _value(item["value"]) for item in _ITEM.finditer(body)}
         if (fraction := _FRACTION.search(body)) is not None:
             kind, number = "step of trainer", int(fraction[1])
-        if kind == "bare" and "epoch" not in data:
+        if kind == "bare" and "epoch" not in data and ("}" in body or not _TRAINING & data.keys()):
             return
         if kind == "bare" and self._bar is not None:
             self._total = self._total or self._bar[1]

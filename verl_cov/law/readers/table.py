@@ -8,6 +8,7 @@ several files, merged by step.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from verl_cov.law.readers.run import NoPoints, Records, Tell, step_key, whole_step
 
 _DELIMITERS = (",", "\t", ";")
+_NAME = re.compile(r"""[\w /.@%()*"\-]{1,120}""")  # of a column
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ def stepless(head: bytes) -> list[str]:
     if len(lines) == 2:
         for delimiter in _DELIMITERS:
             names, first = (line.decode("utf-8-sig", "replace").strip("\r").split(delimiter) for line in lines)
-            if 1 < len(names) == len(first) and not any(map(_is_number, names)) and any(map(_is_number, first)):
+            if not 1 < len(names) == len(first) or not all(map(_NAME.fullmatch, names)) or any(map(_is_number, names)):
+                continue
+            if 2 * sum(map(_is_number, first)) >= len(first):
                 return [name.strip(' "') for name in names]
     return []
 
