@@ -399,3 +399,68 @@ def test_the_average_over_sets_is_the_score_and_only_of_the_same_sets_side_by_si
     old = write(tmp_path / "old.jsonl", seed=2)
     assert parsed("compare", both, old)["score_key"] == "val-core/task/acc/mean@1"
     assert parsed("compare", both, other, "--score-key", "val-core/task/acc/mean@1")["wald_p"] > 0.01
+
+
+def test_what_cannot_be_used_in_a_folder_is_left_out_and_named(tmp_path):
+    write(tmp_path / "runs" / "good" / "metrics.jsonl")
+    write(tmp_path / "runs" / "other" / "metrics.jsonl", a=0.1, seed=5)
+    write(tmp_path / "runs" / "short" / "metrics.jsonl", steps=2)
+    (tmp_path / "runs" / "crashed").mkdir()
+    (tmp_path / "runs" / "crashed" / "metrics.jsonl").write_text("")
+    (tmp_path / "runs" / "half").mkdir()
+    (tmp_path / "runs" / "half" / "metrics.jsonl").write_text('{"step": 1, "da')
+    (tmp_path / "runs" / "empty").mkdir()
+    runs = tmp_path / "runs"
+    for command in ("fit", "forecast", "compare", "plot", "report", "watch"):
+        output = {"plot": ["-o", tmp_path / "x.png"], "report": ["-o", tmp_path / "x.html"], "watch": ["--once"]}
+        result = run(command, runs, *output.get(command, []))
+        assert result.exit_code == 0, result.output
+        said = result.output + ((tmp_path / "x.html").read_text() if command == "report" else "")
+        for name in ("empty",) if command == "watch" else ("short", "crashed", "half", "empty"):
+            assert f"runs/{name}" in said, command
+    answer = json.loads(run("fit", runs, "--json").stdout)
+    assert [one["name"] for one in answer["runs"]] == ["good", "other"]
+    left_out = {one["path"].split("/runs/")[1].split("/")[0]: one["reason"] for one in answer["left_out"]}
+    assert set(left_out) == {"short", "crashed", "half", "empty"}
+    assert "the law needs 3" in left_out["short"]
+    assert "1 damaged line" in left_out["half"]
+    assert {one["path"] for one in json.loads(run("compare", runs, "--json").stdout)["left_out"]} == {
+        one["path"] for one in answer["left_out"]
+    }
+    bad = run("fit", runs / "short", runs / "crashed")
+    assert bad.exit_code == 2
+    assert "none of the 2 runs can be used" in bad.output
+
+
+def test_the_checkpoints_of_one_run_are_one_run(tmp_path):
+    random = np.random.default_rng(0)
+    entropy = np.exp(-np.arange(31) / 15)
+    history = [
+        {"step": n, "entropy": entropy[n], "reward": 0.8 - 0.2 * math.exp(entropy[n]) + 0.01 * random.normal()}
+        for n in range(1, 31)
+    ]
+    states = []
+    for steps in (10, 20, 30):
+        states.append(tmp_path / "out" / f"checkpoint-{steps}" / "trainer_state.json")
+        states[-1].parent.mkdir(parents=True)
+        states[-1].write_text(json.dumps({"log_history": history[:steps]}))
+    assert (parsed("fit", tmp_path / "out")["n"], parsed("fit", tmp_path / "out")["name"]) == (30, "out")
+    assert parsed("fit", states[0].parent)["n"] == 10
+    assert (parsed("fit", "--pool", *states)["n"], parsed("fit", "--pool", *states)["runs"]) == (30, 1)
+    result = run("compare", *states)
+    assert result.exit_code == 2
+    assert "an earlier state of checkpoint-30" in result.output
+
+
+def test_every_command_reads_a_log_as_it_is_told(tmp_path):
+    log = tmp_path / "run.csv"
+    rows = [(n, 1 / (1 + n / 10) + 0.2 * (n % 2)) for n in range(30)]
+    log.write_text("update,H,holdout\n" + "\n".join(f"{n},{h},{0.8 - 0.2 * math.exp(h)}" for n, h in rows))
+    options = ["--step-key", "update", "--entropy-key", "H", "--score-key", "holdout", "--join", "same"]
+    answer = parsed("fit", log, *options)
+    assert (answer["a"], answer["n"]) == (pytest.approx(0.2, abs=1e-6), 30)
+    assert "--step-key" in run("fit", log).output
+    result = run("watch", log, "--once", *options)
+    assert result.exit_code == 0
+    assert "0.60 [0.60, 0.60]" in result.output
+    assert "--join sometimes: give same, next or auto" in run("fit", log, "--join", "sometimes").output

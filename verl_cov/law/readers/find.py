@@ -1,8 +1,8 @@
 """Finds the runs in files and folders.
 
 A file is a run. A folder is searched to the bottom; in each folder the first of these formats that is present counts,
-and in what lies below it only that one, so that a run with several loggers is reported once. (Files with names of their
-own are runs of their own in all formats, but not if only the ending differs.)
+and in what lies below a run's folder only that one, so that a run with several loggers is reported once. (Files with
+names of their own are runs of their own in all formats, but not if only the ending differs.)
 
 | what                                               | a run is            | its name                        |
 |----------------------------------------------------|---------------------|---------------------------------|
@@ -137,28 +137,31 @@ class _Search:
         for path in entries:
             if path.is_symlink() and not path.exists() and path.suffix in _ENDINGS:
                 self._leave(path, "a link that leads nowhere")
+        before = len(self.runs)
         own = next((form for form in _FORMATS if self._take(form, folder, files, above)), None)
         if own is _wandb:
             return True
+        # A run has the folder to itself, with all that lies below it, unless its files have names of their own.
+        whole = own is not None and any(run.name == folder.resolve().name for run in self.runs[before:])
         if own is not None and above is None:
-            self._beside(own, folder, files)
+            self._beside(own, folder, files, self.runs[before:], whole)
         found = own is not None
         silent = []
         for inner in folders:
             if own is _states and trainer_state.checkpoint(inner) is not None:
                 continue
-            if self._walk(inner, depth + 1, own or above):
+            if self._walk(inner, depth + 1, own if whole else above):
                 found = True
             else:
                 silent.append(inner)
-        if not found and above is None:
+        if above is None and not whole:
             looked = [path.name for path in files if path.suffix in _ENDINGS]
-            if looked and depth:
+            if found:
+                for inner in silent:
+                    self._leave(inner, "no log of a known kind in it")
+            elif looked and depth:
                 names = ", ".join(looked[:5]) + (", ..." if len(looked) > 5 else "")
-                return self._leave(folder, f"no log of a known kind in it (looked at {names})")
-        if found and above is None and own is None:
-            for inner in silent:
-                self._leave(inner, "no log of a known kind in it")
+                self._leave(folder, f"no log of a known kind in it (looked at {names})")
         return found or len(self.left_out) > said
 
     def _take(self, form: _Format, folder: Path, files: list[Path], above: _Format | None) -> bool:
@@ -173,19 +176,18 @@ class _Search:
         self.runs += runs
         return bool(runs)
 
-    def _beside(self, own: _Format, folder: Path, files: list[Path]) -> None:
-        """Logs in other formats in the folder of a run: other runs, if files have names of their own there."""
-        taken = [run for run in self.runs if run.paths[0].parent == folder or run.paths[0] == folder]
-        by_file = all(run.name != folder.resolve().name for run in taken)
+    def _beside(self, own: _Format, folder: Path, files: list[Path], taken: list[FoundRun], whole: bool) -> None:
+        """Logs in other formats in the folder of a run: other runs, unless the run has the folder to itself."""
         for form in _FORMATS[_FORMATS.index(own) + 1 :]:
             said = len(self.left_out)
             others = form(self, folder, files) if form in (_tables, _consoles) else []
-            del self.left_out[said:]
+            if whole:
+                del self.left_out[said:]
             for run in others:
                 file, _ = table.split_run(run.paths[0])
                 if file.name in _NAMED_BY_FOLDER or file.stem in {one.paths[0].stem for one in taken}:
                     continue  # the same run once more
-                if by_file:
+                if not whole:
                     self.runs.append(run)
                 else:
                     self._leave(file, "it lies beside the log that counts for its folder: give it by itself")
