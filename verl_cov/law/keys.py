@@ -45,10 +45,10 @@ ENTROPIES = (
     ),
     Known("eval/entropy", after=True),  # TRL, of the evaluation's
     Known("eval_entropy", after=True),
-    Known("train/entropy", note="{key} is a mean of the means of batches since the last log (TRL)."),
-    Known("entropy", note="{key} is a mean of the means of batches since the last log (TRL)."),
-    Known("train/entropy/mean", note="{key} is a mean of the responses' means (ms-swift)."),
-    Known("entropy/mean", note="{key} is a mean of the responses' means (ms-swift)."),
+    Known("train/entropy", note="{key}: as TRL logs it, a mean of the means of batches since the last log."),
+    Known("entropy", note="{key}: as TRL logs it, a mean of the means of batches since the last log."),
+    Known("train/entropy/mean", note="{key}: a mean of the responses' means (ms-swift)."),
+    Known("entropy/mean", note="{key}: a mean of the responses' means (ms-swift)."),
     Known("policy/policy_entropy", note=_ROLLING),  # SkyRL
     Known("policy_entropy", note=_ROLLING),
     Known(
