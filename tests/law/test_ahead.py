@@ -142,7 +142,7 @@ def test_a_run_exactly_on_the_law_is_the_laws():
 
 def test_no_change_is_the_last_score():
     steps, entropy, score = power_run()
-    (stays,) = (one for one in rank(steps, entropy, score, shares=(0.5,)) if one.name == "no change")
+    (stays,) = (one for one in rank(steps, entropy, score, fractions=(0.5,)) if one.name == "no change")
     assert stays.error == pytest.approx(np.sqrt(np.mean((score[29] - score[30:]) ** 2)))
 
 

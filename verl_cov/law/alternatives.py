@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from verl_cov.law.ahead import draw
 from verl_cov.law.ar1 import regress
 from verl_cov.law.fit import Array
-from verl_cov.law.forecast import SHARES
+from verl_cov.law.forecast import FRACTIONS
 from verl_cov.law.series import line_of, series, unit_of
 
 FEWEST = 6  # points to fit: the sigmoid has four numbers
@@ -63,11 +63,11 @@ class Ranked:
 
 
 def rank(
-    steps: ArrayLike, entropy: ArrayLike, score: ArrayLike, *, shares: Sequence[float] = SHARES
+    steps: ArrayLike, entropy: ArrayLike, score: ArrayLike, *, fractions: Sequence[float] = FRACTIONS
 ) -> tuple[Ranked, ...]:
     """Back-test all descriptions on one run by rolling origin, the best first; empty if the run is too short.
 
-    steps, entropy (nats per token), score: [n]. shares: of the points that are fitted, where they are at least 6 and
+    steps, entropy (nats per token), score: [n]. fractions: of the points that are fitted, where they are at least 6 and
     leave one to predict.
 
     Raises ValueError: as `series` does.
@@ -75,7 +75,7 @@ def rank(
     points = series(entropy, score, steps)
     step = np.asarray(steps, dtype=np.float64)[points.order]
     n = step.size
-    origins = sorted({k for share in shares if FEWEST <= (k := round(share * n)) < n})
+    origins = sorted({k for fraction in fractions if FEWEST <= (k := round(fraction * n)) < n})
     rounding = 1e-12 * float(np.abs(points.score).max())
     errors: dict[str, list[float]] = {each.name: [] for each in ALTERNATIVES}
     for k in origins:

@@ -15,10 +15,11 @@ from verl_cov.law.ahead import Ahead, ahead
 from verl_cov.law.alternatives import Ranked, rank, verdict
 from verl_cov.law.estimate import Estimate
 from verl_cov.law.fit import Interval
+from verl_cov.law.forecast import Forecast
 from verl_cov.law.headline import PAPER, Shares, headline
 from verl_cov.law.points import Points
 from verl_cov.law.tables import of_rows, with_ends
-from verl_cov.law.to_json import Json
+from verl_cov.law.to_json import Json, forecast_json
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,11 @@ def headline_line(name: str, shares: Sequence[Shares]) -> str | None:
         reference = f"the paper's mean: {100 * paper[0]:.0f} and {100 * paper[1]:.0f} %"
         parts.append(f"{what}: {first} after 1/12 of the run, {third} after 1/3 ({reference})")
     return f"{name}: {'; '.join(parts)}"
+
+
+def forecasts_json(forecasts: Sequence[tuple[Points, Forecast, list[Forecast]]], later: Sequence[Later]) -> list[Json]:
+    """One object for each run: its forecast, and what stands beside it."""
+    return [forecast_json(*row) | later_json(more) for row, more in zip(forecasts, later, strict=True)]
 
 
 def later_json(answer: Later) -> Json:
