@@ -38,7 +38,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class Decay:
-    """Decays fitted to the entropies of n points. noise: [n], standard deviation of each entropy about its level."""
+    """Decays fitted to the entropies of n points, with weights. typical: [n], about how large each entropy is."""
 
     mixtures: tuple[Mixture, ...]
     weights: Array
@@ -47,7 +47,6 @@ class Decay:
     first: float
     last: float
     usual: float
-    noise: Array
     typical: Array
 
     def draw(self, steps: Array, count: int, rng: np.random.Generator) -> Draws:
@@ -85,26 +84,37 @@ def decay(steps: Array, entropy: Array, gap: Array) -> Decay:
         raise ValueError(f"a decay needs at least {FEWEST} points, got {entropy.size}")
     if entropy.min() <= 0:
         raise ValueError("entropy must be above 0 to be extrapolated")
-    time = (steps - steps[0]) / (steps[-1] - steps[0])
     taus = np.concatenate((_TAU, np.repeat(_POWER_TAU, len(_K))))
     powers = np.concatenate((np.full(_TAU.size, np.inf), np.tile(_K, _POWER_TAU.size)))
-    designs = []
-    for tau, power in zip(taus, powers, strict=True):
-        shape = _shape(tau, power, time)
-        designs.append(_between(shape, shape[0], shape[-1]))
-    # The first fit, with equal noise, only tells how large the entropy typically is at each point.
-    plain = [np.linalg.lstsq(design, entropy, rcond=None) for design in designs]
-    best = int(np.argmin([float(((entropy - d @ s[0]) ** 2).sum()) for d, s in zip(designs, plain, strict=True)]))
-    typical = np.maximum(designs[best] @ plain[best][0], 1e-3 * entropy.max())
+    designs = _designs(steps, taus, powers)
+    typical = _typical(designs, entropy)
     mixtures = tuple(regress(d / typical[:, None], entropy / typical, gap, rho=RHO[::5]) for d in designs)
     evidence = np.array([mixture.evidence for mixture in mixtures])
     # Exponentials and powers count the same, however many of each are on the grid.
     family = np.where(np.isinf(powers), np.log(_TAU.size), np.log(_POWER_TAU.size * len(_K)))
     weights = np.exp(evidence - family - (evidence - family).max())
     weights /= weights.sum()
-    relative = sum(w * float(m.weight @ m.scale**2) for w, m in zip(weights, mixtures, strict=True)) ** 0.5
     usual = float(np.median(np.diff(steps)))
-    return Decay(mixtures, weights, taus, powers, steps[0], steps[-1], usual, relative * typical, typical)
+    return Decay(mixtures, weights, taus, powers, steps[0], steps[-1], usual, typical)
+
+
+def noise(steps: Array, entropy: Array) -> Array:
+    """Standard deviation [n] of each of at least 6 entropies [n] about the exponential decay closest to them."""
+    typical = _typical(_designs(steps, _TAU, np.full(_TAU.size, np.inf)), entropy)
+    return typical * np.sqrt(np.sum((entropy / typical - 1) ** 2) / (entropy.size - 4))
+
+
+def _designs(steps: Array, taus: Array, powers: Array) -> list[Array]:
+    time = (steps - steps[0]) / (steps[-1] - steps[0])
+    shapes = [_shape(tau, power, time) for tau, power in zip(taus, powers, strict=True)]
+    return [_between(shape, shape[0], shape[-1]) for shape in shapes]
+
+
+def _typical(designs: list[Array], entropy: Array) -> Array:
+    """Fit with equal noise, which tells about how large the entropy is at each point."""
+    levels = [design @ np.linalg.lstsq(design, entropy, rcond=None)[0] for design in designs]
+    best = min(levels, key=lambda level: float(((entropy - level) ** 2).sum()))
+    return np.maximum(best, 1e-3 * entropy.max())
 
 
 def coefficients(mixture: Mixture, count: int, rng: np.random.Generator) -> tuple[Array, Array, Array]:

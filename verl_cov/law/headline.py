@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from verl_cov.law import decay
 from verl_cov.law.ar1 import regress
-from verl_cov.law.decay import FEWEST, decay
 from verl_cov.law.distributions import stdtrit
 from verl_cov.law.fit import Array, Interval
 from verl_cov.law.series import line_of, series
@@ -44,12 +44,12 @@ def headline(steps: ArrayLike, entropy: ArrayLike, score: ArrayLike, *, level: f
     """
     points = series(entropy, score, steps)
     at = np.asarray(steps, dtype=np.float64)[points.order]
-    if at.size < FEWEST or points.entropy.min() <= 0 or np.unique(points.entropy).size < 3:
+    if at.size < decay.FEWEST or points.entropy.min() <= 0 or np.unique(points.entropy).size < 3:
         return ()
     line = line_of(points.x)
     mixture = regress(line.design(points.x), points.score, points.gap)
     noise = np.full(at.size, float(mixture.weight @ mixture.scale**2) ** 0.5)
-    blurred = decay(at, points.entropy, points.gap).noise
+    blurred = decay.noise(at, points.entropy)
     times = float(stdtrit(at.size - 2, (1 + level) / 2))
     return tuple(
         Shares(
