@@ -130,10 +130,9 @@ def _begins(whole: Points, part: Points) -> bool:
     """Whether the points of `whole` begin with those of `part`, to three digits, as a console log rounds."""
     count = part.steps.size
     return (
-        _bare(whole.score_key) == _bare(part.score_key)
+        abs(whole.score[0] - part.score[0]) <= 1e-3 * abs(part.score[0]) + 1e-8
+        and _bare(whole.score_key) == _bare(part.score_key)
         and _bare(whole.entropy_key) == _bare(part.entropy_key)
-        and whole.steps[0] == part.steps[0]
-        and abs(whole.score[0] - part.score[0]) <= 1e-3 * abs(part.score[0]) + 1e-8
         and np.array_equal(whole.steps[:count], part.steps)
         and np.allclose(whole.score[:count], part.score, rtol=1e-3)
         and np.allclose(whole.entropy[:count], part.entropy, rtol=1e-3)

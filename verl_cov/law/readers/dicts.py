@@ -14,6 +14,7 @@ that was cut off loses its last value, and is counted as damaged. A dictionary t
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ from verl_cov.law.readers.run import FRACTION_KEY, Record, step_key, whole_step
 
 _MOST_LINES = 500
 
-_HEAD = re.compile(r"(?:(?P<kind>rollout|step|eval|[Gg]lobal step) (?P<number>\d{1,15})|metrics_tag): ?(?=\{)")
-_BARE = re.compile(r"\s*(?:[^{}|]*\|[^{}]*\])?\s*\{\s*['\"]")  # nothing but a progress bar may stand before it
+_HEAD = re.compile(r"(?:(?P<kind>rollout|step|eval|[Gg]lobal step) (?P<number>\d{1,15})|metrics_tag): ?$")
+_BARE = re.compile(r"\s*(?:[^{}|]*\|[^{}]*\])?\s*")  # nothing but a progress bar may stand before a record
 _BAR = re.compile(r"^\s*(?:\w+:)?\s*\d{1,3}%\|[^|]*\|\s*(\d{1,15})/(\d{1,15})\b")
 _ITEM = re.compile(
     r"""(['"])(?P<key>[^'"{}]{1,400})\1\s*:\s*
@@ -85,7 +86,7 @@ class Dictionaries:
                 evaluated = True
                 data = {f"before training {key}": value for key, value in data.items()}
             elif kind == "bare":
-                if not any(key.startswith("eval_") for key in data):
+                if not any(key[:5] == "eval_" for key in data):
                     count = number if number is not None and number > count else count + 1
                 number = count
             if number is not None:
@@ -105,12 +106,13 @@ class Dictionaries:
 
     def _close(self) -> None:
         text, self._open = "".join(self._open), []
-        head = _HEAD.search(text)
+        brace = _brace(text)
+        head = _HEAD.search(text[:brace])
         kind = "bare" if head is None else (head["kind"] or "tag").lower()
         number = int(head["number"]) if head is not None and head["number"] else None
-        body = text[head.end() if head is not None else text.index("{") :]
-        data: dict[str, object] = {sys.intern(item["key"]): _value(item["value"]) for item in _ITEM.finditer(body)}
-        if (fraction := _FRACTION.search(body)) is not None:
+        body = text[brace:]
+        data = _numbers(body)
+        if FRACTION_KEY in body and (fraction := _FRACTION.search(body)) is not None:
             kind, number = "step of trainer", int(fraction[1])
         if kind == "bare" and "epoch" not in data and ("}" in body or not _TRAINING & data.keys()):
             return
@@ -136,8 +138,30 @@ def is_record(line: bytes) -> bool:
 
 
 def _begins(text: str) -> bool:
-    head = _HEAD.search(text)
-    return _BARE.match(text) is not None or (head is not None and text[head.end() :][:2] in ("{'", '{"'))
+    brace = _brace(text)
+    return brace >= 0 and (_BARE.fullmatch(text[:brace]) or _HEAD.search(text[:brace])) is not None
+
+
+def _brace(text: str) -> int:
+    """Where the first dictionary of `text` begins, or -1."""
+    return min((at for mark in ("{'", '{"') if (at := text.find(mark)) >= 0), default=-1)
+
+
+def _numbers(body: str) -> dict[str, object]:
+    """The numbers of a dictionary, and of those in it."""
+    try:
+        found = json.loads(body.replace("'", '"'))  # ten times as fast, where it can be read so
+    except (ValueError, RecursionError):
+        return {sys.intern(item["key"]): _value(item["value"]) for item in _ITEM.finditer(body)}
+    data: dict[str, object] = {}
+    for inner in (found, *(value for value in found.values() if isinstance(value, dict))):
+        for key, value in inner.items():
+            try:
+                if isinstance(value, (int, float, str)):
+                    data[sys.intern(key)] = float(value)
+            except (ValueError, OverflowError):
+                pass
+    return data
 
 
 def _value(text: str) -> float:
