@@ -1,6 +1,6 @@
 """How fast a console log is read, and in how much memory.
 
-    python -m benchmarks.readers [--megabytes 100]
+    python -m benchmarks.readers [--megabytes 100] [--dense | --dictionaries]
 
 The log is made up on the fly: a record of 130 metrics (4.6 kB) in every 120 kB, as a real one has them, and around it
 what Ray's processes and progress bars print. Reading happens in a process of its own, whose peak of resident memory is
@@ -37,10 +37,24 @@ def write(path: Path, size: int, noise: int = 115_000) -> int:
     return step
 
 
+def write_dictionaries(path: Path, size: int) -> int:
+    """Write a log as transformers prints it, with a progress bar before each record of 44 values."""
+    rewards = "".join(f", 'rewards/function_{n}/mean': '0.12{n}'" for n in range(40))
+    step = done = 0
+    with path.open("w") as file:
+        while done < size:
+            step += 1
+            bar = f"\r {step % 100:3d}%|####      | {step}/1000000 [00:04<01:40,  4.2s/it]\r"
+            values = f"'reward': '0.5', 'entropy': '{1 / step:.4g}', 'epoch': '{step / 10}'"
+            done += file.write(f"{bar}{{'loss': '0.01'{rewards}, {values}}}\n")
+    return step
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--dense", action="store_true", help="nothing but records")
+    parser.add_argument("--dictionaries", action="store_true", help="TRL's instead of verl's")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read is not None:
@@ -52,7 +66,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "train.log"
-        steps = write(path, options.megabytes << 20, 0 if options.dense else 115_000)
+        if options.dictionaries:
+            steps = write_dictionaries(path, options.megabytes << 20)
+        else:
+            steps = write(path, options.megabytes << 20, 0 if options.dense else 115_000)
         print(f"{path.stat().st_size / 1e6:.0f} MB, {steps} records: ", end="", flush=True)
         subprocess.run([sys.executable, "-m", "benchmarks.readers", "--read", str(path)], check=True)
 

@@ -71,6 +71,17 @@ def test_quantiles_leave_the_asked_share_on_either_side(points):
         np.testing.assert_allclose(found.weight @ stats.t.cdf((end - centre) / spread, N - 2), share)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_p_value_is_never_negative_and_keeps_its_digits(sign):
+    """1 minus a probability near 1 is 0, or less: scipy's sf is not."""
+    z = np.linspace(-1, 1, 40)
+    y = sign * z + 1e-3 * np.cos(9 * np.arange(40))
+    found = regress(np.stack((np.ones(40), z), 1), y, np.ones(40), rho=np.zeros(1))
+    right = sm.OLS(y, np.stack((np.ones(40), z), 1)).fit()
+    assert found.tail(np.array([0.0, 1.0])) == pytest.approx(right.pvalues[1], rel=1e-6, abs=0)
+    assert 0 < right.pvalues[1] < 1e-60
+
+
 @pytest.mark.parametrize("rho", [-0.5, 0.0, 0.7])
 def test_the_prediction_of_new_points_is_the_best_linear_one(points, rho):
     design, y = points

@@ -45,7 +45,9 @@ def run(*arguments):
 def parsed(*arguments):
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
+    answer = json.loads(result.stdout)
+    runs = answer["runs"] if arguments[0] in ("fit", "forecast") else []
+    return runs[0] if len(runs) == 1 else answer
 
 
 def test_fit_finds_the_law_with_its_interval(tmp_path):
@@ -75,7 +77,7 @@ def test_several_runs_are_fitted_each_or_together(tmp_path):
     assert [one["name"] for one in each] == ["seed0", "seed1", "seed2"]
     together = parsed("fit", tmp_path / "seeds", "--pool")
     assert (together["runs"], together["n"]) == (3, 93)
-    assert together["a"] == pytest.approx(np.mean([one["a"] for one in each]), rel=1e-6)
+    assert together["a"] == pytest.approx(np.mean([one["least_squares"]["a"] for one in each]), rel=1e-6)
 
 
 def test_forecast_predicts_the_rest_and_says_how_early_it_could(tmp_path):
@@ -90,6 +92,31 @@ def test_forecast_predicts_the_rest_and_says_how_early_it_could(tmp_path):
     assert answer["coverage"] >= 0.8
     assert [row["n"] for row in answer["how_early"]] == sorted({row["n"] for row in answer["how_early"]})
     assert "RMSE of the rest" in run("forecast", tmp_path / "run.jsonl").output
+
+
+def test_forecast_ranks_descriptions_and_goes_to_a_later_step(tmp_path):
+    log = write(tmp_path / "run.jsonl")
+    answer = parsed("forecast", log, "--to-step", "80")
+    assert answer["alternatives"][0]["error"] == min(one["error"] for one in answer["alternatives"])
+    assert {one["needs"] for one in answer["alternatives"]} == {"entropy", "step"}
+    there = answer["to_step"]
+    assert there["step"] == 80
+    for key in ("score", "entropy", "gain"):
+        low, high = there[f"{key}_interval"]
+        assert low <= there[key] <= high
+    text = run("forecast", log, "--to-step", "80").output
+    assert "at step 80 a score of" in text
+    assert "predicted this run" in text
+    assert "to_step" not in parsed("forecast", log)
+    assert "--to-step 3: run: step 3 is not after the last one" in run("forecast", log, "--to-step", "3").output
+
+
+def test_fit_tells_the_headline_shares_and_least_squares(tmp_path):
+    answer = parsed("fit", write(tmp_path / "run.jsonl"))
+    assert [row["fraction"] for row in answer["headline"]] == [1 / 12, 1 / 3]
+    assert 0 < answer["headline"][0]["gain_realised"] < answer["headline"][1]["gain_realised"] < 1.1
+    assert set(answer["least_squares"]) == {"a", "b", "ceiling", "r2", "rmse"}
+    assert "entropy consumed" in run("fit", tmp_path / "run.jsonl").output
 
 
 def test_compare_tells_one_law_from_two(tmp_path):
@@ -126,7 +153,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
         assert run(command, log, "-o", tmp_path / name).exit_code == 0
         assert imread(io.BytesIO((tmp_path / name).read_bytes()))[..., :3].std() > 0.02
     assert run("fit", log, "-o", tmp_path / "fit.json").exit_code == 0
-    assert json.loads((tmp_path / "fit.json").read_text()) == parsed("fit", log)
+    assert json.loads((tmp_path / "fit.json").read_text()) == json.loads(run("fit", log, "--json").stdout)
     assert run("scale", "--example", "-o", tmp_path / "sizes.png").exit_code == 0
     assert run("compare", log, write(tmp_path / "two.jsonl", seed=1), "-o", tmp_path / "compare.png").exit_code == 0
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -146,10 +173,112 @@ def test_the_report_is_one_page_that_needs_no_other_file(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;bold" in page
     assert "<b>bold" not in page
-    assert page.count("data:image/png;base64,") == 4  # laws, comparison, a forecast each
-    assert not re.search(r'(?:src|href)="(?!data:|https://arxiv.org)', page)
+    assert page.count("data:image/png;base64,") == 6  # all runs, comparison; curves and forecast of each
+    assert not re.search(r'(?:src|href)="(?!data:|#|https://arxiv.org)', page)
     for part in ("Do the runs share one law?", "How early was it predictable?", "not expected to follow", "at H = 0"):
         assert part in page
+    for part in ("entropy consumed", "predicted this run", "a sigmoid in compute", "the law with extrapolated entropy"):
+        assert page.count(part) >= 2  # each run
+
+
+@pytest.mark.parametrize("ending", ["pdf", "svg", "PNG"])
+def test_pictures_are_written_in_the_format_of_their_name(tmp_path, ending):
+    log, two = write(tmp_path / "run.jsonl"), write(tmp_path / "two.jsonl", seed=1)
+    for at, arguments in enumerate(
+        (["fit", log], ["plot", log], ["forecast", log], ["compare", log, two], ["scale", "--example"], ["watch", log])
+    ):
+        path = tmp_path / f"{at}.{ending}"
+        assert run(*arguments, "-o", path).exit_code == 0
+        assert path.read_bytes().startswith({"pdf": b"%PDF", "svg": b"<?xml", "PNG": b"\x89PNG"}[ending])
+
+
+def test_a_label_names_a_run_wherever_it_was_given(tmp_path, monkeypatch):
+    for seed in range(3):
+        write(tmp_path / "runs" / f"2026-11-2{seed}_grpo" / "metrics.jsonl", seed=seed)
+    monkeypatch.chdir(tmp_path)
+    folder, one = "runs", tmp_path / "runs" / "2026-11-21_grpo"
+
+    def names(*arguments):
+        return [run["name"] for run in parsed("compare", *arguments)["runs"]]
+
+    assert names("--label", "a=runs/2026-11-20_grpo", "--label", f"b={one}") == ["a", "b"]
+    assert names(folder, "--label", f"b={one}") == ["2026-11-20_grpo", "b", "2026-11-22_grpo"]
+    assert names("--label", "all=runs") == ["all/2026-11-20_grpo", "all/2026-11-21_grpo", "all/2026-11-22_grpo"]
+    assert parsed("fit", "--label", f"b={one}/metrics.jsonl")["name"] == "b"
+    assert run("report", folder, "--label", f"our baseline={one}").exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.index(">our baseline</a>") < page.index(">2026-11-20_grpo</a>")  # the baseline first
+    assert "our baseline" in run("watch", folder, "--label", f"our baseline={one}", "--once").output
+    assert (
+        "two runs are called b" in run("fit", folder, "--label", f"b={one}", "--label", "b=runs/2026-11-20_grpo").output
+    )
+    for label in ("b", "=runs", "b="):
+        assert "NAME=RUN" in run("fit", "--label", label).output
+    assert "give a RUN" in run("fit").output
+
+
+def test_the_example_needs_no_log(tmp_path):
+    answer = parsed("fit", "--example")
+    paper = next(law for law in qwen25_math() if law.model == "Qwen2.5-7B")
+    for key in ("a", "b"):
+        low, high = answer[f"{key}_interval"]
+        assert low < getattr(paper, key) < high
+    assert "synthetic" in answer["notes"][0]
+    assert "synthetic" in run("fit", "--example").output
+    for command, output in (("forecast", "x.pdf"), ("plot", "x.svg"), ("report", "x.html")):
+        assert run(command, "--example", "-o", tmp_path / output).exit_code == 0
+
+
+def test_a_fraction_may_be_in_percent(tmp_path):
+    log = write(tmp_path / "run.jsonl")
+    assert parsed("forecast", log, "--fraction", "20%") == parsed("forecast", log, "--fraction", "0.2")
+    assert parsed("forecast", log, "--fraction", " 20 % ")["fraction"] == 0.2
+    for wrong in ("15", "0", "0%", "100%", "nan", "x", "%"):
+        result = run("forecast", log, "--fraction", wrong)
+        assert result.exit_code == 2
+        assert "0.15 or 15%" in result.output
+    assert "did you mean 15%?" in run("report", log, "--fraction", "15").output
+
+
+def test_sizes_may_have_units(tmp_path):
+    runs = [write(tmp_path / f"{at}.jsonl", a=0.1 + 0.02 * at, seed=at) for at in range(3)]
+    plain, units = (
+        parsed("scale", *(f"{size}={log}" for size, log in zip(sizes, runs, strict=True)), "--predict", target)
+        for sizes, target in ((("0.5", "1.5", "7"), "32"), (("500M", "1.5b", "7B"), "0.032T"))
+    )
+    assert units == plain
+    table = tmp_path / "sizes.csv"
+    table.write_text("parameters,a,b\n0.5B,0.1,0.5\n1.5B,0.15,0.6\n7B,0.2,0.7\n")
+    assert parsed("scale", table)["parameters"] == [0.5, 1.5, 7]
+    for wrong in ("7Q", "B", "0", "1..5", ""):
+        assert "SIZE=RUN" in run("scale", f"{wrong}={runs[0]}").output
+
+
+def test_the_last_score_is_the_headline_whether_or_not_it_has_an_entropy(tmp_path):
+    log = write(tmp_path / "run.jsonl")
+    lines = log.read_text().splitlines()[:-1]  # step 60, without the entropy of step 61
+    lines[-1] = json.dumps({"step": 60, "data": {"actor/entropy": 0.1, "val-core/task/acc/mean@1": 0.123}})
+    log.write_text("\n".join(lines))
+    assert "the score is 0.123 at step 60" in run("fit", log).output
+    assert run("report", log, "-o", tmp_path / "report.html").exit_code == 0
+    assert "<td>0.123 at 60</td>" in (tmp_path / "report.html").read_text()
+    assert parsed("fit", log)["last_score"] == 0.123
+
+
+def test_a_note_of_several_runs_stands_once_and_units_have_tables_of_their_own(tmp_path):
+    logs = [write(tmp_path / f"{name}.jsonl", seed=at) for at, name in enumerate("ab")]
+    logs.append(write(tmp_path / "c.jsonl", percent=100, steps=40))
+    text = run("fit", *logs).output
+    assert text.count("31 points: ") == text.count("21 points: ") == 1
+    assert "a, b: 31 points" in text
+    assert "scores from 0 to 1" in text
+    assert "scores in %" in text
+    assert run("report", *logs, "-o", tmp_path / "report.html").exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("31 points: ") == page.count("21 points: ") == 1
+    for table in re.findall("<table>.*?</table>", page):
+        numbers = [float(number) for number in re.findall(r"<td>([\d.]+) at \d", table)]
+        assert all(number < 2 for number in numbers) or all(number > 2 for number in numbers)
 
 
 def test_runs_that_cannot_be_put_side_by_side_are_refused(tmp_path):
@@ -159,13 +288,22 @@ def test_runs_that_cannot_be_put_side_by_side_are_refused(tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text(plain.read_text().replace("val-core/task", "val-core/elsewhere"))
     for arguments in (["compare"], ["fit", "--pool"]):
-        for log, part in ((percent, "different units"), (copy, "the same run"), (other, "--score-key")):
+        for log, part in ((percent, "different units"), (other, "--score-key")):
             result = run(*arguments, plain, log)
             assert result.exit_code == 2
             assert part in result.output
+    result = run("compare", plain, copy)
+    assert result.exit_code == 2
+    assert "copy.jsonl: it is the same run as plain" in result.output
+    assert parsed("fit", "--pool", plain, copy)["runs"] == 1  # one run, said to be one
     assert "--score-key" in run("scale", f"1={plain}", f"3={other}", f"7={plain}").output
     assert run("report", plain, percent, "-o", tmp_path / "report.html").exit_code == 0
     assert "They were not compared" in (tmp_path / "report.html").read_text()
+    two = write(tmp_path / "two.jsonl", seed=2)
+    assert run("report", plain, percent, two, "-o", tmp_path / "report.html").exit_code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "One law for all 2 runs?" in page
+    assert "1 of the 3 runs" in page
 
 
 def test_side_by_side_runs_take_an_entropy_that_all_have(tmp_path):
@@ -288,3 +426,68 @@ def test_the_average_over_sets_is_the_score_and_only_of_the_same_sets_side_by_si
     old = write(tmp_path / "old.jsonl", seed=2)
     assert parsed("compare", both, old)["score_key"] == "val-core/task/acc/mean@1"
     assert parsed("compare", both, other, "--score-key", "val-core/task/acc/mean@1")["wald_p"] > 0.01
+
+
+def test_what_cannot_be_used_in_a_folder_is_left_out_and_named(tmp_path):
+    write(tmp_path / "runs" / "good" / "metrics.jsonl")
+    write(tmp_path / "runs" / "other" / "metrics.jsonl", a=0.1, seed=5)
+    write(tmp_path / "runs" / "short" / "metrics.jsonl", steps=2)
+    (tmp_path / "runs" / "crashed").mkdir()
+    (tmp_path / "runs" / "crashed" / "metrics.jsonl").write_text("")
+    (tmp_path / "runs" / "half").mkdir()
+    (tmp_path / "runs" / "half" / "metrics.jsonl").write_text('{"step": 1, "da')
+    (tmp_path / "runs" / "empty").mkdir()
+    runs = tmp_path / "runs"
+    for command in ("fit", "forecast", "compare", "plot", "report", "watch"):
+        output = {"plot": ["-o", tmp_path / "x.png"], "report": ["-o", tmp_path / "x.html"], "watch": ["--once"]}
+        result = run(command, runs, *output.get(command, []))
+        assert result.exit_code == 0, result.output
+        said = result.output + ((tmp_path / "x.html").read_text() if command == "report" else "")
+        for name in ("empty",) if command == "watch" else ("short", "crashed", "half", "empty"):
+            assert f"runs/{name}" in said, command
+    answer = json.loads(run("fit", runs, "--json").stdout)
+    assert [one["name"] for one in answer["runs"]] == ["good", "other"]
+    left_out = {one["path"].split("/runs/")[1].split("/")[0]: one["reason"] for one in answer["left_out"]}
+    assert set(left_out) == {"short", "crashed", "half", "empty"}
+    assert "the law needs 3" in left_out["short"]
+    assert "1 damaged line" in left_out["half"]
+    assert {one["path"] for one in json.loads(run("compare", runs, "--json").stdout)["left_out"]} == {
+        one["path"] for one in answer["left_out"]
+    }
+    bad = run("fit", runs / "short", runs / "crashed")
+    assert bad.exit_code == 2
+    assert "none of the 2 runs can be used" in bad.output
+
+
+def test_the_checkpoints_of_one_run_are_one_run(tmp_path):
+    random = np.random.default_rng(0)
+    entropy = np.exp(-np.arange(31) / 15)
+    history = [
+        {"step": n, "entropy": entropy[n], "reward": 0.8 - 0.2 * math.exp(entropy[n]) + 0.01 * random.normal()}
+        for n in range(1, 31)
+    ]
+    states = []
+    for steps in (10, 20, 30):
+        states.append(tmp_path / "out" / f"checkpoint-{steps}" / "trainer_state.json")
+        states[-1].parent.mkdir(parents=True)
+        states[-1].write_text(json.dumps({"log_history": history[:steps]}))
+    assert (parsed("fit", tmp_path / "out")["n"], parsed("fit", tmp_path / "out")["name"]) == (30, "out")
+    assert parsed("fit", states[0].parent)["n"] == 10
+    assert (parsed("fit", "--pool", *states)["n"], parsed("fit", "--pool", *states)["runs"]) == (30, 1)
+    result = run("compare", *states)
+    assert result.exit_code == 2
+    assert "an earlier state of checkpoint-30" in result.output
+
+
+def test_every_command_reads_a_log_as_it_is_told(tmp_path):
+    log = tmp_path / "run.csv"
+    rows = [(n, 1 / (1 + n / 10) + 0.2 * (n % 2)) for n in range(30)]
+    log.write_text("update,H,holdout\n" + "\n".join(f"{n},{h},{0.8 - 0.2 * math.exp(h)}" for n, h in rows))
+    options = ["--step-key", "update", "--entropy-key", "H", "--score-key", "holdout", "--join", "same"]
+    answer = parsed("fit", log, *options)
+    assert (answer["a"], answer["n"]) == (pytest.approx(0.2, abs=1e-6), 30)
+    assert "--step-key" in run("fit", log).output
+    result = run("watch", log, "--once", *options)
+    assert result.exit_code == 0
+    assert "0.60 [0.60, 0.60]" in result.output
+    assert "--join sometimes: give same, next or auto" in run("fit", log, "--join", "sometimes").output

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks.law_coverage import simulate
-from verl_cov.law import fit, forecast, rolling_origin
+from verl_cov.law import estimate, forecast, rolling_origin
 from verl_cov.law.examples import qwen25_math
 
 RNG = np.random.default_rng
@@ -17,7 +17,7 @@ def test_fits_the_papers_share_and_predicts_the_rest_by_the_law():
     steps, entropy, score = run()
     result = forecast(steps, entropy, score)
     assert result.n == 9
-    assert result.estimate.law == fit(entropy[:9], score[:9])
+    assert result.estimate.law == estimate(entropy[:9], score[:9]).law
     assert result.step.tolist() == steps[9:].tolist()
     np.testing.assert_array_equal(result.score, score[9:])
     np.testing.assert_array_equal(result.entropy, entropy[9:])
@@ -28,7 +28,7 @@ def test_fits_the_papers_share_and_predicts_the_rest_by_the_law():
 
 
 def test_a_share_that_is_whole_is_not_rounded_up():
-    assert forecast(*run(100), share=0.07).n == 7
+    assert forecast(*run(100), fraction=0.07).n == 7
 
 
 def test_a_run_on_the_law_is_known_from_three_points():
@@ -50,20 +50,20 @@ def test_the_order_of_the_points_does_not_matter():
 
 @pytest.mark.parametrize("rho", [0.6, pytest.param(0.0, marks=pytest.mark.nightly)])
 def test_intervals_hold_the_rest_of_simulated_runs(rho):
-    coverage = [forecast(*run(24, rho, seed), share=0.5).coverage for seed in range(40)]
+    coverage = [forecast(*run(24, rho, seed), fraction=0.5).coverage for seed in range(40)]
     assert 0.90 < np.mean(coverage) < 0.995
 
 
 def test_an_interval_for_a_new_point_is_wider_than_that_of_the_law():
-    result = forecast(*run(), share=0.5)
+    result = forecast(*run(), fraction=0.5)
     law = [result.estimate.at(entropy) for entropy in result.entropy]
     assert np.all(result.high[5:] - result.low[5:] > [i.high - i.low for i in law[5:]])
 
 
 def test_rolling_origin_has_a_row_for_each_share_and_learns():
     rows = rolling_origin(*run())
-    assert [(row.share, row.n) for row in rows] == [(0.1, 6), (0.15, 9), (0.2, 12), (0.3, 18), (0.5, 30), (0.75, 45)]
-    result = forecast(*run(), share=0.3)
+    assert [(row.fraction, row.n) for row in rows] == [(0.1, 6), (0.15, 9), (0.2, 12), (0.3, 18), (0.5, 30), (0.75, 45)]
+    result = forecast(*run(), fraction=0.3)
     assert (rows[3].rmse_rest, rows[3].final_error, rows[3].coverage) == (
         result.rmse_rest,
         result.final_error,
@@ -78,9 +78,9 @@ def test_shares_that_mean_the_same_points_have_one_row():
 
 
 @pytest.mark.parametrize(
-    ("points", "share", "message"),
+    ("points", "fraction", "message"),
     [
-        (run(4), 1.0, "share must be between 0 and 1"),
+        (run(4), 1.0, "fraction must be between 0 and 1"),
         (run(3), 0.15, "3 points are too few: the first 3"),
         (([0, 1, 2, 3], [0.1] * 4, [1, 2, 3, 4]), 0.15, "distinct entropy, got 1"),
         (([0, 1, 2, 3], [0.1, 0.2, 0.3, np.nan], [1, 2, 3, 4]), 0.15, "finite"),
@@ -88,6 +88,6 @@ def test_shares_that_mean_the_same_points_have_one_row():
         (([0, 1, 2], [0.1, 0.2, 0.3, 0.4], [1, 2, 3, 4]), 0.15, "one value for each"),
     ],
 )
-def test_refuses_what_cannot_be_forecast(points, share, message):
+def test_refuses_what_cannot_be_forecast(points, fraction, message):
     with pytest.raises(ValueError, match=message):
-        forecast(*points, share=share)
+        forecast(*points, fraction=fraction)

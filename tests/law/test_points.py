@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verl_cov.law import NoPoints, Run, points
-from verl_cov.law.keys import ENTROPY_KEYS, SCORE_KEYS
-from verl_cov.law.points import law_points, pair
+from verl_cov.law.keys import ENTROPY_KEYS, SCORES
+from verl_cov.law.points import law_points
 from verl_cov.law.readers.run import merge
+from verl_cov.law.reading import pair
 
 VAL = "val-core/x/acc/mean@4"
 
@@ -104,10 +105,14 @@ def test_the_figures_use_the_same_pairs():
 
 
 @pytest.mark.parametrize("entropy", ENTROPY_KEYS)
-@pytest.mark.parametrize("score", SCORE_KEYS)
+@pytest.mark.parametrize("score", [known.pattern for known in SCORES])
 def test_every_key_of_the_table_is_found_and_joined_to_the_same_policy(entropy, score):
-    score = score.replace("*", "some/thing")
-    after = {key: key.startswith(("val", "eval", "test")) for key in (entropy, score)}
+    score = score.replace("*", "thing").replace("?", "gsm8k")
+    before_its_update = ("test/env/", "val_correct/", "eval/thing/avg@", "eval/thing/reward")
+    after = {
+        key: key.startswith(("val", "eval", "test")) and not key.startswith(before_its_update)
+        for key in (entropy, score)
+    }
     records = {step: {} for step in range(12)}
     for step in range(1, 12):
         records[step][entropy] = entropy_of(step if after[entropy] else step - 1)
@@ -241,3 +246,91 @@ def test_at_most_ten_keys_are_listed():
     with pytest.raises(NoPoints) as error:
         points(log, "run")
     assert str(error.value).count("my/entropy_") == 10
+
+
+# --- too few of the best score, and other joins -----------------------------------------------------------------------
+
+
+def test_one_lone_validation_falls_back_to_the_training_score_and_says_so():
+    log = run({n: {"actor/entropy": entropy_of(n), "critic/score/mean": score_of(n)} for n in range(1, 31)})
+    log.records[29][VAL] = 0.9
+    found = points(log, "run")
+    assert (found.score_key, found.steps.size) == ("critic/score/mean", 30)
+    assert f"{VAL} has 0 of the 3 points" in notes(found)
+    for few in (10, 20):  # two points are too few as well, three are enough
+        log.records[few][VAL] = 0.5
+    assert points(log, "run").score_key == "critic/score/mean"
+    log.records[25][VAL] = 0.6
+    assert (points(log, "run").score_key, points(log, "run").steps.size) == (VAL, 3)
+
+
+def test_a_score_that_was_asked_for_and_has_no_points_names_another():
+    log = run({n: {"actor/entropy": entropy_of(n), "critic/score/mean": score_of(n)} for n in range(1, 31)})
+    log.records[29][VAL] = 0.9
+    with pytest.raises(NoPoints, match=r"0 points of 1 score .*--score-key critic/score/mean has 30"):
+        points(log, "run", score_key=VAL)
+
+
+def test_an_entropy_without_points_gives_way_to_one_with():
+    log = training(**{"actor/entropy_loss": 0.5})
+    for step, data in enumerate(log.records):
+        data["actor/entropy_loss"] = 1 / (step + 2)
+        if step != 3:
+            data.pop("actor/entropy", None)
+    assert points(log, "run").entropy_key == "actor/entropy_loss"
+
+
+def test_a_missing_score_and_a_missing_entropy_are_named_together():
+    with pytest.raises(NoPoints, match=r"no known score in the log; .*terminal_return; no known entropy .*my/entropy"):
+        points(
+            run({1: {"my/entropy": 1.0, "terminal_return": 0.1, "time/run_evals": 3.0, "invalid_actions": 1}}), "run"
+        )
+
+
+def test_suggestions_match_whole_words():
+    log = run({1: {"entropy": 1.0, "terminal_return": 0.1, "time/run_evals": 3.0, "invalid_actions": 1, "interval": 2}})
+    with pytest.raises(NoPoints, match=r"--score-key: terminal_return$"):
+        points(log, "run")
+
+
+@pytest.mark.parametrize("key", ["score", "reward", "accuracy", "return", "Reward", "Accuracy"])
+def test_a_column_simply_called_a_score_is_one(key):
+    log = run({n: {"Entropy": entropy_of(n), key: score_of(n)} for n in range(1, 5)})
+    assert (points(log, "run").score_key, points(log, "run").entropy_key) == (key, "Entropy")
+
+
+def zigzag(shift, count=20):
+    """Entropy goes up and down; the score at step n follows the law with the entropy of step n + shift alone."""
+    values = [1 / (1 + n / 10) + 0.2 * (n % 2) for n in range(count + 1)]
+    return run(
+        {n: {"actor/entropy": values[n], "my/test": 0.8 - 0.2 * math.exp(values[n + shift])} for n in range(count)}
+    )
+
+
+@pytest.mark.parametrize(("key", "guess"), [("my/test", 0), ("test_my", 1)])
+@pytest.mark.parametrize("truth", [0, 1])
+def test_the_join_can_be_chosen_and_a_guess_that_fits_far_worse_is_said(key, guess, truth):
+    log = zigzag(truth)
+    for data in log.records:
+        data[key] = data.pop("my/test")
+    log = run(dict(enumerate(log.records)))
+    found = points(log, "run", score_key=key)
+    assert f"{key} is not a known key" in notes(found)
+    other = {0: "--join same.", 1: "--join next."}[truth]
+    assert (f"give {other}" in notes(found)) == (guess != truth)
+    for join, shift in (("same", 0), ("next", 1)):
+        chosen = points(log, "run", score_key=key, join=join)
+        assert chosen.entropy.tolist() == log.column("actor/entropy")[shift : 20 - shift + shift].tolist()
+        assert "as --join asks" in notes(chosen)
+        assert "follow the law far better" not in notes(chosen)
+
+
+def test_noise_does_not_speak_for_the_other_join():
+    said = 0
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        values = np.exp(-np.arange(31) / 15) * np.exp(0.05 * random.normal(size=31))
+        scores = 0.8 - 0.2 * np.exp(values[1:]) + 0.02 * random.normal(size=30)
+        log = run({n: {"actor/entropy": values[n], VAL: scores[n]} for n in range(30)})
+        said += "far better" in notes(points(log, "run"))
+    assert said <= 4

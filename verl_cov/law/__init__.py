@@ -3,22 +3,27 @@
 It imports neither verl nor torch, so it works on the metrics of any run on any machine.
 
     readers, keys, points, runs     from logs to points (entropy, score), of one run and of several
-    fit, series, ar1, estimate, diagnostics, forecast, compare, scale       the statistics
-    commands, tables, to_json, report, plots, watch, cli                    what `verl-cov fit` to `watch` show
+    fit, series, ar1, estimate, diagnostics, compare, scatter, scale        the law's statistics
+    decay, forecast, ahead, alternatives, headline                          what comes later, and what came early
+    commands, tables, to_json, beside, report, plots, watch, cli                    what `verl-cov fit` to `watch` show
 
 This module imports no pictures, so fitting does not load matplotlib; statsmodels, which takes a second to load, is
 imported at the first call that needs it.
 """
 
+from verl_cov.law.ahead import Ahead, ahead
+from verl_cov.law.alternatives import Ranked, rank
 from verl_cov.law.compare import Comparison, compare
-from verl_cov.law.estimate import Estimate, Interval, estimate
-from verl_cov.law.fit import LawFit, fit
+from verl_cov.law.estimate import Estimate, estimate
+from verl_cov.law.fit import Interval, LawFit, fit
 from verl_cov.law.forecast import Forecast, forecast, rolling_origin
+from verl_cov.law.headline import Shares, headline
 from verl_cov.law.points import Points, points
 from verl_cov.law.readers import NoPoints, Run, find_runs, read_metrics
 from verl_cov.law.scale import Scaling, scale
 
 __all__ = [
+    "Ahead",
     "Comparison",
     "Estimate",
     "Forecast",
@@ -26,14 +31,19 @@ __all__ = [
     "LawFit",
     "NoPoints",
     "Points",
+    "Ranked",
     "Run",
     "Scaling",
+    "Shares",
+    "ahead",
     "compare",
     "estimate",
     "find_runs",
     "fit",
     "forecast",
+    "headline",
     "points",
+    "rank",
     "read_metrics",
     "rolling_origin",
     "scale",

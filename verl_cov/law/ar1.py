@@ -29,7 +29,9 @@ class Mixture:
     """Posterior of the coefficients: one Student's t for each of J values of rho, with a weight.
 
     weight: [J], sums to 1. rho: [J]. params: [J, p], coefficients. cov: [J, p, p], their squared scales. scale: [J], of
-    the noise. last: [J], residual of the last point. last_row: [p], its row of the design. df: degrees of freedom.
+    the noise. last: [J], residual of the last point. last_row, last_value: [p] and a number, its row of the design
+    and its y. df: degrees of freedom. evidence: log of the restricted likelihood, averaged over rho, but for a constant
+    of y and n.
     """
 
     weight: Array
@@ -39,7 +41,9 @@ class Mixture:
     scale: Array
     last: Array
     last_row: Array
+    last_value: float
     df: int
+    evidence: float
 
     def quantiles(self, contrasts: Array, level: float) -> tuple[Array, Array]:
         """Central intervals (low, high), each [K], of contrasts [K, p] @ params, with probability `level`."""
@@ -68,12 +72,16 @@ class Mixture:
     def tail(self, contrast: Array) -> float:
         """Two-sided p-value of the hypothesis contrast [p] @ params = 0."""
         centre, spread = self._components(contrast[None])
-        below = float(self.weight @ stdtr(self.df, -centre[:, 0] / spread[:, 0]))
-        return 2 * min(below, 1 - below)
+        # Each tail by itself: 1 minus the other would round to 0, or below it.
+        return 2 * min(float(self.weight @ stdtr(self.df, sign * centre[:, 0] / spread[:, 0])) for sign in (-1, 1))
+
+    def mean(self) -> Array:
+        """Posterior mean [p] of the coefficients: their estimate."""
+        return self.weight @ self.params
 
     def covariance(self) -> Array:
         """Covariance [p, p] of the coefficients, on the scale of `standard_error`."""
-        away = self.params - self.weight @ self.params
+        away = self.params - self.mean()
         return np.einsum("j,jpq->pq", self.weight, self.cov + away[:, :, None] * away[:, None, :])
 
     @property
@@ -125,6 +133,7 @@ def regress(design: Array, y: Array, gap: Array, *, rho: Array = RHO) -> Mixture
     squares = np.maximum(squares, n * (1e-13 * max(float(np.abs(y).max()), 1e-100)) ** 2)
     log_weight = -np.log(fresh).sum(1) - 0.5 * np.linalg.slogdet(information)[1] - 0.5 * (n - p) * np.log(squares)
     weight = np.exp(log_weight - log_weight.max())
+    evidence = float(log_weight.max() + np.log(weight.mean()))
     keep = weight > _NEGLIGIBLE
     weight, squares, inverse, params = weight[keep], squares[keep], inverse[keep], params[keep]
     variance = squares / (n - p)
@@ -136,5 +145,7 @@ def regress(design: Array, y: Array, gap: Array, *, rho: Array = RHO) -> Mixture
         scale=np.sqrt(variance),
         last=y[-1] - params @ design[-1],
         last_row=design[-1],
+        last_value=float(y[-1]),
         df=n - p,
+        evidence=evidence,
     )

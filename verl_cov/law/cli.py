@@ -5,7 +5,6 @@ Each command imports what it needs, so that `--help` loads neither scipy nor mat
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,121 +12,157 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from verl_cov import terminal
+from verl_cov.law.options import (
+    AsJson,
+    EntropyKey,
+    Example,
+    Fraction,
+    Joining,
+    Label,
+    Output,
+    Pool,
+    Robust,
+    Runs,
+    ScoreKey,
+    StepKey,
+    ToStep,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from verl_cov.law.points import Points
     from verl_cov.law.to_json import Json
-
-Runs = Annotated[
-    list[Path],
-    typer.Argument(
-        help="Logs (verl's file or console logger, TensorBoard, W&B, CSV), folders of runs, or folders of those."
-    ),
-]
-EntropyKey = Annotated[str | None, typer.Option(help="Key of the entropy, instead of the detected one.")]
-ScoreKey = Annotated[str | None, typer.Option(help="Key of the score, or several with * (their mean).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Output = Annotated[Path | None, typer.Option("-o", "--output", help="Also write to this file: .json or .png.")]
-Share = Annotated[float, typer.Option("--fraction", help="Share of the points, by step, to fit; the paper's is 0.15.")]
-Robust = Annotated[bool, typer.Option("--robust", help="Give outliers less weight (Huber).")]
-Pool = Annotated[bool, typer.Option("--pool", help="Fit one law to all runs, which differ only in their seed.")]
 
 
 def watch(
-    runs: Annotated[list[Path], typer.Argument(help="Logs of runs, folders of runs, or folders of those; see `fit`.")],
+    runs: Runs = None,
+    label: Label = None,
+    entropy_key: EntropyKey = None,
+    score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between updates.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Print once and exit.")] = False,
-    png: Annotated[Path | None, typer.Option(help="Also draw this picture, anew whenever a run has gone on.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", "--png", help="Also draw this picture, anew whenever a run has gone on."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of the trainings, if their logs do not say.")] = None,
 ) -> None:
     """Show running or finished trainings: score, entropy and why it falls, and where the law says they end."""
+    from verl_cov.law.inputs import Inputs, wanted
     from verl_cov.law.watch import live
 
     with terminal.one_line():
-        live.watch(runs, interval=interval, once=once, png=png)
+        inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join))
+        live.watch(inputs, interval=interval, once=once, picture=output, total=steps)
 
 
 def fit(
-    runs: Runs,
+    runs: Runs = None,
+    label: Label = None,
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
     pool: Pool = False,
     robust: Robust = False,
     as_json: AsJson = False,
     output: Output = None,
+    example: Example = False,
 ) -> None:
     """Fit the law R = -a exp(H) + b to runs: a, b, the ceiling b - a, with intervals and warnings."""
-    from verl_cov.law import commands, tables, to_json
-    from verl_cov.law.plots import laws
-    from verl_cov.law.runs import load
+    from verl_cov.law import beside, commands, tables, to_json
+    from verl_cov.law.inputs import Inputs, wanted
+    from verl_cov.law.plots import fits as pictures
 
     with terminal.one_line():
-        _check(output, runs)
-        loaded = load(runs, entropy_key, score_key)
+        inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join), example)
+        _check(output, inputs.paths())
+        loaded = inputs.load()
         if pool and len(loaded) > 1:
             fits = [commands.fit_together(loaded, robust)]
         else:
             fits = commands.fit_each(loaded, robust)
-        answer = to_json.one_or_all([to_json.fit_json(run, law) for run, law in fits])
-        _give(answer, as_json, output, lambda: laws.fits(fits))
+        objects = [to_json.fit_json(run, law) | beside.headline_json(run, law) for run, law in fits]
+        answer = to_json.of_runs(objects, loaded.left_out)
+        _give(answer, as_json, output, lambda: pictures.laws(fits))
     if as_json:
         return
-    terminal.console().print(tables.fit_table(fits))
+    for table in tables.fit_tables(fits):
+        terminal.console().print(table)
     for run, law in fits:
-        if not pool:
+        if law.runs == 1:
             _print(tables.gain_line(run, law))
-        _print_remarks(law.warnings, run.notes)
+        for line in beside.fit_lines(run, law):
+            _print(line)
+        _print_warnings(law.warnings)
+    _print_notes(loaded)
 
 
 def forecast(
-    runs: Runs,
-    fraction: Share = 0.15,
+    runs: Runs = None,
+    label: Label = None,
+    fraction: Fraction = "15%",
+    to_step: ToStep = None,
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
     as_json: AsJson = False,
     output: Output = None,
+    example: Example = False,
 ) -> None:
-    """Fit the first points of runs and predict the rest: how early was each run predictable?"""
-    from verl_cov.law import commands, tables, to_json
+    """Fit the first points of runs and predict the rest: how early was each run predictable, and by what?"""
+    from verl_cov.law import arguments, beside, commands, tables, to_json
+    from verl_cov.law.inputs import Inputs, wanted
     from verl_cov.law.plots import laws
-    from verl_cov.law.runs import load
 
     with terminal.one_line():
-        _check(output, runs, fraction)
-        forecasts = commands.forecast_each(load(runs, entropy_key, score_key), fraction)
-        if output is not None and output.suffix.lower() == ".png" and len(forecasts) > 1:
+        inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join), example)
+        _check(output, inputs.paths())
+        loaded = inputs.load()
+        forecasts = commands.forecast_each(loaded, arguments.fraction(fraction))
+        if output is not None and output.suffix.lower() != ".json" and len(forecasts) > 1:
             raise ValueError(f"-o {output}: the picture of a forecast shows one run; for several, `verl-cov report`")
-        answer = to_json.one_or_all([to_json.forecast_json(*columns) for columns in forecasts])
+        later = beside.later([run for run, *_ in forecasts], to_step)
+        answer = to_json.of_runs(beside.forecasts_json(forecasts, later), loaded.left_out)
         _give(answer, as_json, output, lambda: laws.forecast(*forecasts[0][:2]))
     if as_json:
         return
-    for run, prediction, origins in forecasts:
+    for (run, prediction, origins), more in zip(forecasts, later, strict=True):
         _print(f"{run.name}: fitted to the first {prediction.n} of {run.steps.size} points", style="bold")
-        _print(
-            f"The rest, predicted from its entropy: RMSE {prediction.rmse_rest:.3g}, error at the end "
-            f"{prediction.final_error:+.3g}, {100 * prediction.coverage:.0f} % of the points in their 95 % interval"
-        )
+        _print(tables.rest_line(prediction))
         terminal.console().print(tables.forecast_table(run, origins))
-        _print_remarks(prediction.estimate.warnings, run.notes)
+        if more.ranked:
+            terminal.console().print(beside.rank_table(more.ranked))
+        _print("\n".join(beside.later_lines(more)))
+        _print_warnings((*prediction.estimate.warnings, *getattr(more.there, "warnings", ())))
+    _print_notes(loaded)
 
 
 def compare(
-    runs: Runs,
+    runs: Runs = None,
+    label: Label = None,
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
     """Test whether runs (of several algorithms, say) share one law."""
     from verl_cov.law import commands, tables, to_json
+    from verl_cov.law.inputs import Inputs, wanted
     from verl_cov.law.plots import laws
-    from verl_cov.law.runs import load
 
     with terminal.one_line():
-        _check(output, runs)
-        loaded = load(runs, entropy_key, score_key)
+        inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join))
+        _check(output, inputs.paths())
+        loaded = inputs.load()
         comparison = commands.compare_runs(loaded)
-        answer = to_json.compare_json(loaded, comparison)
+        answer = to_json.compare_json(loaded, comparison, loaded.left_out)
         _give(answer, as_json, output, lambda: laws.comparison(comparison))
     if as_json:
         return
@@ -138,79 +173,91 @@ def compare(
 
 def scale(
     sizes: Annotated[
-        list[str] | None, typer.Argument(help="SIZE=RUN each, or one CSV with columns parameters, a, b.")
+        list[str] | None,
+        typer.Argument(help="SIZE=RUN each, such as 0.5B=runs/small, or one CSV with columns parameters, a, b."),
     ] = None,
-    predict: Annotated[
-        float | None, typer.Option(help="Model size to predict the law for, in the unit of the others.")
-    ] = None,
+    predict: Annotated[str | None, typer.Option(help="Model size to predict the law for, such as 32B.")] = None,
     example: Annotated[bool, typer.Option("--example", help="The paper's Qwen2.5 models, 0.5B to 7B.")] = False,
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
     as_json: AsJson = False,
     output: Output = None,
 ) -> None:
     """Fit the law's a and b against model size, and predict what a larger model would reach."""
-    from verl_cov.law import commands, examples, tables, to_json
+    from verl_cov.law import arguments, commands, examples, tables, to_json
+    from verl_cov.law.inputs import wanted
     from verl_cov.law.plots import laws
     from verl_cov.law.scale import scale as fit_trend
 
     with terminal.one_line():
         _check(output, [])
-        if predict is not None and not (predict > 0 and math.isfinite(predict)):
-            raise ValueError(f"--predict {predict:g} must be a number of parameters, above 0")
+        target = None if predict is None else arguments.size(predict)
         *small, largest = examples.qwen25_math()
         if example:
             columns = zip(*((law.parameters, law.a, law.b, law.model) for law in small), strict=True)
             models = commands.Sizes(*map(list, columns))
-            predict = largest.parameters if predict is None else predict
+            target = largest.parameters if target is None else target
         else:
-            models = commands.read_sizes(sizes or [], entropy_key, score_key)
+            models = commands.read_sizes(sizes or [], wanted(entropy_key, score_key, step_key, join))
         scaling = fit_trend(models.parameters, models.a, models.b)
-        answer = to_json.scale_json(scaling, models.names, predict)
-        _give(answer, as_json, output, lambda: laws.sizes(scaling, models.a, models.b, predict))
+        answer = to_json.scale_json(scaling, models.names, target)
+        _give(answer, as_json, output, lambda: laws.sizes(scaling, models.a, models.b, target))
     if as_json:
         return
-    terminal.console().print(tables.scale_table(scaling, models, predict))
+    terminal.console().print(tables.scale_table(scaling, models, target))
     if example:
         law = f"a {largest.a:.3f}, b {largest.b:.3f}, ceiling {largest.b - largest.a:.3f}"
-        _print(f"{largest.model} really has {law}: the line bends")
-    _print_remarks(scaling.warnings, ())
+        _print(f"{largest.model} really has {law}: it falls short of the line")
+    _print_warnings(scaling.warnings)
 
 
 def plot(
-    runs: Runs,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The picture, a .png.")] = Path("law.png"),
+    runs: Runs = None,
+    label: Label = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture: .png, .pdf or .svg.")] = Path("law.png"),
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
+    example: Example = False,
 ) -> None:
     """Draw score against entropy with the law and its ceiling."""
     from verl_cov.law import commands, files
-    from verl_cov.law.plots import laws, style
-    from verl_cov.law.runs import load
+    from verl_cov.law.inputs import Inputs, wanted
+    from verl_cov.law.plots import fits, style
 
     with terminal.one_line():
-        files.check_output(output, (".png",), runs)
-        fits = commands.fit_each(load(runs, entropy_key, score_key))
-        files.write(output, style.png(laws.fits(fits)))
+        inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join), example)
+        files.check_output(output, files.PICTURES, inputs.paths())
+        laws = commands.fit_each(inputs.load())
+        files.write(output, style.picture(fits.laws(laws), output.suffix))
     typer.echo(f"written: {output}")
 
 
 def report(
-    runs: Runs,
+    runs: Runs = None,
+    label: Label = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="The page, an .html.")] = Path("report.html"),
-    fraction: Share = 0.15,
+    fraction: Fraction = "15%",
     entropy_key: EntropyKey = None,
     score_key: ScoreKey = None,
+    step_key: StepKey = None,
+    join: Joining = "auto",
+    example: Example = False,
 ) -> None:
     """Write everything the law says about runs to one page that needs no other file."""
-    from verl_cov.law import files
+    from verl_cov.law import arguments, files
+    from verl_cov.law.inputs import Inputs, wanted
     from verl_cov.law.report import page
-    from verl_cov.law.runs import load
 
     with terminal.one_line():
-        files.check_output(output, (".html", ".htm"), runs)
-        _check(None, runs, fraction)
-        files.write(output, page(load(runs, entropy_key, score_key), fraction).encode())
+        inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join), example)
+        files.check_output(output, (".html", ".htm"), inputs.paths())
+        loaded = inputs.load()
+        content = page(loaded, arguments.fraction(fraction), [str(one) for one in loaded.left_out])
+        files.write(output, content.encode())
     typer.echo(f"written: {output}")
 
 
@@ -227,13 +274,11 @@ EXAMPLES = {
 }
 
 
-def _check(output: Path | None, runs: Sequence[Path], fraction: float = 0.5) -> None:
+def _check(output: Path | None, inputs: Sequence[Path]) -> None:
     from verl_cov.law import files
 
-    if not 0 < fraction < 1:
-        raise ValueError(f"--fraction {fraction:g} must be between 0 and 1")
     if output is not None:
-        files.check_output(output, (".json", ".png"), runs)
+        files.check_output(output, (".json", *files.PICTURES), inputs)
 
 
 def _give(answer: Json, as_json: bool, output: Path | None, draw: Callable[[], Figure]) -> None:
@@ -244,7 +289,7 @@ def _give(answer: Json, as_json: bool, output: Path | None, draw: Callable[[], F
     if output is not None and output.suffix.lower() == ".json":
         files.write(output, to_json.dumps(answer).encode(errors="replace"))
     elif output is not None:
-        files.write(output, style.png(draw()))
+        files.write(output, style.picture(draw(), output.suffix))
     if as_json:
         typer.echo(to_json.dumps(answer), nl=False)
 
@@ -253,8 +298,13 @@ def _print(line: str, style: str = "") -> None:
     terminal.console().print(line, style=style, markup=False, soft_wrap=True)
 
 
-def _print_remarks(warnings: Sequence[str], notes: Sequence[str]) -> None:
+def _print_warnings(warnings: Sequence[str]) -> None:
     for warning in warnings:
         _print(f"Warning: {warning}", style="yellow")
-    for note in notes:
-        _print(note, style="dim")
+
+
+def _print_notes(runs: Sequence[Points]) -> None:
+    from verl_cov.law.tables import remarks
+
+    for who, notes in remarks(runs):
+        _print(" ".join(notes) if len(runs) == 1 else f"{who}: {' '.join(notes)}", style="dim")

@@ -6,28 +6,32 @@ Whatever is wrong with the input raises ValueError or OSError with one line that
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+from verl_cov.law import arguments
 from verl_cov.law.compare import Comparison, compare
 from verl_cov.law.estimate import Estimate, estimate
 from verl_cov.law.forecast import Forecast, forecast, rolling_origin
 from verl_cov.law.points import Points
-from verl_cov.law.runs import check_comparable, load
+from verl_cov.law.readers import DETECTED, LeftOut, Wanted
+from verl_cov.law.runs import check_comparable, load, say_left_out
+
+_Answer = TypeVar("_Answer")
 
 
 def fit_each(runs: Sequence[Points], robust: bool = False) -> list[tuple[Points, Estimate]]:
-    """The law of each run."""
-    fits = []
-    for run in runs:
-        with _named(run):
-            law = estimate(run.entropy, run.score, run.steps, robust=robust, controlled=run.control is not None)
-        fits.append((run, law))
-    return fits
+    """The law of each run that has one."""
+
+    def law(run: Points) -> tuple[Points, Estimate]:
+        controlled = run.control is not None
+        return run, estimate(run.entropy, run.score, run.steps, robust=robust, controlled=controlled)
+
+    return _each(runs, law)
 
 
 def fit_together(runs: Sequence[Points], robust: bool = False) -> tuple[Points, Estimate]:
@@ -50,14 +54,14 @@ def fit_together(runs: Sequence[Points], robust: bool = False) -> tuple[Points, 
     return together, law
 
 
-def forecast_each(runs: Sequence[Points], share: float) -> list[tuple[Points, Forecast, list[Forecast]]]:
-    """A forecast of each run from its first `share` of points, and the same from other shares."""
-    forecasts = []
-    for run in runs:
+def forecast_each(runs: Sequence[Points], fraction: float) -> list[tuple[Points, Forecast, list[Forecast]]]:
+    """A forecast of each run that has one from its first `fraction` of points, and the same from other fractions."""
+
+    def forecasts(run: Points) -> tuple[Points, Forecast, list[Forecast]]:
         columns = run.steps, run.entropy, run.score
-        with _named(run):
-            forecasts.append((run, forecast(*columns, share=share), rolling_origin(*columns)))
-    return forecasts
+        return run, forecast(*columns, fraction=fraction), rolling_origin(*columns)
+
+    return _each(runs, forecasts)
 
 
 def compare_runs(runs: Sequence[Points]) -> Comparison:
@@ -76,19 +80,22 @@ class Sizes:
     names: list[str]
 
 
-def read_sizes(arguments: Sequence[str], entropy_key: str | None = None, score_key: str | None = None) -> Sizes:
-    """The sizes and laws that the arguments name: SIZE=RUN each, or one CSV with columns parameters, a and b."""
-    if len(arguments) == 1 and "=" not in arguments[0]:
-        rows = _size_table(arguments[0])
+def read_sizes(given: Sequence[str], wanted: Wanted = DETECTED) -> Sizes:
+    """The sizes (billions) and laws of SIZE=RUN each, or of one CSV with columns parameters, a and b."""
+    if len(given) == 1 and "=" not in given[0]:
+        rows = _size_table(given[0])
     else:
         rows, runs = [], []
-        for argument in arguments:
-            size, _, path = argument.partition("=")
+        for argument in given:
+            size, equals, path = argument.partition("=")
             try:
-                parameters = float(size)
-            except ValueError:
-                raise ValueError(f"{argument!r}: give SIZE=RUN, such as 7=runs/7b, or one CSV file") from None
-            for run, law in fit_each(load([Path(path)], entropy_key, score_key)):
+                parameters = arguments.size(size)
+            except ValueError as error:
+                message = f"{argument!r}: give SIZE=RUN, such as 0.5B=runs/small, or one CSV file; {error}"
+                raise ValueError(message) from None
+            if not (equals and path):
+                raise ValueError(f"{argument!r}: give the run too, as SIZE=RUN, or one CSV file")
+            for run, law in fit_each(load([Path(path)], wanted)):
                 rows.append((parameters, law.a.value, law.b.value, run.name))
                 runs.append(run)
         check_comparable(runs)
@@ -100,16 +107,21 @@ def _size_table(path: str) -> list[tuple[float, float, float, str]]:
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     try:
-        numbers = [(float(row["parameters"]), float(row["a"]), float(row["b"])) for row in rows]
+        numbers = [(arguments.size(row["parameters"]), float(row["a"]), float(row["b"])) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: a table needs numbers in the columns parameters, a and b ({error!r})") from error
     return [(size, a, b, row.get("model") or f"{size:g}") for (size, a, b), row in zip(numbers, rows, strict=True)]
 
 
-@contextmanager
-def _named(run: Points) -> Iterator[None]:
-    """Put the run's name before the message of a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{run.name}: {error}") from error
+def _each(runs: Sequence[Points], answer: Callable[[Points], _Answer]) -> list[_Answer]:
+    """The answers for the runs that have one; which have none is said. Raises ValueError if none has."""
+    answers, left_out = [], []
+    for run in runs:
+        try:
+            answers.append(answer(run))
+        except ValueError as error:
+            left_out.append(LeftOut(Path(run.name), str(error)))
+    if not answers:
+        raise ValueError("; ".join(map(str, left_out[:5])) or "there is no run")
+    say_left_out(left_out)
+    return answers

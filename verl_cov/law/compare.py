@@ -16,8 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from verl_cov.law.ar1 import regress
 from verl_cov.law.distributions import fdtrc
-from verl_cov.law.estimate import Interval
-from verl_cov.law.fit import Array, fit
+from verl_cov.law.fit import Array, Interval, fit
 from verl_cov.law.series import Series, line_of, series
 
 _PAIRS_AT_ONCE = 50_000  # 40 MB of working memory, however many runs
@@ -55,37 +54,33 @@ def compare(runs: Mapping[str, Columns], *, level: float = 0.95) -> Comparison:
     if len(runs) < 2:
         raise ValueError(f"a comparison needs at least two runs, got {len(runs)}")
     checked: dict[str, Series] = {}
-    laws = []
     for name, columns in runs.items():
         try:
-            laws.append(fit(*columns[:2]))
+            fit(*columns[:2])  # checks the values
             checked[name] = series(*columns)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
     # One scaling for all runs makes their coefficients comparable and the matrices well conditioned.
     line = line_of(np.concatenate([points.x for points in checked.values()]))
-    params, covs, spans, errors, dfs = [], [], [], [], []
+    params, covs, laws, dfs = [], [], [], []
     for points in checked.values():
         # Each run is regressed on its own scale: on the common one, a run whose entropy hardly moves is a spike.
         own = line_of(points.x)
         mixture = regress(own.design(points.x), points.score, points.gap)
-        spans.append(mixture.quantiles(own.coefficients(), level))
-        errors.append(mixture.standard_error(own.coefficients()))
+        ends = mixture.quantiles(own.coefficients(), level)
+        laws.append((own.coefficients() @ mixture.mean(), mixture.standard_error(own.coefficients()), *ends))
         # (c0, c1) on the common scale: the law at its centre, and its slope times its width.
         change = np.stack(
             (own.contrast(line.centre), own.contrast(line.centre + line.width) - own.contrast(line.centre))
         )
-        params.append(change @ (mixture.weight @ mixture.params))
+        params.append(change @ mixture.mean())
         covs.append(change @ mixture.covariance() @ change.T)
         dfs.append(mixture.df)
     theta, cov, df = np.array(params), np.array(covs), np.array(dfs, dtype=np.float64)
 
     intervals = {
-        key: tuple(
-            Interval(getattr(law, key), float(se[i]), float(low[i]), float(high[i]))
-            for law, se, (low, high) in zip(laws, errors, spans, strict=True)
-        )
+        key: tuple(Interval(*(float(column[i]) for column in law)) for law in laws)
         for i, key in enumerate(("a", "b", "ceiling"))
     }
     wald, wald_p = _wald(theta, cov, df)

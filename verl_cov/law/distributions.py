@@ -29,3 +29,8 @@ def fdtrc(above: ArrayLike, below: ArrayLike, f: ArrayLike) -> Array:
     from scipy import special
 
     return special.fdtrc(above, below, f)
+
+
+def p_text(p: float) -> str:
+    """A p-value in words: `p = 0.03`. Below 1e-15 float64 and the model behind it say no more than `p < 1e-15`."""
+    return f"p = {p:.2g}" if p >= 1e-15 else "p < 1e-15"

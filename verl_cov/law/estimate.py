@@ -1,11 +1,15 @@
 """Estimates the law's coefficients with intervals, and warns where they should not be believed.
 
-A run has few points and their noise is autocorrelated, so the interval matters as much as the number. The line itself
-is always the least-squares line (:func:`verl_cov.law.fit.fit`). Its uncertainty is:
+A run has few points and their noise is autocorrelated, so the interval matters as much as the number. Both come from
+one estimator:
 
-- for one run, Student's t under AR(1) noise, averaged over the unknown correlation (:mod:`verl_cov.law.ar1`);
-- for several runs pooled, sandwich errors clustered by run (statsmodels), t with runs - 1 degrees of freedom. They
-  assume nothing about the noise within a run and include the differences between runs.
+- for one run, generalised least squares under AR(1) noise, averaged over the unknown correlation, with Student's t
+  (:mod:`verl_cov.law.ar1`);
+- for several runs pooled, least squares with sandwich errors clustered by run (statsmodels), t with runs - 1 degrees of
+  freedom. They assume nothing about the noise within a run and include the differences between runs.
+
+Without autocorrelation the first is the least-squares line too. With it the two part: a least-squares line takes a
+score that wandered off for many independent points.
 
 Newey-West, block-bootstrap and independent errors are not offered: docs/law.md shows how often each failed.
 """
@@ -23,22 +27,9 @@ from numpy.typing import ArrayLike
 from verl_cov.law import diagnostics
 from verl_cov.law.ar1 import Mixture, regress
 from verl_cov.law.distributions import stdtrit
-from verl_cov.law.fit import Array, LawFit, fit
+from verl_cov.law.fit import Array, Interval, LawFit, fit
+from verl_cov.law.fit import line as law_line
 from verl_cov.law.series import Line, Series, Unit, line_of, series, unit_of
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate, its standard error and the ends of its interval, all in units of the score.
-
-    value is by least squares. Under strong autocorrelation the interval is centred elsewhere: in 1 of 150 simulated
-    runs of 40 points with correlation 0.9 the value lay outside.
-    """
-
-    value: float
-    se: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -55,6 +46,10 @@ class Student:
         half = stdtrit(self.df, (1 + level) / 2) * self.standard_error(contrasts)
         return centre - half, centre + half
 
+    def mean(self) -> Array:
+        """The coefficients [2]."""
+        return self.params
+
     def standard_error(self, contrasts: Array) -> Array:
         """Standard errors [K] of contrasts [K, 2] @ params."""
         return np.sqrt(np.maximum(np.einsum("kp,pq,kq->k", contrasts, self.cov, contrasts), 0.0))
@@ -67,13 +62,15 @@ Uncertainty: TypeAlias = Mixture | Student
 class Estimate:
     """The law with intervals.
 
-    law: the least-squares fit (Huber's, if robust). a, b, ceiling: the coefficients with intervals at `level`.
-    autocorrelation: posterior mean of the noise's correlation from one point to the next. unit: of the score. n: number
-    of points. runs: number of runs. robust: whether outliers were down-weighted. warnings: one sentence each, empty if
-    nothing speaks against the fit.
+    law: the line of the estimates. least_squares: the plain least-squares line (Huber's, if robust), which takes the
+    points' noise for independent. a, b, ceiling: the law's coefficients with intervals at `level`. autocorrelation:
+    posterior mean of the noise's correlation from one point to the next. unit: of the score. n: number of points. runs:
+    number of runs. robust: whether outliers were down-weighted. warnings: one sentence each, empty if nothing speaks
+    against the fit.
     """
 
     law: LawFit
+    least_squares: LawFit
     a: Interval
     b: Interval
     ceiling: Interval
@@ -87,18 +84,22 @@ class Estimate:
     line: Line = field(repr=False)
     uncertainty: Uncertainty = field(repr=False)
 
+    @property
+    def parted(self) -> bool:
+        """Whether the least-squares line differs from the estimate by more than half a standard error of a or b."""
+        plain, law = self.least_squares, self.law
+        return abs(plain.a - law.a) > self.a.se / 2 or abs(plain.b - law.b) > self.b.se / 2
+
     def at(self, entropy: float) -> Interval:
         """The law's score at `entropy` (nats per token). The interval is for the law, not for a new point."""
-        return self._interval(self.line.contrast(math.exp(entropy)), self.law.predict(entropy))
+        return self._interval(self.line.contrast(math.exp(entropy)))
 
     def gain(self, entropy: float, to: float = 0.0) -> Interval:
         """How much the score still rises, by the law, while entropy falls from `entropy` to `to` (nats per token)."""
-        rise = math.exp(entropy) - math.exp(to)
-        contrast = self.line.contrast(math.exp(to)) - self.line.contrast(math.exp(entropy))
-        return self._interval(contrast, self.law.a * rise)
+        return self._interval(self.line.contrast(math.exp(to)) - self.line.contrast(math.exp(entropy)))
 
-    def _interval(self, contrast: Array, value: float) -> Interval:
-        return _intervals(self.uncertainty, contrast[None], [value], self.level)[0]
+    def _interval(self, contrast: Array) -> Interval:
+        return _intervals(self.uncertainty, contrast[None], self.level)[0]
 
 
 def estimate(
@@ -116,33 +117,35 @@ def estimate(
 
     entropy: [n], nats per token. score: [n]. steps: [n], training steps; without them the points must be in time order.
     runs: [n], the name of each point's run, if several (seeds, say) are pooled. level: of the intervals. robust: use
-    Huber's M-estimate (statsmodels RLM) instead of least squares. vocabulary: number of tokens, whose logarithm no
+    Huber's M-estimate (statsmodels RLM). vocabulary: number of tokens, whose logarithm no
     entropy exceeds. controlled: the run was trained with Clip-Cov or KL-Cov.
 
     How often 95 % intervals held the truth (`python -m benchmarks.law_coverage`): for one run of 10 to 80 points whose
-    noise has correlation 0 to 0.6 from one point to the next, 92 to 98 %; for 2 to 10 pooled runs, 94 to 97 %. Where
-    the noise is not AR(1) one run's intervals fall short: 83 to 93 % if AR(1) noise of 0.8 lies under as much white
-    noise, 87 to 98 % if the noise shrinks threefold along the run, 47 to 79 % for a random walk. Pool several runs if
-    you can.
+    noise has correlation 0 to 0.6 from one point to the next, 92 to 98 %; for 2 to 10 pooled runs, 94 to 97 %. With
+    other noise one run's intervals fall short: 71 to 88 % at a correlation of 0.9, 48 to 83 % for a random walk;
+    docs/law.md has the table. Pool several runs if you can.
 
     Raises ValueError: as `fit` and `series` do, or a level outside (0, 1).
     """
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, got {level}")
-    law = fit(entropy, score)  # checks the values
+    plain = fit(entropy, score)  # checks the values
     points = series(entropy, score, steps, runs)
     line = line_of(points.x)
     design = line.design(points.x)
     fitted = points
     if robust:
         fitted = _pull_outliers_in(points, design)
-        law = _against(points, fit(fitted.entropy, fitted.score))
+        huber = fit(fitted.entropy, fitted.score)
+        plain = law_line(huber.a, huber.b, points.entropy, points.score)
     mixture = regress(design, fitted.score, fitted.gap)
     count = int(points.run[-1]) + 1
     uncertainty: Uncertainty = mixture if count == 1 else _clustered(design, fitted)
-    a, b, ceiling = _intervals(uncertainty, line.coefficients(), [law.a, law.b, law.ceiling], level)
+    a, b, ceiling = _intervals(uncertainty, line.coefficients(), level)
+    law = law_line(a.value, b.value, points.entropy, points.score)
     return Estimate(
         law=law,
+        least_squares=plain,
         a=a,
         b=b,
         ceiling=ceiling,
@@ -152,7 +155,7 @@ def estimate(
         n=points.score.size,
         runs=count,
         robust=robust,
-        warnings=diagnostics.warn(law, points, fitted, vocabulary, controlled),
+        warnings=diagnostics.warn(law, a, ceiling, mixture.autocorrelation, points, fitted, vocabulary, controlled),
         line=line,
         uncertainty=uncertainty,
     )
@@ -189,15 +192,7 @@ def _pull_outliers_in(points: Series, design: Array) -> Series:
     return replace(points, score=line + unit * psi)
 
 
-def _against(points: Series, law: LawFit) -> LawFit:
-    """The law with r2 and rmse measured against the points themselves, not against pseudo-values."""
-    residual = points.score - law.predict(points.entropy)
-    variance = float(points.score.var())
-    square = float(np.mean(residual**2))
-    return replace(law, r2=1 - square / variance if variance > 0 else math.nan, rmse=square**0.5)
-
-
-def _intervals(uncertainty: Uncertainty, contrasts: Array, values: Sequence[float], level: float) -> list[Interval]:
+def _intervals(uncertainty: Uncertainty, contrasts: Array, level: float) -> list[Interval]:
     low, high = uncertainty.quantiles(contrasts, level)
-    se = uncertainty.standard_error(contrasts)
-    return [Interval(*map(float, numbers)) for numbers in zip(values, se, low, high, strict=True)]
+    columns = contrasts @ uncertainty.mean(), uncertainty.standard_error(contrasts), low, high
+    return [Interval(*map(float, numbers)) for numbers in zip(*columns, strict=True)]

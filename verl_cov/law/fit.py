@@ -6,6 +6,7 @@ The law is linear in exp(H), so ordinary least squares has a closed form: no sta
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias, overload
 
@@ -13,6 +14,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate, its standard error and the ends of its interval, all in units of the score and of one estimator."""
+
+    value: float
+    se: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,13 @@ class LawFit:
         """The score at `entropy` (nats per token): a float for a number, an array of the same shape for an array."""
         score = np.asarray(self.b - self.a * np.exp(np.asarray(entropy, dtype=np.float64)))
         return score if score.ndim else float(score)
+
+
+def line(a: float, b: float, entropy: Array, score: Array) -> LawFit:
+    """The law with given coefficients, measured against points, each [n]. r2 is below 0 if their mean fits better."""
+    residual = score - b + a * np.exp(entropy)
+    square, variance = float(np.mean(residual**2)), float(score.var())
+    return LawFit(a, b, b - a, 1 - square / variance if variance > 0 else math.nan, math.sqrt(square), score.size)
 
 
 def fit(entropy: ArrayLike, score: ArrayLike) -> LawFit:

@@ -19,8 +19,8 @@ from verl_cov.law.estimate import Estimate, estimate
 from verl_cov.law.fit import Array
 from verl_cov.law.series import series
 
-SHARE = 0.15  # the paper's
-SHARES = (0.10, 0.15, 0.20, 0.30, 0.50, 0.75)
+FRACTION = 0.15  # the paper's
+FRACTIONS = (0.10, 0.15, 0.20, 0.30, 0.50, 0.75)
 FEWEST = 3  # points: a line through fewer says nothing about its own error
 
 
@@ -31,7 +31,7 @@ class Forecast:
     estimate: the fit to the first points. step, entropy, score: [m], of the predicted points. predicted: [m], by the
     law alone, as in the paper. low, high: [m], prediction intervals: they include the law's uncertainty, new noise and
     the remainder of the last fitted residual, which can shift an interval off `predicted` for the first predicted
-    points. share, n: share and number of the fitted points. rmse_rest: over the predicted points, in units of the
+    points. fraction, n: of the fitted points. rmse_rest: over the predicted points, in units of the
     score. final_error: predicted minus real score at the last point. coverage: share of the predicted points that lie
     in their interval.
     """
@@ -43,7 +43,7 @@ class Forecast:
     predicted: Array
     low: Array
     high: Array
-    share: float
+    fraction: float
     n: int
     rmse_rest: float
     final_error: float
@@ -51,21 +51,21 @@ class Forecast:
 
 
 def forecast(
-    steps: ArrayLike, entropy: ArrayLike, score: ArrayLike, *, share: float = SHARE, level: float = 0.95
+    steps: ArrayLike, entropy: ArrayLike, score: ArrayLike, *, fraction: float = FRACTION, level: float = 0.95
 ) -> Forecast:
-    """Fit the first `share` of one run's points, by step, and predict the others.
+    """Fit the first `fraction` of one run's points, by step, and predict the others.
 
-    steps, entropy (nats per token), score: [n]. share: rounded up to whole points, at least 3. level: of the intervals.
+    steps, entropy (nats per token), score: [n]. fraction: rounded up to whole points, at least 3. level: of intervals.
     Three points leave one degree of freedom: the intervals are then correct but wide.
 
-    Raises ValueError: as `estimate` does, or the share is outside (0, 1), or no points are left to predict.
+    Raises ValueError: as `estimate` does, or the fraction is outside (0, 1), or no points are left to predict.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share must be between 0 and 1, got {share}")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
     points = series(entropy, score, steps)
     h, r, at = points.entropy, points.score, np.asarray(steps, dtype=np.float64)[points.order]
     # Rounded before it is rounded up: 0.07 x 100 is 7.000000000000001 in float64.
-    k = max(FEWEST, math.ceil(round(share * h.size, 9)))
+    k = max(FEWEST, math.ceil(round(fraction * h.size, 9)))
     if k >= h.size:
         raise ValueError(f"{h.size} points are too few: the first {k} are fitted, and none is left to predict")
     if not (np.isfinite(h).all() and np.isfinite(r).all()):
@@ -83,7 +83,7 @@ def forecast(
         predicted=predicted,
         low=low,
         high=high,
-        share=share,
+        fraction=fraction,
         n=k,
         rmse_rest=float(np.sqrt(np.mean(error**2))),
         final_error=float(error[-1]),
@@ -96,18 +96,18 @@ def rolling_origin(
     entropy: ArrayLike,
     score: ArrayLike,
     *,
-    shares: Sequence[float] = SHARES,
+    fractions: Sequence[float] = FRACTIONS,
     level: float = 0.95,
 ) -> list[Forecast]:
-    """Run `forecast` with several shares of one run, to see how early the run was predictable.
+    """Run `forecast` with several fractions of one run, to see how early the run was predictable.
 
-    Arguments as in `forecast`. A share that cannot be fitted, or gives no more points than the one before, has no row.
+    Arguments as in `forecast`. A fraction that cannot be fitted, or gives the same points as another, has no row.
     """
     rows: list[Forecast] = []
-    for share in sorted(shares):
+    for fraction in sorted(fractions):
         try:
-            row = forecast(steps, entropy, score, share=share, level=level)
-        except ValueError:  # the first points may all have the same entropy; a later share has more
+            row = forecast(steps, entropy, score, fraction=fraction, level=level)
+        except ValueError:  # the first points may all have the same entropy; a later fraction has more
             continue
         if not rows or row.n > rows[-1].n:
             rows.append(row)

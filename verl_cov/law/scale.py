@@ -1,37 +1,37 @@
 """Fits the law's a and b against model size, as straight lines in ln(parameters) (arXiv 2505.22617, Fig. 7).
 
-The paper calls the relation log-linear and predicts large models from small ones. Its own Qwen2.5 values bend: the line
-through 0.5B to 7B gives 32B 0.12 more in b, and 5 points more in the ceiling, than 32B has. So each prediction comes
-with an interval, with the error on each size when it is left out, and with a warning if the line bends.
+The paper calls the relation log-linear and predicts large models from small ones. Its own 32B model falls short of the
+line through 0.5B to 7B: by 0.12 in b, and by 5 points in the ceiling. So each prediction comes with an interval and
+with the error on each size when it is left out, and a line that bends is told.
+
+Runs of one size share what that size has of its own, so they are no independent points: the line goes through the means
+of the sizes (:mod:`verl_cov.law.scatter`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from verl_cov.law.distributions import stdtr
-from verl_cov.law.estimate import Interval
-from verl_cov.law.fit import Array
+from verl_cov.law.distributions import p_text, stdtr
+from verl_cov.law.fit import Array, Interval
+from verl_cov.law.scatter import Scatter, scatter
 
-if TYPE_CHECKING:
-    from statsmodels.regression.linear_model import RegressionResults
-
-BEND_P = 0.05
+FAMILY_P = 0.05  # of all tests for a bend together
 
 
 @dataclass(frozen=True)
 class Trend:
-    """The line coefficient = intercept + slope ln(parameters) through n models.
+    """The line coefficient = intercept + slope ln(parameters) through the means of the sizes.
 
     slope, intercept: with intervals at `level`; the intercept is the value at one unit of parameters. rmse: root of the
-    mean squared residual. left_out: [n], ascending by size, predicted minus real value of each model by the line
+    runs' mean squared residual. left_out: [n], ascending by size, predicted minus real value of each run by the line
     through the other sizes. bend_p: p-value of a quadratic term in ln(parameters). end_p: p-value of the largest size
-    lying on the line of the others. Both are nan for fewer than 4 sizes, which cannot show a bend.
+    lying on the line of the others. Both are nan for fewer than 4 sizes, which cannot show a bend, and neither is
+    corrected for the number of tests; `Scaling.warnings` are.
     """
 
     slope: Interval
@@ -41,13 +41,11 @@ class Trend:
     bend_p: float
     end_p: float
     level: float
-    regression: RegressionResults = field(repr=False)
+    scatter: Scatter = field(repr=False)
 
     def predict(self, parameters: float) -> Interval:
-        """The coefficient of a new model of that size. The interval is for the model, `se` for the line."""
-        prediction = self.regression.get_prediction([[1.0, math.log(parameters)]])
-        low, high = prediction.conf_int(obs=True, alpha=1 - self.level)[0]
-        return Interval(float(prediction.predicted_mean[0]), float(prediction.se_mean[0]), float(low), float(high))
+        """The coefficient of one new run of a new model of that size. `se` is the line's, the interval the run's."""
+        return self.scatter.interval(np.array([1.0, math.log(parameters)]), self.level, new=True)
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,11 @@ class Scaling:
 
 
 def scale(parameters: ArrayLike, a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Scaling:
-    """Fit a and b against ln(parameters) by least squares.
+    """Fit a and b against ln(parameters) by least squares through the means of the sizes.
 
     parameters: [n], non-embedding parameters of each run's model, in any unit (the paper: billions); several runs may
-    have the same size. a, b: [n], from `fit` or `estimate`, all in one unit of score. level: of the intervals.
+    have the same size (seeds), and need not be equally many. a, b: [n], from `estimate`, all in one unit of score.
+    level: of the intervals.
 
     Raises ValueError: the lengths differ, a value is not finite, a size is not positive, or there are fewer than 3
     different sizes.
@@ -101,58 +100,67 @@ def scale(parameters: ArrayLike, a: ArrayLike, b: ArrayLike, *, level: float = 0
 
 
 def _trend(size: Array, y: Array, level: float) -> Trend:
-    from statsmodels.regression.linear_model import OLS  # here: its import takes a second
-
-    x = np.log(size)
+    sizes, of = np.unique(size, return_inverse=True)
+    x = np.log(sizes)
     design = np.stack((np.ones_like(x), x), axis=1)
-    regression = OLS(y, design).fit()
-    intercept, slope = (
-        Interval(float(value), float(se), float(low), float(high))
-        for value, se, (low, high) in zip(
-            regression.params, regression.bse, regression.conf_int(alpha=1 - level), strict=True
-        )
-    )
+    found = scatter(design, y, of)
     # A size is left out with all its runs: another run of the same size would give the answer away.
     left_out = np.empty_like(y)
-    for value in np.unique(size):
-        out = size == value
-        left_out[out] = design[out] @ np.linalg.lstsq(design[~out], y[~out], rcond=None)[0] - y[out]
+    for at in range(sizes.size):
+        others = np.arange(sizes.size) != at
+        line = np.linalg.lstsq(design[others], found.means[others], rcond=None)[0]
+        left_out[of == at] = design[at] @ line - y[of == at]
+    residual = y - design[of] @ found.line
+    off = found.means - design @ found.line
     bend_p = end_p = math.nan
-    exact = float(np.abs(regression.resid).max()) <= 1e-12 * max(
-        float(np.abs(y).max()), 1e-100
-    )  # rounding does not bend
-    if np.unique(size).size > 3 and not exact:
-        centred = x - x.mean()
-        bend_p = float(OLS(y, np.column_stack((np.ones_like(x), centred, centred**2))).fit().pvalues[2])
-        end_p = _end(design, y, size == size[-1])
-    rmse = float(np.sqrt(np.mean(regression.resid**2)))
-    return Trend(slope, intercept, rmse, left_out, bend_p, end_p, level, regression)
+    rounding = float(np.abs(off).max()) <= 1e-12 * max(float(np.abs(y).max()), 1e-100)  # which does not bend
+    if sizes.size > 3 and not rounding:
+        quadratic = np.column_stack((design, (x - x.mean()) ** 2))
+        bend_p = _p(quadratic, found.means, np.array([0.0, 0.0, 1.0]))
+        # The largest size lies on the line of the others if a column of its own has coefficient 0.
+        end = (np.arange(sizes.size) == sizes.size - 1).astype(np.float64)
+        end_p = _p(np.column_stack((design, end)), found.means, np.array([0.0, 0.0, 1.0]))
+    intercept, slope = (found.interval(contrast, level) for contrast in np.eye(2))
+    return Trend(slope, intercept, float(np.sqrt(np.mean(residual**2))), left_out, bend_p, end_p, level, found)
 
 
-def _end(design: Array, y: Array, end: NDArray[np.bool_]) -> float:
-    """p-value of the hypothesis that the mean of the points `end` lies on the line of the others."""
-    from statsmodels.regression.linear_model import OLS
-
-    others = OLS(y[~end], design[~end]).fit()
-    rest = float(y[end].mean() - (design[end] @ others.params)[0])
-    spread = math.sqrt(others.scale * (1 / end.sum() + design[end][0] @ others.normalized_cov_params @ design[end][0]))
-    return float(2 * stdtr(others.df_resid, -abs(rest) / spread)) if spread > 0 else 0.0
+def _p(design: Array, y: Array, contrast: Array) -> float:
+    """Two-sided p-value of contrast @ coefficients = 0, by least squares."""
+    solve = np.linalg.pinv(design)
+    line = solve @ y
+    df = y.size - design.shape[1]
+    variance = float(((y - design @ line) ** 2).sum()) / df
+    spread = math.sqrt(variance) * float(np.linalg.norm(contrast @ solve))
+    return float(2 * stdtr(df, -abs(contrast @ line) / spread)) if spread > 0 else 0.0
 
 
 def _warnings(trends: dict[str, Trend], size: Array) -> list[str]:
+    """One sentence for each trend that bends. All tests share one family-wise level (Holm 1979)."""
+    tests = [(p, name, which) for name, trend in trends.items() for which, p in _tests(trend) if not math.isnan(p)]
+    bent: dict[str, tuple[str, float]] = {}
+    for at, (p, name, which) in enumerate(sorted(tests)):
+        corrected = (len(tests) - at) * p
+        if corrected >= FAMILY_P:
+            break
+        bent.setdefault(name, (which, corrected))
     warnings = []
-    for name, trend in trends.items():
-        error = float(trend.left_out[size == size[-1]].mean())
-        if trend.end_p < BEND_P:
+    for name, (which, p) in bent.items():
+        said = f"{p_text(p)}, corrected for {len(tests)} tests"
+        if which == "end":
+            error = float(trends[name].left_out[size == size[-1]].mean())
             warnings.append(
                 f"{name} bends at the largest size: a line through the smaller ones is off by {error:+.3f} there "
-                f"(p = {trend.end_p:.2g}); expect an error of the same kind beyond it."
+                f"({said}); expect an error of the same kind beyond it."
             )
-        elif trend.bend_p < BEND_P:
+        else:
             warnings.append(
-                f"{name} is not a straight line in ln(parameters) (quadratic term: p = {trend.bend_p:.2g}): the "
-                "interval of a prediction does not include that."
+                f"{name} is not a straight line in ln(parameters) (quadratic term: {said}): the interval of a "
+                "prediction does not include that."
             )
     if np.unique(size).size == 3:
         warnings.append("Three sizes are too few to see whether the line bends.")
     return warnings
+
+
+def _tests(trend: Trend) -> tuple[tuple[str, float], tuple[str, float]]:
+    return ("end", trend.end_p), ("bend", trend.bend_p)

@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from verl_cov.law.compare import Comparison
-from verl_cov.law.estimate import Estimate, Interval
+from verl_cov.law.estimate import Estimate
+from verl_cov.law.fit import Interval
 from verl_cov.law.forecast import Forecast
 from verl_cov.law.points import Points
+from verl_cov.law.readers import LeftOut
 from verl_cov.law.scale import Scaling, Trend
 
 Json: TypeAlias = dict[str, object]
@@ -20,6 +22,8 @@ def fit_json(run: Points, law: Estimate) -> Json:
     """The law of one run, or of several that were pooled."""
     return {
         "name": run.name,
+        "last_score": float(run.scores.values[-1]),
+        "last_step": int(run.scores.steps[-1]),
         "a": law.a.value,
         "b": law.b.value,
         "ceiling": law.ceiling.value,
@@ -29,6 +33,7 @@ def fit_json(run: Points, law: Estimate) -> Json:
         "level": law.level,
         "r2": _finite(law.law.r2),
         "rmse": law.law.rmse,
+        "least_squares": {key: _finite(getattr(law.least_squares, key)) for key in ("a", "b", "ceiling", "r2", "rmse")},
         "n": law.n,
         "runs": law.runs,
         "unit": law.unit,
@@ -52,7 +57,7 @@ def forecast_json(run: Points, forecast: Forecast, origins: Sequence[Forecast]) 
     }
     gain_left = forecast.estimate.gain(float(run.entropy[forecast.n - 1]))
     return fit_json(run, forecast.estimate) | {
-        "fraction": forecast.share,
+        "fraction": forecast.fraction,
         "fraction_used": forecast.n / run.steps.size,
         "predictions": [
             {key: float(values[at]) for key, values in columns.items()} for at in range(forecast.step.size)
@@ -64,7 +69,7 @@ def forecast_json(run: Points, forecast: Forecast, origins: Sequence[Forecast]) 
         "gain_left_interval": _ends(gain_left),
         "how_early": [
             {
-                "fraction": origin.share,
+                "fraction": origin.fraction,
                 "n": origin.n,
                 "rmse_rest": origin.rmse_rest,
                 "final_error": origin.final_error,
@@ -77,7 +82,7 @@ def forecast_json(run: Points, forecast: Forecast, origins: Sequence[Forecast]) 
     }
 
 
-def compare_json(runs: Sequence[Points], comparison: Comparison) -> Json:
+def compare_json(runs: Sequence[Points], comparison: Comparison, left_out: Sequence[LeftOut] = ()) -> Json:
     """The laws of `runs` and the tests of whether they are one."""
     laws: list[Json] = []
     for at, name in enumerate(comparison.names):
@@ -92,6 +97,7 @@ def compare_json(runs: Sequence[Points], comparison: Comparison) -> Json:
         "wald_p": _finite(comparison.wald_p),
         "runs": laws,
         "pair_p_holm": [[_finite(value) for value in row] for row in comparison.pair_p_holm],
+        "left_out": _left_out(left_out),
     }
 
 
@@ -115,9 +121,9 @@ def scale_json(scaling: Scaling, names: Sequence[str], target: float | None) -> 
     return result | {"warnings": list(scaling.warnings)}
 
 
-def one_or_all(objects: Sequence[Json]) -> Json:
-    """The object itself if there is only one, otherwise one that holds them all."""
-    return objects[0] if len(objects) == 1 else {"runs": list(objects)}
+def of_runs(objects: Sequence[Json], left_out: Sequence[LeftOut]) -> Json:
+    """One object for one run and for several: their objects, and what was left out."""
+    return {"runs": list(objects), "left_out": _left_out(left_out)}
 
 
 def dumps(value: Json) -> str:
@@ -127,6 +133,10 @@ def dumps(value: Json) -> str:
 
 def _by_coefficient(scaling: Scaling) -> Mapping[str, Trend]:
     return {"a": scaling.a, "b": scaling.b, "ceiling": scaling.ceiling}
+
+
+def _left_out(left_out: Sequence[LeftOut]) -> list[Json]:
+    return [{"path": str(one.path), "reason": one.reason} for one in left_out]
 
 
 def _ends(interval: Interval) -> list[float | None]:

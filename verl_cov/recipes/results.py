@@ -79,7 +79,8 @@ def write_report(launches: Sequence[Launch], console: Console) -> None:
     from verl_cov.law.plots import plot_all
 
     folder = Path(common_folder(launches))
-    paths = plot_all(read_runs(launches), folder / "plots")
+    logs = read_runs(launches)
+    paths = plot_all(dict(zip(logs, runs.alike(list(logs.values())), strict=True)), folder / "plots")
     try:
         points = runs.load([launch.folder for launch in launches])
         files.write(folder / "report.html", report.page(points, 0.15).encode())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from verl_cov.hooks import versions
 from verl_cov.law import points, read_metrics
-from verl_cov.law.readers import console
+from verl_cov.law.readers import lines
 
 DATA = Path(__file__).parent.parent / "data"
 RAY = "\x1b[36m(TaskRunner pid=123, ip=10.0.0.2)\x1b[0m "
@@ -130,6 +130,67 @@ def test_a_log_that_ends_within_a_record_does_not_end_with_half_a_number(tmp_pat
     assert run.damaged == 1
 
 
+def long_record(step, form, count, key="timing_s/p{:03d}"):
+    """As much as a real record: the entropy first, the score last."""
+    random = np.random.default_rng(step)
+    data = {"actor/entropy": random.random()}
+    data |= {key.format(n): random.random() * 10.0 ** int(random.integers(-7, 3)) for n in range(count)}
+    items = {name: form.format(value) for name, value in (data | {"critic/score/mean": random.random()}).items()}
+    return f"step:{step} - " + " - ".join(f"{name}:{value}" for name, value in items.items()), items
+
+
+@pytest.mark.parametrize("form", ["{!r}", "np.float64({!r})", "{:.4f}", "{:.5e}"])
+@pytest.mark.parametrize("key", ["timing_s/p{:03d}", "timing_s/é模{:03d}"])
+@pytest.mark.parametrize("size", [1000, 2048, 4096, 8192, 1337, None])  # None: in each position of an item
+@pytest.mark.parametrize("unit", ["characters", "bytes"])
+def test_a_line_cut_at_a_fixed_length_does_not_end_in_half_a_value(tmp_path, form, key, size, unit):
+    count = 60 if size is None else 8192 // len(key)
+    lines_, wanted = zip(*(long_record(step, form, count, key) for step in range(1, 6)), strict=True)
+    for at in range(1020, 1050) if size is None else [size]:
+        cut = [text[:at].encode() if unit == "characters" else text.encode()[:at] for text in lines_]
+        path = tmp_path / "output.log"
+        path.write_bytes(b"".join(line + b"\nINFO other\n" for line in cut))
+        run = read_metrics(path)
+        assert run.steps.tolist() == [1, 2, 3, 4, 5]
+        assert run.damaged == 5
+        for got, items in zip(run.records, wanted, strict=True):
+            assert len(got) > 10
+            for name, value in got.items():
+                assert value == float(items[name].removeprefix("np.float64(").removesuffix(")"))
+
+
+def test_a_line_that_is_merely_long_is_whole(tmp_path):
+    texts = [long_record(step, "{!r}", 400)[0] for step in range(1, 6)]
+    run = read(tmp_path, "\n".join(texts) + "\n")
+    assert run.damaged == 0
+    assert all("critic/score/mean" in record for record in run.records)
+
+
+def test_a_short_line_before_another_line_is_whole(tmp_path):
+    """verl 0.2 writes "epoch 0, step 1" after each record, as other programs write a time or a number."""
+    for other in ("epoch 0, step 1", "2025-01-01 12:00:00 INFO", "e-5 is the rate", "=" * 35, "(1 of 5)"):
+        text = "".join(f"{line(step, {'val/x': 0.25, 'a/b': 0.5})}\n{other}\n" for step in range(5))
+        run = read(tmp_path, text)
+        same(run, [{"val/x": 0.25, "a/b": 0.5}] * 5)
+        assert run.damaged == 0
+
+
+def test_what_a_killed_process_left_is_not_glued_to_the_next_record(tmp_path):
+    half = "step:1 - actor/entropy:0.5 - critic/score/mean:0.4"
+    for end in ("", "7", "e", "e-", "np.float64(0.", "-"):
+        run = read(tmp_path, f"{half}{end}step:2 - actor/entropy:0.25 - critic/score/mean:0.75\n")
+        assert run.records[-1] == {"actor/entropy": 0.25, "critic/score/mean": 0.75}
+        assert run.records[:-1] in [({"actor/entropy": 0.5},), ()]
+
+
+def test_a_record_that_breaks_off_among_whole_ones(tmp_path):
+    texts = [line(step, {"a/entropy": 0.5, "b/score": 0.47, "c/lr": 0.1}) for step in range(8)]
+    texts[4] = texts[4][: texts[4].index("0.47") + 3]
+    run = read(tmp_path, "\n".join(texts) + "\n")
+    assert run.records[4] == {"a/entropy": 0.5}
+    assert run.damaged == 1
+
+
 @pytest.mark.parametrize(
     "text", ["global_step:3 - a/b:1", "In step:3 - we add", "step:3", "mini-step:3 - a/b:1", "step:3 - sum:7"]
 )
@@ -142,14 +203,14 @@ def test_what_is_no_record(tmp_path, text):
 def test_records_and_line_ends_across_the_pieces_that_are_read(tmp_path, monkeypatch):
     text = "".join(f"{OTHER}{RAY}{line(step, {'actor/entropy': step / 7})}\r\n" for step in range(20))
     for size in (1, 7, 64, 1000):
-        monkeypatch.setattr(console, "_CHUNK", size)
+        monkeypatch.setattr(lines, "_CHUNK", size)
         run = read(tmp_path, text)
         assert run.column("actor/entropy").tolist() == [step / 7 for step in range(20)]
 
 
 def test_a_file_without_line_ends_does_not_fill_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(console, "_LONGEST_LINE", 1000)
-    monkeypatch.setattr(console, "_CHUNK", 100)
+    monkeypatch.setattr(lines, "_LONGEST_LINE", 1000)
+    monkeypatch.setattr(lines, "_CHUNK", 100)
     run = read(tmp_path, "x" * 5000 + "\nstep:1 - actor/a:1.0\n")
     assert run.records == ({"actor/a": 1.0},)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from verl_cov.law import NoPoints, find_runs, read_metrics
+from verl_cov.law.readers import find
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -90,3 +91,124 @@ def test_what_is_not_read_is_not_imported():
 def test_a_folder_without_a_log_says_what_was_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match="looked for event files"):
         read_metrics(tmp_path)
+
+
+# --- what is passed over is said --------------------------------------------------------------------------------------
+
+
+def said(*arguments):
+    runs, left_out = find(arguments)
+    return [name for name, _ in runs], {one.path.name: one.reason for one in left_out}
+
+
+def test_of_folders_beside_runs_each_without_a_log_is_named(tmp_path):
+    put(tmp_path / "runs" / "a" / "metrics.jsonl")
+    (tmp_path / "runs" / "empty").mkdir()
+    put(tmp_path / "runs" / "notes" / "readme.txt", "hello\n")
+    put(tmp_path / "runs" / "a" / "checkpoints" / "weights.txt", "no log of a run's own folder is meant\n")
+    names, left_out = said(tmp_path / "runs")
+    assert names == ["a"]
+    assert set(left_out) == {"empty", "notes"}
+    assert "looked at readme.txt" in left_out["notes"]
+    assert said(tmp_path / "none") == ([], {"none": "no such file or folder"})
+
+
+def test_runs_of_different_trainers_and_depths_in_one_folder(tmp_path):
+    put(tmp_path / "a" / "metrics.jsonl")
+    put(tmp_path / "b" / "2025-01-01" / "12-00-00" / "deep" / "er" / "train.log", (DATA / "console.log").read_text())
+    put(tmp_path / "c.csv", "step,entropy,reward\n1,0.5,0.1\n")
+    put(tmp_path / "d.log", (DATA / "console.log").read_text())
+    put(tmp_path / "d.jsonl", (DATA / "file.jsonl").read_text())  # the same run as d.log, by its name
+    put(tmp_path / "crashed.out", "Traceback (most recent call last)\n")
+    names, left_out = said(tmp_path)
+    assert sorted(names) == ["a", "c", "d", "er"]
+    assert left_out == {"crashed.out": "no record of a training in it"}
+
+
+def test_another_runs_log_in_the_folder_of_a_run_or_below_it_is_named(tmp_path):
+    put(tmp_path / "run" / "metrics.jsonl")
+    put(tmp_path / "run" / "train.log", (DATA / "console.log").read_text())  # the run itself
+    put(tmp_path / "run" / "other.log", (DATA / "console.log").read_text())
+    put(tmp_path / "run" / "eval" / "scores.csv", "step,score\n1,0.5\n")
+    names, left_out = said(tmp_path)
+    assert names == ["run"]
+    assert set(left_out) == {"other.log", "scores.csv"}
+
+
+def test_a_table_without_a_step_names_the_option_and_is_read_with_it(tmp_path):
+    path = put(tmp_path / "run.csv", "iteration,entropy,reward\n1,0.5,0.1\n2,0.4,0.2\n")
+    assert "--step-key: iteration, entropy, reward" in said(tmp_path)[1]["run.csv"]
+    with pytest.raises(NoPoints, match="--step-key: iteration, entropy, reward"):
+        read_metrics(path)
+    ((_, paths),) = find_runs(tmp_path, "iteration")
+    assert read_metrics(paths, step_key="iteration").steps.tolist() == [1, 2]
+    rows = put(tmp_path / "rows.jsonl", '{"iteration": 4, "entropy": 0.5}\n{"iteration": 5, "entropy": 0.4}\n')
+    with pytest.raises(NoPoints, match="--step-key: iteration, entropy"):
+        read_metrics(rows)
+    assert read_metrics(rows, step_key="iteration").steps.tolist() == [4, 5]
+    log = put(
+        tmp_path / "console.log", "step:1 - a/updates:10 - a/entropy:0.5\nstep:2 - a/updates:20 - a/entropy:0.4\n"
+    )
+    assert read_metrics(log, step_key="a/updates").steps.tolist() == [10, 20]
+    with pytest.raises(NoPoints, match=r"no step 'a/epoch'.*--step-key: a/entropy, a/updates"):
+        read_metrics(log, step_key="a/epoch")
+
+
+def test_links_that_lead_in_a_circle_or_nowhere(tmp_path):
+    put(tmp_path / "runs" / "a" / "metrics.jsonl")
+    (tmp_path / "runs" / "a" / "up").symlink_to(tmp_path / "runs")
+    (tmp_path / "runs" / "self").symlink_to(tmp_path / "runs" / "self")
+    (tmp_path / "runs" / "latest").symlink_to(tmp_path / "runs" / "a")
+    (tmp_path / "runs" / "gone").mkdir()
+    (tmp_path / "runs" / "gone" / "metrics.jsonl").symlink_to(tmp_path / "nowhere")
+    names, left_out = said(tmp_path / "runs")
+    assert names == ["a"]
+    assert left_out == {"metrics.jsonl": "a link that leads nowhere"}
+
+
+def test_what_cannot_be_read_or_lies_too_deep_is_named(tmp_path, monkeypatch):
+    put(tmp_path / "a" / "metrics.jsonl")
+    closed = put(tmp_path / "closed" / "run.jsonl").parent
+    deep = tmp_path / "/".join(f"d{n}" for n in range(14))
+    put(deep / "metrics.jsonl")
+    listed = Path.iterdir
+
+    def iterdir(folder):  # as root nothing is closed
+        if folder == closed:
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    names, left_out = said(tmp_path)
+    assert names == ["a"]
+    assert left_out["closed"] == "it cannot be read: Permission denied"
+    assert "too deep" in left_out["d12"]
+
+
+def state(path, steps, seed=0):
+    history = [{"step": n, "entropy": 1 / (n + seed), "reward": 0.1 * n} for n in range(1, steps + 1)]
+    return put(path, json.dumps({"best_metric": None, "log_history": history}, indent=2))
+
+
+def test_of_the_checkpoints_of_a_run_the_last_is_the_run(tmp_path):
+    for run_, seed in (("a", 0), ("b", 5)):
+        for steps in (4, 30, 100):
+            state(tmp_path / run_ / f"checkpoint-{steps}" / "trainer_state.json", steps, seed)
+    names, left_out = said(tmp_path)
+    assert names == ["a", "b"]
+    assert len(left_out) == 1  # all are called trainer_state.json
+    assert [read_metrics(paths).steps.size for _, paths in find_runs(tmp_path)] == [100, 100]
+    assert read_metrics(tmp_path / "a").steps.size == 100
+    assert [name for name, _ in find_runs(tmp_path / "a" / "checkpoint-30")] == ["checkpoint-30"]
+    # The last was being written; and one of another run lies among them.
+    half = state(tmp_path / "a" / "checkpoint-200" / "trainer_state.json", 200)
+    half.write_bytes(half.read_bytes()[:-100])
+    assert read_metrics(find_runs(tmp_path / "a")[0][1]).steps.size == 100
+    state(tmp_path / "a" / "checkpoint-4" / "trainer_state.json", 4, seed=9)
+    assert [name for name, _ in find_runs(tmp_path / "a")] == ["checkpoint-4", "checkpoint-100"]
+
+
+def test_one_path_or_many_as_text_or_path(tmp_path):
+    path = put(tmp_path / "run" / "metrics.jsonl")
+    for given in (str(path), path, [str(path)], [path], (str(tmp_path),)):
+        assert find_runs(given) == [("run", [path])]

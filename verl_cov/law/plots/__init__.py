@@ -1,6 +1,7 @@
 """Pictures of runs and of their laws. Nothing else in :mod:`verl_cov.law` but `watch`'s picture needs matplotlib.
 
-`style` has the common looks, `runs` the figures of logged values, `laws` those of fits with their intervals.
+`style` has the common looks, `runs` the figures of logged values, `covariance` those of why entropy falls, `fits` those
+of laws with their ceilings, `laws` those of what is derived from them.
 """
 
 from verl_cov.law.plots.runs import FIT_RUN, fit_law, plot_all, plot_demo, plot_entropy, plot_law, plot_score

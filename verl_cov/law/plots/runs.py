@@ -17,31 +17,38 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from verl_cov.law.fit import LawFit, fit
+from verl_cov.law.estimate import Estimate, estimate
+from verl_cov.law.keys import is_validation
 from verl_cov.law.plots.style import (
     TEXT,
+    Look,
     by_step,
     dress,
     entropy_axis,
     from_zero,
-    is_log,
-    look,
+    labels,
+    law_grid,
+    legend_below,
+    limits,
+    looks,
+    marks,
     save,
     say_empty,
 )
-from verl_cov.law.points import ENTROPY_KEY, law_points, score_key
+from verl_cov.law.points import law_points
 from verl_cov.law.readers import Run
+from verl_cov.law.reading import Curve, read
 
 FIT_RUN = "vanilla"  # the run the law is fitted to: the paper's law is about policies without entropy control
 
 _Draw: TypeAlias = Callable[[Axes, Mapping[str, Run]], None]
 
 
-def fit_law(runs: Mapping[str, Run], name: str = FIT_RUN) -> LawFit:
+def fit_law(runs: Mapping[str, Run], name: str = FIT_RUN) -> Estimate:
     """The law of the run called `name`. Raises ValueError with the reason if it cannot be fitted."""
     if name not in runs:
         raise ValueError("there is no such run")
-    return fit(*law_points(runs[name]))
+    return estimate(*law_points(runs[name]))
 
 
 def plot_entropy(runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
@@ -67,15 +74,7 @@ def plot_demo(runs: Mapping[str, Run], path: str | PathLike[str], fit_run: str =
         draw_entropy(left, runs)
         draw_score(middle, runs)
         draw_law(right, runs, fit_run)
-        handles, labels = left.get_legend_handles_labels()
-        if handles:  # one legend of the runs for all three panels; the law keeps its own
-            figure.legend(handles, labels, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=11)
-        for axes in (left, middle, right):
-            law = [pair for pair in zip(*axes.get_legend_handles_labels(), strict=True) if pair[1] not in runs]
-            if law:
-                axes.legend(*zip(*law, strict=True), loc="lower right", edgecolor="#d0d0d0")
-            elif axes.get_legend() is not None:
-                axes.get_legend().remove()
+        _legends(figure, runs, right)
         return save(figure, path, dpi=150)
 
 
@@ -94,56 +93,66 @@ def plot_all(runs: Mapping[str, Run], folder: str | PathLike[str], fit_run: str 
 def _single(draw: _Draw, runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
     with rc_context(TEXT):
         figure = Figure(figsize=(6, 4.2), layout="constrained")
-        draw(figure.subplots(), runs)
+        axes = figure.subplots()
+        draw(axes, runs)
+        _legends(figure, runs, axes)
         return save(figure, path, dpi=160)
 
 
-def _series(axes: Axes, runs: Mapping[str, Run], key_of: Callable[[Run], str | None], dense: bool) -> bool:
+def _legends(figure: Figure, runs: Mapping[str, Run], law: Axes) -> None:
+    """What the panels show, outside of them: the runs above, the law below."""
+    if runs:
+        handles = marks(runs, looks(runs))
+        figure.legend(handles, labels(list(runs)), loc="outside upper center", ncols=3, frameon=False)
+    if law.get_legend_handles_labels()[0]:
+        legend_below(figure, *law.get_legend_handles_labels())
+
+
+def _series(axes: Axes, curves: Mapping[str, Curve], known: Mapping[str, Look], dense: bool) -> bool:
     """Draw one line for each run; return whether there was any point. dense: too many values to mark them all."""
-    drawn = False
-    for name, run in runs.items():
-        key = key_of(run)
-        values = run.column(key) if key is not None else np.full(run.steps.shape, np.nan)
-        finite = np.isfinite(values)
-        style = look(runs, name)
-        every = max(1, -(-int(finite.sum()) // 12)) if dense else 1
-        # An empty line still has its entry in the legend, which shows that the run exists.
-        axes.plot(run.steps[finite], values[finite], label=name, linewidth=1.8, markersize=5, markevery=every, **style)
-        drawn |= bool(finite.any())
-    return drawn
+    for name, (steps, values) in curves.items():
+        every = max(1, -(-values.size // 12)) if dense else 1
+        axes.plot(steps, values, linewidth=1.8, markersize=5, markevery=every, **known[name])
+    return any(curve.values.size for curve in curves.values())
 
 
-def draw_entropy(axes: Axes, runs: Mapping[str, Run]) -> None:
+def draw_entropy(axes: Axes, runs: Mapping[str, Run], known: Mapping[str, Look] | None = None) -> None:
     """Panel of the entropy against the step."""
-    drawn = _series(axes, runs, lambda run: ENTROPY_KEY, dense=True)
+    curves = {name: read(run).entropies for name, run in runs.items()}
+    drawn = _series(axes, curves, known or looks(runs), dense=True)
     dress(axes, "Policy entropy", "training step", "entropy (nats per token)")
     if not drawn:
         say_empty(axes, "no training step yet")
         return
     by_step(axes)
     from_zero(axes)
-    axes.legend(frameon=False)
 
 
-def draw_score(axes: Axes, runs: Mapping[str, Run]) -> None:
-    """Panel of the validation score against the step."""
-    drawn = _series(axes, runs, score_key, dense=False)
-    dress(axes, "Validation score", "training step", _score_label(runs))
+def draw_score(axes: Axes, runs: Mapping[str, Run], known: Mapping[str, Look] | None = None) -> None:
+    """Panel of the score against the step: of the validations, if there are enough."""
+    curves = {name: read(run).scores for name, run in runs.items()}
+    label = _score_label(runs)
+    drawn = _series(axes, curves, known or looks(runs), dense=not label.startswith("validation"))
+    dress(axes, label.partition(" (")[0].capitalize(), "training step", label)
     if not drawn:
-        say_empty(axes, "no validation yet")
+        say_empty(axes, "no score yet")
         return
     by_step(axes)
     from_zero(axes)
-    axes.legend(frameon=False)
 
 
 def _score_label(runs: Mapping[str, Run]) -> str:
     """`validation score (mean@4)`: with what the score averages over, if it is the same for all runs."""
-    kinds = {key.rsplit("/", 1)[-1].replace("_", " ") for key in map(score_key, runs.values()) if key is not None}
-    return f"validation score ({kinds.pop()})" if len(kinds) == 1 else "validation score"
+    keys = {key for run in runs.values() if (key := read(run).score_key) is not None}
+    kinds = {key.rsplit("/", 1)[-1].replace("_", " ") for key in keys}
+    if keys and not any(map(is_validation, keys)):
+        what = "training score"
+    else:
+        what = "validation score" if all(map(is_validation, keys)) else "score"
+    return f"{what} ({kinds.pop()})" if len(kinds) == 1 else what
 
 
-def draw_law(axes: Axes, runs: Mapping[str, Run], fit_run: str) -> None:
+def draw_law(axes: Axes, runs: Mapping[str, Run], fit_run: str, known: Mapping[str, Look] | None = None) -> None:
     """Panel of the validation score against the entropy, with the law of `fit_run`."""
     dress(axes, "Score against entropy", "entropy (nats per token), falling", _score_label(runs))
     points = {name: law_points(run) for name, run in runs.items()}
@@ -151,28 +160,35 @@ def draw_law(axes: Axes, runs: Mapping[str, Run], fit_run: str) -> None:
     if not spans:
         say_empty(axes, "no step with both\nentropy and validation yet")
         return
+    known = known or looks(runs)
     for name, (entropy, score) in points.items():
-        marker = look(runs, name)
-        axes.plot(entropy, score, label=name, ls="none", ms=6.5, markeredgecolor="white", markeredgewidth=0.6, **marker)
+        axes.plot(entropy, score, ls="none", ms=6.5, markeredgecolor="white", markeredgewidth=0.6, **known[name])
 
     entropies = np.concatenate(spans)
     low, high = float(entropies.min()), float(entropies.max())
+    near: list[float] = []
     try:
-        law = fit_law(runs, fit_run)
+        fitted = fit_law(runs, fit_run)
     except ValueError as error:
-        axes.plot([], [], " ", label=textwrap.fill(f"no fit to {fit_run}: {error}", 36))
+        axes.plot([], [], " ", label=textwrap.fill(f"no fit to {fit_run}: {error}", 60))
     else:
-        grid = np.geomspace(low, high, 400) if is_log(low, high) else np.linspace(low, high, 400)
+        law, ceiling, colour = fitted.law, fitted.ceiling, known[fit_run]["color"]
+        grid = law_grid(low, high)
+        ends = f"{ceiling.value:.3f} [{ceiling.low:.3f}, {ceiling.high:.3f}]"
         label = (
-            rf"$R = -a\,e^{{H}} + b$  (fit to {fit_run})" + "\n"
+            rf"$R = -a\,e^{{H}} + b$  (fit to {labels([fit_run])[0]})" + "\n"
             rf"$a$ = {law.a:.3f}, $b$ = {law.b:.3f}, $R^2$ = {law.r2:.2f}" + "\n"
-            f"ceiling at H = 0: {law.ceiling:.3f}"
+            f"ceiling at H = 0: {ends}"
         )
-        fitted = points[fit_run][0]
         # Solid over the fitted points, dotted beyond them.
-        inside = (grid >= fitted.min()) & (grid <= fitted.max())
+        entropy = points[fit_run][0]
+        inside = (grid >= entropy.min()) & (grid <= entropy.max())
         axes.plot(grid, law.predict(grid), ":", color="black", linewidth=1.5, zorder=1.5)
         axes.plot(grid[inside], law.predict(grid[inside]), "-", color="black", linewidth=1.5, zorder=1.5, label=label)
+        axes.axhspan(ceiling.low, ceiling.high, color=colour, alpha=0.12, linewidth=0, zorder=0.5)
+        axes.axhline(ceiling.value, color=colour, linestyle=":", linewidth=1.5, zorder=0.5)
+        near += [ceiling.low, ceiling.value, ceiling.high]
     entropy_axis(axes, low, high)
-    from_zero(axes)
-    axes.legend(loc="lower right", edgecolor="#d0d0d0")  # free, as the law rises from left to right
+    scores = np.concatenate([score for _, score in points.values()])
+    bottom, top = limits(scores, near)
+    axes.set_ylim(0 if scores.min() >= 0 else bottom, top)

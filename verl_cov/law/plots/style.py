@@ -1,22 +1,29 @@
-"""How all figures look: colours, fonts, axes, and how they become PNG files."""
+"""How all figures look: colours, fonts, axes, legends, and how they become files."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
 from matplotlib import RcParams, rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import ArrayLike, NDArray
 
-# Okabe and Ito's palette, safe for colour-blind readers; the markers tell the runs apart in grey.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+from verl_cov.law.display import shortened
+
+# Okabe and Ito's palette and one more, safe for colour-blind readers; the markers tell the runs apart in grey.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
 TEXT = RcParams(
     {
         "font.family": "sans-serif",
@@ -28,7 +35,7 @@ TEXT = RcParams(
         "legend.fontsize": 9.5,
     }
 )
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "h", "d", "8")
 _DEMO_RUNS = ("vanilla", "clip_cov", "kl_cov")
 _GREY = "#5a5a5a"
 
@@ -38,20 +45,47 @@ class Look(TypedDict):
     marker: str
 
 
-class LegendLook(TypedDict):
-    fontsize: float
-    framealpha: float
-    edgecolor: str
+def looks(names: Iterable[str]) -> dict[str, Look]:
+    """Colour and marker of each run, all different (up to 104 runs), in whatever order and picture.
+
+    A run keeps its look when others come or go, as the name decides: the demo's three runs have theirs, any other name
+    has a place in the palette. Only if that is taken does the run get another one.
+    """
+    distinct = sorted(set(names), key=lambda name: (name not in _DEMO_RUNS, zlib.crc32(name.encode())))
+    places: dict[int, str] = {}
+    for name in distinct:
+        wanted = _DEMO_RUNS.index(name) if name in _DEMO_RUNS else zlib.crc32(name.encode()) % len(PALETTE)
+        cycle = len(places) // len(PALETTE) * len(PALETTE)
+        free = (cycle + (wanted + step) % len(PALETTE) for step in range(len(PALETTE)))
+        places[next(place for place in free if place not in places)] = name
+    # Both lengths have no common divisor, so that no two of the first 104 places share colour and marker.
+    return {
+        name: {"color": PALETTE[place % len(PALETTE)], "marker": _MARKERS[place % len(_MARKERS)]}
+        for place, name in places.items()
+    }
 
 
-LEGEND: LegendLook = {"fontsize": 8.5, "framealpha": 0.85, "edgecolor": "none"}  # see-through: points may lie below it
+def legend_below(figure: Figure | SubFigure, handles: Sequence[Artist], texts: Sequence[str], title: str = "") -> None:
+    """A legend below all panels, where it hides no data, in as many columns as fit."""
+    lengths = [0.085 * max(map(len, text.split("\n"))) + 0.6 for text in texts]  # inches: letters, and the mark
+    width = figure.bbox.width / figure.dpi
+    columns = len(handles) if sum(lengths) < width else max(1, int(width / max(lengths)))
+    figure.legend(handles, texts, loc="outside lower center", ncols=columns, frameon=False, title=title)
 
 
-def look(runs: Iterable[str], name: str) -> Look:
-    """Colour and marker of one of the runs. The demo's three runs keep theirs, whether or not the others are there."""
-    order = [*_DEMO_RUNS, *(other for other in runs if other not in _DEMO_RUNS)]
-    index = order.index(name)
-    return {"color": PALETTE[index % len(PALETTE)], "marker": _MARKERS[index % len(_MARKERS)]}
+def legend_under(axes: Axes, columns: int = 2) -> None:
+    """A legend below the one panel, of everything in it that has a label."""
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, frameon=False, fontsize=8.5)
+
+
+def marks(names: Iterable[str], known: Mapping[str, Look]) -> list[Line2D]:
+    """What stands for each run in a legend."""
+    return [Line2D([], [], linewidth=1.5, markersize=6, markeredgecolor="white", **known[name]) for name in names]
+
+
+def labels(names: Sequence[str], width: int = 44) -> list[str]:
+    """The names for a legend or a title: short, and as they are, since without the escape a $ starts mathematics."""
+    return [name.replace("$", r"\$") for name in shortened(names, width)]
 
 
 def dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
@@ -88,9 +122,28 @@ def from_zero(axes: Axes) -> None:
         axes.set_ylim(0, 1.06 * high if high > 0 else 1)
 
 
+def limits(values: ArrayLike, others: ArrayLike, room: float = 0.0) -> tuple[float, float]:
+    """Ends of an axis for `values`, and for those of `others` that lie near: an interval may reach far outside.
+
+    room: how far is near, if that is more than three quarters of the range of the values.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    low, high = float(known.min()), float(known.max())
+    room = max(room, 0.75 * ((high - low) or abs(high) or 1.0))
+    near = [float(end) for end in np.ravel(others) if low - room <= end <= high + room]
+    low, high = min([low, *near]), max([high, *near])
+    margin = 0.06 * ((high - low) or abs(high) or 1.0)
+    return low - margin, high + margin
+
+
 def is_log(low: float, high: float) -> bool:
     """Whether entropies from `low` to `high` need a logarithmic axis; in a narrow range linear ticks are better."""
     return low > 0 and high / low > 5
+
+
+def law_grid(low: float, high: float) -> NDArray[np.float64]:
+    """Entropies from `low` to `high` at which a law is drawn smoothly on `entropy_axis`."""
+    return np.geomspace(low, high, 400) if is_log(low, high) else np.linspace(low, high, 400)
 
 
 def entropy_axis(axes: Axes, low: float, high: float) -> None:
@@ -99,7 +152,12 @@ def entropy_axis(axes: Axes, low: float, high: float) -> None:
         axes.set_xscale("log")
         axes.set_xlim(high * 1.1, low / 1.1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ticks = [m * 10.0**e for e in range(-6, 3) for m in (1, 2, 5) if low / 1.1 <= m * 10.0**e <= high * 1.1]
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            ticks = [
+                step * 10.0**e for e in range(-9, 4) for step in steps if low / 1.1 <= step * 10.0**e <= high * 1.1
+            ]
+            if len(ticks) <= 7:
+                break
         axes.set_xticks(ticks)
         axes.minorticks_off()
     else:
@@ -108,22 +166,21 @@ def entropy_axis(axes: Axes, low: float, high: float) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
 
 
-def literal(name: str) -> str:
-    """A run's name as matplotlib shows it unchanged: without the escape a $ would start mathematics."""
-    return name.replace("$", r"\$")
+def save(figure: Figure, path: str | PathLike[str], dpi: int = 130) -> Path:
+    """Write the figure to a file of one of the formats :data:`verl_cov.law.files.PICTURES`."""
+    path = Path(path)
+    path.write_bytes(picture(figure, path.suffix, dpi))
+    return path
 
 
-def save(figure: Figure, path: str | PathLike[str], dpi: int) -> Path:
-    """Write the figure as a PNG file."""
+def picture(figure: Figure, suffix: str = ".png", dpi: int = 130) -> bytes:
+    """The figure as the bytes of a file of the format `suffix`, one of :data:`verl_cov.law.files.PICTURES`. The same
+    figure gives the same bytes."""
     FigureCanvasAgg(figure)  # without pyplot: no global state, and the user's interactive backend stays as it is
-    figure.savefig(path, dpi=dpi, facecolor="white")
-    return Path(path)
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as the bytes of a PNG file."""
-    FigureCanvasAgg(figure)
-    with io.BytesIO() as file, rc_context(TEXT), warnings.catch_warnings():
+    form = suffix.lower().removeprefix(".")
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(form)
+    fonts = {"pdf.fonttype": 42, "svg.hashsalt": "verl-cov"}  # 42: TrueType, as journals want
+    with io.BytesIO() as file, rc_context(RcParams({**TEXT, **fonts})), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # the font may lack a character of a run's name
-        figure.savefig(file, dpi=130, facecolor="white", format="png")
+        figure.savefig(file, dpi=dpi, facecolor="white", format=form, metadata=undated)
         return file.getvalue()

@@ -1,13 +1,14 @@
 """Reads the metrics of runs, whatever logger wrote them.
 
-| log                                   | recognised by                        | module          |
-|---------------------------------------|--------------------------------------|-----------------|
-| W&B's local run                       | its first bytes                      | `wandb`         |
-| TensorBoard's event files             | its first record                     | `tensorboard`   |
-| trainer_state.json, as TRL leaves it  | its history, within the first 64 KiB | `trainer_state` |
-| verl's `file` logger, flat JSON lines | a JSON object in the first 20 lines  | `jsonl`         |
-| CSV, W&B's export of a chart          | a step column in the first line      | `table`         |
-| verl's `console` logger               | anything else                        | `console`       |
+| log                                   | recognised by                        | module            |
+|---------------------------------------|--------------------------------------|-------------------|
+| W&B's local run                       | its first bytes                      | `wandb`           |
+| TensorBoard's event files             | its first record                     | `tensorboard`     |
+| trainer_state.json, as TRL leaves it  | its history, within the first 64 KiB | `trainer_state`   |
+| verl's `file` logger, flat JSON lines | a JSON object in the first 20 lines  | `jsonl`           |
+| CSV, W&B's export of a chart          | a step column in the first line      | `table`           |
+| verl's `console` logger               | anything else                        | `console, dashes` |
+| dictionaries that trainers print      | anything else                        | `console, dicts`  |
 
 What the numbers mean, whatever the format (verl 0.9.1, trainer/ppo/v1/trainer_base.py): at step n `actor/entropy` and
 `critic/score/mean` describe the policy *before* update n (its rollouts), and `val-*` the policy *after* it; step 0
@@ -21,29 +22,40 @@ from os import PathLike
 from pathlib import Path
 
 from verl_cov.law.readers import console, jsonl, table, tensorboard, trainer_state, wandb
-from verl_cov.law.readers.find import find_runs, log_files
+from verl_cov.law.readers.find import find, find_runs, log_files
+from verl_cov.law.readers.gather import LeftOut, no_log
 from verl_cov.law.readers.jsonl import parse_line
 from verl_cov.law.readers.run import (
     AVERAGE_KEY,
+    DETECTED,
     SCORE_PREFIX,
+    Join,
     NoLog,
     NoPoints,
     Record,
     Records,
     Run,
     Tell,
+    Wanted,
     merge,
     pick_score,
+    whole_step,
 )
 
 __all__ = [
     "AVERAGE_KEY",
+    "DETECTED",
     "SCORE_PREFIX",
+    "Join",
+    "LeftOut",
     "NoLog",
     "NoPoints",
     "Run",
+    "Wanted",
+    "find",
     "find_runs",
     "log_files",
+    "no_log",
     "parse_line",
     "pick_score",
     "read_metrics",
@@ -53,25 +65,27 @@ __all__ = [
 def read_metrics(
     paths: str | PathLike[str] | Iterable[str | PathLike[str]],
     progress: Callable[[int, int], None] | None = None,
+    step_key: str | None = None,
 ) -> Run:
     """Read one log, or several logs of one run in the order they were written.
 
-    paths: files, or folders of TensorBoard or W&B. progress: called with (bytes read, bytes in total).
+    paths: files, or folders of one run. progress: called with (bytes read, bytes in total). step_key: the column that
+    holds the step, instead of the detected one.
 
     A step with several records keeps every key; if a key occurs twice the last value wins. A line that is not a record
     (cut off, damaged) is counted in `Run.damaged` and otherwise ignored, so a file that is not a log gives a run
     without records.
 
-    Raises NoPoints, a ValueError: a table holds several runs, or a package for this format is not installed; NoLog,
-    also a FileNotFoundError: there is no such file, or no log in the folder.
+    Raises NoPoints, a ValueError: a table or folder holds several runs, there is no step, or a package for this format
+    is not installed; NoLog, also a FileNotFoundError: there is no such file, or no log in the folder.
     """
     if isinstance(paths, (str, PathLike)):
         paths = [paths]
     files = [file for path in paths for file in log_files(Path(path))]
-    return merge(_records(files, progress or (lambda done, total: None)))
+    return merge(_records(files, progress or (lambda done, total: None), step_key))
 
 
-def _records(files: list[Path], progress: Callable[[int, int], None]) -> Records:
+def _records(files: list[Path], progress: Callable[[int, int], None], step_key: str | None) -> Records:
     sizes = [table.split_run(file)[0].stat().st_size for file in files]
     before, total = 0, sum(sizes)
     for file, size in zip(files, sizes, strict=True):
@@ -79,23 +93,44 @@ def _records(files: list[Path], progress: Callable[[int, int], None]) -> Records
         def tell(done: int, before: int = before, size: int = size) -> None:
             progress(before + min(done, size), total)  # a file that is still being written grows meanwhile
 
-        yield from _file(file, tell)
+        yield from _file(file, tell, step_key)
         before += size
         progress(before, total)
 
 
-def _file(path: Path, tell: Tell) -> Iterable[Record]:
+def _file(path: Path, tell: Tell, step_key: str | None) -> Iterable[Record]:
     path, run = table.split_run(path)
     with path.open("rb") as file:
         head = file.read(1 << 16)
     if wandb.recognises(head):
-        return wandb.records(path, tell)
+        return wandb.records(path, tell, step_key)
     if tensorboard.recognises(head):
-        return tensorboard.records(path, tell)
+        return _by(step_key, tensorboard.records(path, tell), path)
     if trainer_state.recognises(head):
-        return trainer_state.records(path, tell)
-    if jsonl.recognises(head):
-        return jsonl.records(path, tell)
-    if table.recognises(head):
-        return table.records(path, tell, run)
-    return console.records(path, tell)
+        return trainer_state.records(path, tell, step_key)
+    # A console log can begin with a configuration in JSON.
+    if jsonl.recognises(head) and (jsonl.is_log(head) or not console.has_record(path, dictionaries=False)):
+        return jsonl.records(path, tell, step_key)
+    if table.recognises(head, step_key):
+        return table.records(path, tell, run, step_key)
+    if columns := table.stepless(head):
+        asked = f"no step {step_key!r}" if step_key is not None else "no step"
+        raise NoPoints(f"{asked} among the columns of {path}: choose one with --step-key: {', '.join(columns)}")
+    return _by(step_key, console.records(path, tell), path)
+
+
+def _by(step_key: str | None, records: Records, path: Path) -> Records:
+    """The records, numbered by one of their own values. A record without it is left out."""
+    if step_key is None:
+        yield from records
+        return
+    keys: set[str] = set()
+    found = False
+    for record in records:
+        keys.update(record[1] if record is not None else ())
+        step = whole_step(record[1].get(step_key)) if record is not None else None
+        found |= step is not None
+        if record is None or step is not None:
+            yield None if record is None or step is None else (step, record[1])
+    if keys and not found:
+        raise NoPoints(f"no step {step_key!r} in {path}: choose one with --step-key: {', '.join(sorted(keys)[:10])}")

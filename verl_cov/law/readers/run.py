@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import cached_property
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +24,35 @@ Tell: TypeAlias = Callable[[int], None]  # called with the number of bytes read 
 STEP_KEYS = (
     "training/global_step",  # verl
     "trainer/global_step",  # SkyRL, Lightning
-    "train/global_step",  # Hugging Face
+    "train/global_step",  # Hugging Face, OpenRLHF
+    "eval/global_step",  # OpenRLHF: evaluations are records of their own
+    "system/step",  # ROLL
     "global_step",
     "step",
+    "rollout/step",  # slime, miles
+    "train/step",
+    "eval/step",
     "_step",  # W&B
 )
+FRACTION_KEY = "global_step/max_steps"  # ms-swift: "10/438"
+
+
+Join: TypeAlias = Literal["auto", "same", "next"]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The columns that the user asked for, None where they are to be detected, and how score and entropy are joined:
+    at the same step, the score with the entropy of the next step, or as the keys say ("auto"). score: may be a glob.
+    """
+
+    entropy: str | None = None
+    score: str | None = None
+    step: str | None = None
+    join: Join = "auto"
+
+
+DETECTED = Wanted()
 
 
 class NoPoints(ValueError):
@@ -45,6 +71,7 @@ class Run:
     part. repeats: how often a record had no later step than the record before it and replaced most of its step's
     values. A resumed run does so once at each launch; if it happens often, several runs write to one log. left_over:
     number of last steps that were written before the log last began again from its first step: they are of another run.
+    wanted: how the run is to be read.
     """
 
     steps: NDArray[np.int64]
@@ -52,6 +79,15 @@ class Run:
     damaged: int = 0
     repeats: int = 0
     left_over: int = 0
+    wanted: Wanted = DETECTED
+
+    @cached_property
+    def known(self) -> list[str]:
+        """The keys that have a finite value at some step, sorted."""
+        found: set[str] = set()
+        for record in self.records:
+            found.update(key for key, value in record.items() if key not in found and math.isfinite(_number(value)))
+        return sorted(found)
 
     def column(self, key: str) -> NDArray[np.float64]:
         """Values [n] of `key`, one for each step; nan if the step has no value or the value is not a number."""
@@ -112,8 +148,11 @@ def merge(records: Iterable[Record]) -> Run:
     return Run(np.array(steps, dtype=np.int64), tuple(merged[step] for step in steps), damaged, repeats, left_over)
 
 
-def step_key(keys: Iterable[str]) -> str | None:
-    """The key among `keys` that holds the step (`STEP_KEYS`; upper case and blanks do not matter), or None."""
+def step_key(keys: Iterable[str], wanted: str | None = None) -> str | None:
+    """The key among `keys` that holds the step, or None: the one that is wanted, or else one of `STEP_KEYS`, for which
+    upper case and blanks do not matter."""
+    if wanted is not None:
+        return next((key for key in keys if key.strip() == wanted), None)
     known = {key.strip().lower().replace(" ", "_"): key for key in keys}
     return next((known[key] for key in STEP_KEYS if key in known), None)
 

@@ -8,6 +8,7 @@ several files, merged by step.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from verl_cov.law.readers.run import NoPoints, Records, Tell, step_key, whole_step
 
 _DELIMITERS = (",", "\t", ";")
+_NAME = re.compile(r"""[\w /.@%()*"\-]{1,120}""")  # of a column
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,28 @@ class Header:
         return {key for name, key in self.columns.values() if name == run}
 
 
-def recognises(head: bytes) -> bool:
-    """Whether a file that begins with `head` is a table with a step column."""
-    return _header(head) is not None
+def recognises(head: bytes, wanted: str | None = None) -> bool:
+    """Whether a file that begins with `head` is a table with a step column. wanted: its name."""
+    return _header(head, wanted) is not None
 
 
-def header(path: Path) -> Header | None:
-    """The header of a table, or None if the file is not a table."""
+def header(path: Path, wanted: str | None = None) -> Header | None:
+    """The header of a table, or None if the file is not a table with a step column."""
     with path.open("rb") as file:
-        return _header(file.readline())
+        return _header(file.readline(), wanted)
+
+
+def stepless(head: bytes) -> list[str]:
+    """The columns of a table without a step column; empty if `head` is not the head of a table."""
+    lines = head.split(b"\n")[:2]
+    if len(lines) == 2:
+        for delimiter in _DELIMITERS:
+            names, first = (line.decode("utf-8-sig", "replace").strip("\r").split(delimiter) for line in lines)
+            if not 1 < len(names) == len(first) or not all(map(_NAME.fullmatch, names)) or any(map(_is_number, names)):
+                continue
+            if 2 * sum(map(_is_number, first)) >= len(first):
+                return [name.strip(' "') for name in names]
+    return []
 
 
 def split_run(path: Path) -> tuple[Path, str | None]:
@@ -50,9 +65,9 @@ def split_run(path: Path) -> tuple[Path, str | None]:
     return (Path(file), run) if mark and not path.exists() else (path, None)
 
 
-def records(path: Path, tell: Tell, run: str | None = None) -> Records:
+def records(path: Path, tell: Tell, run: str | None = None, wanted: str | None = None) -> Records:
     """The rows of one run. Raises NoPoints if the table holds several runs and `run` is not one of them."""
-    top = header(path)
+    top = header(path, wanted)
     assert top is not None  # recognised
     runs = top.runs()
     if run is None and len(runs) > 1:
@@ -83,14 +98,14 @@ def records(path: Path, tell: Tell, run: str | None = None) -> Records:
                 yield step, data
 
 
-def _header(head: bytes) -> Header | None:
+def _header(head: bytes, wanted: str | None = None) -> Header | None:
     line = head.split(b"\n", 1)[0].decode("utf-8-sig", "replace").strip("\r\n")
     for delimiter in _DELIMITERS:
         try:
             names = next(csv.reader([line], delimiter=delimiter), [])
         except csv.Error:
             return None
-        step = step_key(names)
+        step = step_key(names, wanted)
         if step is None or len(names) < 2:
             continue
         others = {number: name for number, name in enumerate(names) if name != step}
@@ -117,6 +132,10 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
+
+
+def _is_number(text: str) -> bool:
+    return _number(text.strip(' "')) is not None
 
 
 def _some(names: list[str]) -> str:

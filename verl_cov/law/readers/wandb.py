@@ -33,8 +33,8 @@ def recognises(head: bytes) -> bool:
     return head.startswith(_MAGIC)
 
 
-def records(path: Path, tell: Tell) -> Records:
-    """The history of one run. Raises NoPoints if wandb is not installed."""
+def records(path: Path, tell: Tell, wanted: str | None = None) -> Records:
+    """The history of one run. wanted: the key of the step. Raises NoPoints if wandb is not installed."""
     message = _message(path)
     for raw in _messages(path, tell):
         if raw is None:
@@ -47,7 +47,9 @@ def records(path: Path, tell: Tell) -> Records:
             continue
         if record.WhichOneof("record_type") == "history":
             data = {_key(item): _json(item.value_json) for item in record.history.item}
-            key = step_key(data)
+            key = step_key(data, wanted)
+            if key is None and wanted is not None:
+                continue
             step = whole_step(data[key]) if key else record.history.step.num
             yield None if step is None else (step, {key: value for key, value in data.items() if key[:1] != "_"})
 

@@ -1,4 +1,4 @@
-"""The picture of `watch`: all runs together in the first row, then one row of panels for each run."""
+"""The picture of `watch`: all runs together in the first row, then a row of panels for each run with our metrics."""
 
 from __future__ import annotations
 
@@ -11,139 +11,72 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from verl_cov.core.metric_table import LADDER, PREFIX
-from verl_cov.core.update_kinds import UPDATE_KINDS
+from verl_cov.core.metric_table import PREFIX
+from verl_cov.law.plots.covariance import draw_covariance, has_metrics
+from verl_cov.law.plots.fits import MOST_RUNS
 from verl_cov.law.plots.runs import draw_entropy, draw_law, draw_score
-from verl_cov.law.plots.style import LEGEND, TEXT, by_step, dress, literal, look, save, say_empty
+from verl_cov.law.plots.style import TEXT, Look, by_step, dress, labels, legend_below, looks, marks, save, say_empty
 from verl_cov.law.readers import Run
-
-# What pulls entropy down in warm colours, what lifts it in cold ones (Okabe and Ito).
-_KIND_COLOURS = ("#D55E00", "#E69F00", "#56B4E9", "#0072B2")
-_DIFFICULTIES = (("easy", "#009E73"), ("medium", "#E69F00"), ("hard", "#D55E00"))
+from verl_cov.law.reading import read
+from verl_cov.law.series import unit_of
 
 
 def plot(runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
-    """Write the figure of ``runs`` to ``path`` (PNG)."""
-    runs = {literal(name): run for name, run in runs.items()}
+    """Write the figure of ``runs`` to ``path``."""
+    known, names = looks(runs), dict(zip(runs, labels(list(runs)), strict=True))
+    groups, explained = _groups(runs), [name for name, run in runs.items() if has_metrics(run)]
     with rc_context(TEXT):
-        figure = Figure(figsize=(17, 3.6 * (1 + len(runs))), layout="constrained")
-        grid = figure.subplots(1 + len(runs), 4, squeeze=False)
-        draw_score(grid[0, 0], runs)
-        draw_entropy(grid[0, 1], runs)
-        draw_law(grid[0, 2], runs, _fitted(runs))
-        _selected(grid[0, 3], runs)
-        for row, (name, run) in zip(grid[1:], runs.items(), strict=True):
-            _ladder(row[0], run, name)
-            _kinds(row[1], run, name)
-            _changes(row[2], run, name)
-            _prompts(row[3], run, name)
+        heights = [*(4.4 + 0.25 * len(group) for group in groups), *(4.3 for _ in explained)]
+        figure = Figure(figsize=(17, sum(heights)), layout="constrained")
+        rows = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for group, row in zip(groups, rows, strict=False):
+            score, entropy, law, selected = row.subplots(1, 4)
+            draw_score(score, group, known)
+            draw_entropy(entropy, group, known)
+            draw_law(law, group, _fitted(group), known)
+            _selected(selected, group, known)
+            lines, texts = law.get_legend_handles_labels()
+            legend_below(row, [*marks(group, known), *lines], [*(names[name] for name in group), *texts])
+        for name, row in zip(explained, rows[len(groups) :], strict=True):
+            row.suptitle(names[name], x=0.01, ha="left", fontweight="bold", color=known[name]["color"])
+            draw_covariance(row.subplots(1, 4), runs[name])
         return save(figure, path, dpi=110)
+
+
+def _groups(runs: Mapping[str, Run]) -> list[Mapping[str, Run]]:
+    """The runs that can share a panel: at most twelve, and of one unit of score (those without a score with any)."""
+    of_unit: dict[str, dict[str, Run]] = {}
+    for name, run in runs.items():
+        scores = read(run).scores.values
+        of_unit.setdefault(unit_of(scores) if scores.size else "", {})[name] = run
+    scoreless = of_unit.pop("", {})
+    groups = list(of_unit.values()) or [{}]
+    groups[0] |= scoreless
+    return [
+        dict(list(group.items())[at : at + MOST_RUNS])
+        for group in groups
+        for at in range(0, len(group) or 1, MOST_RUNS)
+    ]
 
 
 def _fitted(runs: Mapping[str, Run]) -> str:
     """The run whose law is drawn: the first without a control, as the paper's law is about those."""
     free = [name for name, run in runs.items() if not np.isfinite(run.column(PREFIX + "selected_tokens")).any()]
-    return (free or list(runs))[0]
+    return next(iter(free or runs), "")
 
 
-def _selected(axes: Axes, runs: Mapping[str, Run]) -> None:
+def _selected(axes: Axes, runs: Mapping[str, Run], known: Mapping[str, Look]) -> None:
     dress(axes, "Tokens acted on", "training step", "% of the mini-batch's tokens")
     drawn = False
     for name, run in runs.items():
-        steps, share = _points(run, "selected_frac")
-        if steps.size:
-            axes.plot(steps, 100 * share, label=name, color=look(runs, name)["color"], linewidth=1.8)
+        share = run.column(PREFIX + "selected_frac")
+        finite = np.isfinite(share)
+        if finite.any():
+            every = max(1, int(finite.sum()) // 12)
+            axes.plot(run.steps[finite], 100 * share[finite], markersize=5, markevery=every, **known[name])
             drawn = True
     if not drawn:
         say_empty(axes, "no control in these runs")
         return
     by_step(axes)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-
-
-def _ladder(axes: Axes, run: Run, name: str) -> None:
-    dress(axes, f"{name}: covariance", "training step", "mean of the largest (nats x A)")
-    shades = np.linspace(0.9, 0.35, len(LADDER))
-    drawn = False
-    for share, shade in zip(LADDER, shades, strict=True):
-        steps, values = _points(run, f"top_{share:g}")
-        if steps.size:
-            axes.plot(
-                steps, values, color=(0.84 * shade, 0.37 * shade, 0.0), alpha=shade, label=f"top {100 * share:g} %"
-            )
-            drawn = True
-    steps, values = _points(run, "mean")
-    if steps.size:
-        axes.plot(steps, values, color="black", linewidth=2, label="all")
-        drawn = True
-    if not drawn:
-        say_empty(axes, "no actor/cov/ metrics:\ntrain with +verl_cov=metrics")
-        return
-    # Orders of magnitude between the top and the mean, and the mean may be negative.
-    axes.set_yscale("symlog", linthresh=0.1, linscale=0.5)
-    axes.axhline(0, color="black", linewidth=0.8)
-    by_step(axes)
-    axes.legend(ncols=2, **LEGEND)
-
-
-def _kinds(axes: Axes, run: Run, name: str) -> None:
-    dress(axes, f"{name}: where it comes from", "training step", "share of |covariance|")
-    columns = [_points(run, f"{kind}_cov_frac") for kind in UPDATE_KINDS]
-    steps = columns[0][0]
-    if not steps.size or any(other.size != steps.size for other, _ in columns):
-        say_empty(axes, "no shares")
-        return
-    shares = np.array([values for _, values in columns])
-    if steps.size == 1:
-        steps, shares = np.array([steps[0] - 0.5, steps[0] + 0.5]), np.repeat(shares, 2, axis=1)
-    axes.stackplot(steps, shares, labels=UPDATE_KINDS, colors=_KIND_COLOURS, alpha=0.85)
-    axes.set_ylim(0, 1)
-    by_step(axes)
-    axes.margins(x=0)
-    handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc="upper right", **LEGEND)
-
-
-def _changes(axes: Axes, run: Run, name: str) -> None:
-    dress(axes, f"{name}: change of entropy", "training step", "nats per token")
-    steps, change = _points(run, "entropy_change")
-    if not steps.size:
-        say_empty(axes, "no two rollouts with an entropy yet")
-        return
-    error = dict(zip(*_points(run, "entropy_error"), strict=True))
-    noise = np.array([np.hypot(error.get(step, 0), error.get(step - 1, 0)) for step in steps])
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.fill_between(steps, change - noise, change + noise, color="#bbbbbb", alpha=0.5, linewidth=0)
-    axes.plot(steps, change, color="black", linewidth=1.8, label="measured, ± standard error")
-    for number, colour in ((1, "#0072B2"), (2, "#D55E00")):
-        before, predicted = _points(run, f"theorem{number}_predicted")
-        if before.size:
-            correlation = _points(run, f"theorem{number}_correlation")[1]
-            known = f", correlation {correlation[-1]:.2f}" if correlation.size else ""
-            # The prediction made at a step is for the change that the next step measures.
-            axes.plot(before + 1, predicted, color=colour, linestyle="--", label=f"Theorem {number}{known}")
-    by_step(axes)
-    axes.legend(**LEGEND)
-
-
-def _prompts(axes: Axes, run: Run, name: str) -> None:
-    dress(axes, f"{name}: by difficulty (Figure 8)", "training step", "Cov(log π, π A) within a prompt")
-    drawn = False
-    for difficulty, colour in _DIFFICULTIES:
-        steps, values = _points(run, f"prompt_cov_{difficulty}")
-        if steps.size:
-            axes.plot(steps, values, color=colour, linewidth=1.8, label=f"{difficulty} prompts")
-            drawn = True
-    if not drawn:
-        say_empty(axes, "no scores or no prompts in the batch")
-        return
-    axes.axhline(0, color="black", linewidth=0.8)
-    by_step(axes)
-    axes.legend(**LEGEND)
-
-
-def _points(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
-    values = run.column(PREFIX + key)
-    finite = np.isfinite(values)
-    return run.steps[finite], values[finite]
