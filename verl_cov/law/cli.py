@@ -5,13 +5,14 @@ Each command imports what it needs, so that `--help` loads neither scipy nor mat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from verl_cov import terminal
+from verl_cov.law import printing
 from verl_cov.law.options import (
     AsJson,
     EntropyKey,
@@ -29,10 +30,7 @@ from verl_cov.law.options import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from verl_cov.law.points import Points
-    from verl_cov.law.to_json import Json
+    pass
 
 
 def watch(
@@ -79,7 +77,7 @@ def fit(
 
     with terminal.one_line():
         inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join), example)
-        _check(output, inputs.paths())
+        printing.check_output(output, inputs.paths())
         loaded = inputs.load()
         if pool and len(loaded) > 1:
             fits = [commands.fit_together(loaded, robust)]
@@ -87,18 +85,18 @@ def fit(
             fits = commands.fit_each(loaded, robust)
         objects = [to_json.fit_json(run, law) | beside.headline_json(run, law) for run, law in fits]
         answer = to_json.of_runs(objects, loaded.left_out)
-        _give(answer, as_json, output, lambda: pictures.laws(fits))
+        printing.give(answer, as_json, output, lambda: pictures.laws(fits))
     if as_json:
         return
     for table in tables.fit_tables(fits):
         terminal.console().print(table)
     for run, law in fits:
         if law.runs == 1:
-            _print(tables.gain_line(run, law))
+            printing.print_line(tables.gain_line(run, law))
         for line in beside.fit_lines(run, law):
-            _print(line)
-        _print_warnings(law.warnings)
-    _print_notes(loaded)
+            printing.print_line(line)
+        printing.print_warnings(law.warnings)
+    printing.print_notes(loaded)
 
 
 def forecast(
@@ -121,25 +119,25 @@ def forecast(
 
     with terminal.one_line():
         inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join), example)
-        _check(output, inputs.paths())
+        printing.check_output(output, inputs.paths())
         loaded = inputs.load()
         forecasts = commands.forecast_each(loaded, arguments.fraction(fraction))
         if output is not None and output.suffix.lower() != ".json" and len(forecasts) > 1:
             raise ValueError(f"-o {output}: the picture of a forecast shows one run; for several, `verl-cov report`")
         later = beside.later([run for run, *_ in forecasts], to_step)
         answer = to_json.of_runs(beside.forecasts_json(forecasts, later), loaded.left_out)
-        _give(answer, as_json, output, lambda: laws.forecast(*forecasts[0][:2]))
+        printing.give(answer, as_json, output, lambda: laws.forecast(*forecasts[0][:2]))
     if as_json:
         return
     for (run, prediction, origins), more in zip(forecasts, later, strict=True):
-        _print(f"{run.name}: fitted to the first {prediction.n} of {run.steps.size} points", style="bold")
-        _print(tables.rest_line(prediction))
+        printing.print_line(f"{run.name}: fitted to the first {prediction.n} of {run.steps.size} points", style="bold")
+        printing.print_line(tables.rest_line(prediction))
         terminal.console().print(tables.forecast_table(run, origins))
         if more.ranked:
             terminal.console().print(beside.rank_table(more.ranked))
-        _print("\n".join(beside.later_lines(more)))
-        _print_warnings((*prediction.estimate.warnings, *getattr(more.there, "warnings", ())))
-    _print_notes(loaded)
+        printing.print_line("\n".join(beside.later_lines(more)))
+        printing.print_warnings((*prediction.estimate.warnings, *getattr(more.there, "warnings", ())))
+    printing.print_notes(loaded)
 
 
 def compare(
@@ -159,16 +157,16 @@ def compare(
 
     with terminal.one_line():
         inputs = Inputs(runs, label, wanted(entropy_key, score_key, step_key, join))
-        _check(output, inputs.paths())
+        printing.check_output(output, inputs.paths())
         loaded = inputs.load()
         comparison = commands.compare_runs(loaded)
         answer = to_json.compare_json(loaded, comparison, loaded.left_out)
-        _give(answer, as_json, output, lambda: laws.comparison(comparison))
+        printing.give(answer, as_json, output, lambda: laws.comparison(comparison))
     if as_json:
         return
     terminal.console().print(tables.compare_table(comparison))
     for line in tables.compare_lines(loaded, comparison):
-        _print(line)
+        printing.print_line(line)
 
 
 def scale(
@@ -192,7 +190,7 @@ def scale(
     from verl_cov.law.scale import scale as fit_trend
 
     with terminal.one_line():
-        _check(output, [])
+        printing.check_output(output, [])
         target = None if predict is None else arguments.size(predict)
         *small, largest = examples.qwen25_math()
         if example:
@@ -203,14 +201,14 @@ def scale(
             models = commands.read_sizes(sizes or [], wanted(entropy_key, score_key, step_key, join))
         scaling = fit_trend(models.parameters, models.a, models.b)
         answer = to_json.scale_json(scaling, models.names, target)
-        _give(answer, as_json, output, lambda: laws.sizes(scaling, models.a, models.b, target))
+        printing.give(answer, as_json, output, lambda: laws.sizes(scaling, models.a, models.b, target))
     if as_json:
         return
     terminal.console().print(tables.scale_table(scaling, models, target))
     if example:
         law = f"a {largest.a:.3f}, b {largest.b:.3f}, ceiling {largest.b - largest.a:.3f}"
-        _print(f"{largest.model} really has {law}: it falls short of the line")
-    _print_warnings(scaling.warnings)
+        printing.print_line(f"{largest.model} really has {law}: it falls short of the line")
+    printing.print_warnings(scaling.warnings)
 
 
 def plot(
@@ -272,39 +270,3 @@ EXAMPLES = {
     plot: terminal.examples("verl-cov plot runs/demo -o law.png"),
     report: terminal.examples("verl-cov report runs/demo -o report.html"),
 }
-
-
-def _check(output: Path | None, inputs: Sequence[Path]) -> None:
-    from verl_cov.law import files
-
-    if output is not None:
-        files.check_output(output, (".json", *files.PICTURES), inputs)
-
-
-def _give(answer: Json, as_json: bool, output: Path | None, draw: Callable[[], Figure]) -> None:
-    """Write the answer, or its picture, to `output`, and print it if it is wanted as JSON."""
-    from verl_cov.law import files, to_json
-    from verl_cov.law.plots import style
-
-    if output is not None and output.suffix.lower() == ".json":
-        files.write(output, to_json.dumps(answer).encode(errors="replace"))
-    elif output is not None:
-        files.write(output, style.picture(draw(), output.suffix))
-    if as_json:
-        typer.echo(to_json.dumps(answer), nl=False)
-
-
-def _print(line: str, style: str = "") -> None:
-    terminal.console().print(line, style=style, markup=False, soft_wrap=True)
-
-
-def _print_warnings(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        _print(f"Warning: {warning}", style="yellow")
-
-
-def _print_notes(runs: Sequence[Points]) -> None:
-    from verl_cov.law.tables import remarks
-
-    for who, notes in remarks(runs):
-        _print(" ".join(notes) if len(runs) == 1 else f"{who}: {' '.join(notes)}", style="dim")
