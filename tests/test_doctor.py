@@ -122,7 +122,7 @@ def test_a_file_is_judged_as_the_overrides_that_made_it(tmp_path):
 @NEEDS_NO_PATCH
 def test_what_the_start_up_check_warns_of_is_in_the_report_and_fails_nothing():
     lines, failed = doctor("+verl_cov=kl_cov", "data.train_batch_size=256")
-    assert "warn: WARNING: one update per rollout" in lines["run", "configuration"]
+    assert "warn: WARNING: KL-Cov will do NOTHING: one update per rollout" in lines["run", "configuration"]
     assert failed == lacking()
 
 
