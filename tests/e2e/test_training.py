@@ -111,7 +111,12 @@ def check(step: dict, selected: bool = True, apart: float = 1e-3) -> None:
     assert step["actor/entropy"] > 0
 
 
-PRIME = ("+verl_cov=prime", "prime.optim.lr=2e-3", "algorithm.filter_groups.metric=reward")
+PRIME = (
+    "+verl_cov=prime",
+    "prime.optim.lr=2e-3",
+    "prime.mini_batch_size=${data.train_batch_size}",  # one update a rollout: the first has the PRM as it starts
+    "algorithm.filter_groups.metric=reward",
+)
 
 
 def check_first_of_prime(step: dict) -> None:

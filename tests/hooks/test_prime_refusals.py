@@ -53,7 +53,7 @@ def test_the_composition_is_accepted_as_it_is_with_any_policy_loss(others):
         ("actor_rollout_ref.rollout.n=2",),  # 1 of 2
         ("actor_rollout_ref.rollout.n=5", "prime.accuracy_low=0.2", "prime.accuracy_high=0.2"),
         ("prime.accuracy_low=0.6", "prime.accuracy_high=0.6", "actor_rollout_ref.rollout.n=5"),
-        ("prime.micro_batch_size_per_gpu=32", "trainer.n_gpus_per_node=2"),
+        ("prime.mini_batch_size=${data.train_batch_size}", "prime.micro_batch_size_per_gpu=32"),
         ("prime.micro_batch_size_per_gpu=16", "prime.mini_batch_size=8", "trainer.n_gpus_per_node=2"),
         ("prime.micro_batch_size_per_gpu=3", "actor_rollout_ref.actor.use_dynamic_bsz=True"),
         ("prime.reference=policy",),
@@ -88,6 +88,10 @@ def test_what_is_sound_is_accepted(overrides):
         ),
         (("prime.mini_batch_size=6",), ("prime.mini_batch_size=6", "data.train_batch_size=16", "divisor")),
         (
+            ("prime.mini_batch_size=null", "actor_rollout_ref.actor.ppo_mini_batch_size=6"),
+            ("prime.mini_batch_size=6", "null: the policy's", "data.train_batch_size=16", "divisor"),
+        ),
+        (
             ("prime.mini_batch_size=1", "trainer.n_gpus_per_node=3"),
             ("prime.mini_batch_size=1", "rollout.n=4", "3 ranks"),
         ),
@@ -97,7 +101,7 @@ def test_what_is_sound_is_accepted(overrides):
         ),
         (
             ("prime.micro_batch_size_per_gpu=3",),
-            ("prime.micro_batch_size_per_gpu=3", "data.train_batch_size=16", "rollout.n=4", "64", "divisor"),
+            ("prime.micro_batch_size_per_gpu=3", "prime.mini_batch_size=4", "rollout.n=4", "16", "divisor"),
         ),
         (
             ("prime.micro_batch_size_per_gpu=32", "prime.mini_batch_size=8", "trainer.n_gpus_per_node=2"),

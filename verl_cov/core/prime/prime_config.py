@@ -37,7 +37,7 @@ class PrimeConfig:
         loss: ``ce``: cross-entropy of sigmoid(sum_t r_t) with the outcome, which may be soft (Sec. 3.2); ``dpo``: each
             response against the mean of those to its prompt that did worse, or better (Table 8).
         epochs: of the PRM's update on a rollout.
-        mini_batch_size: of the PRM's update, in prompts, as the policy's. None: the whole rollout, one optimizer step.
+        mini_batch_size: of the PRM's update, in prompts; None: the policy's, as in the released code.
         micro_batch_size_per_gpu: responses per forward of the PRM and of the reference; None: the policy's.
         max_token_len_per_gpu: tokens per forward with ``use_dynamic_bsz``; None: the policy's.
         reward_last_token: False gives the last token of each response no process reward, as verl's recipe does.

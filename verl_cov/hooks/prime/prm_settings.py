@@ -62,6 +62,11 @@ def check_fields(config: DictConfig, prime: PrimeConfig) -> None:
     _with("optim", actor.optim, dict(prime.optim))
 
 
+def mini_batch_size(config: DictConfig, prime: PrimeConfig) -> int:
+    """Returns the number of prompts in one update of the PRM: the policy's, unless the node says otherwise."""
+    return prime.mini_batch_size or int(config.actor_rollout_ref.actor.ppo_mini_batch_size)
+
+
 def micro_batch_size(config: DictConfig, prime: PrimeConfig) -> int | None:
     """Returns the number of responses in one forward of the PRM, or None with ``use_dynamic_bsz``.
 

@@ -16,7 +16,14 @@ from verl_cov.core.prime.advantage import EQUATIONS
 from verl_cov.core.prime.prime_config import TRAINER_MODE, PrimeConfig
 from verl_cov.hooks.asks import names_verl_cov
 from verl_cov.hooks.prime.accuracy_band import Band
-from verl_cov.hooks.prime.prm_settings import check_fields, micro_batch_size, prime_in, prm_model, reference_model
+from verl_cov.hooks.prime.prm_settings import (
+    check_fields,
+    micro_batch_size,
+    mini_batch_size,
+    prime_in,
+    prm_model,
+    reference_model,
+)
 from verl_cov.hooks.trainers import other_trainer
 from verl_cov.hooks.versions import installed_release, require_v1
 
@@ -99,13 +106,14 @@ def _check_outcome(config: DictConfig, prime: PrimeConfig) -> None:
 
 
 def _check_sizes(config: DictConfig, prime: PrimeConfig, n: int) -> None:
-    prompts, size = int(config.data.train_batch_size), prime.mini_batch_size
-    if size is not None and prompts % size:
+    prompts, size = int(config.data.train_batch_size), mini_batch_size(config, prime)
+    if prompts % size:
         raise ValueError(
-            f"prime.mini_batch_size={size} (prompts) does not divide data.train_batch_size={prompts}: take a divisor"
+            f"prime.mini_batch_size={size} (prompts; null: the policy's) does not divide "
+            f"data.train_batch_size={prompts}: take a divisor"
         )
     ranks = int(config.trainer.n_gpus_per_node) * int(config.trainer.nnodes)
-    if size is not None and size * n % ranks:
+    if size * n % ranks:
         raise ValueError(
             f"prime.mini_batch_size={size} x rollout.n={n} responses cannot be dealt to {ranks} ranks: take a multiple"
         )
@@ -115,13 +123,11 @@ def _check_sizes(config: DictConfig, prime: PrimeConfig, n: int) -> None:
         raise ValueError(
             "neither prime.micro_batch_size_per_gpu nor actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu is set"
         )
-    micro, responses = micro_batch_size(config, prime), (size or prompts) * n
-    # A rollout that the ranks cannot share is filled up, and then to whole micro-batches.
-    if micro is not None and responses % ranks == 0 and responses // ranks % micro:
-        of = "prime.mini_batch_size" if size else "data.train_batch_size"
+    micro, share = micro_batch_size(config, prime), size * n // ranks
+    if micro is not None and share % micro:
         raise ValueError(
             f"prime.micro_batch_size_per_gpu={micro} (null: the policy's) does not divide a rank's share of "
-            f"{of}={size or prompts} x rollout.n={n} responses, {responses // ranks}: take a divisor"
+            f"prime.mini_batch_size={size} x rollout.n={n} responses, {share}: take a divisor"
         )
 
 

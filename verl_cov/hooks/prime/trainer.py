@@ -35,7 +35,7 @@ from verl_cov.core.prime import advantage, prm
 from verl_cov.core.prime.groups import Groups
 from verl_cov.hooks.prime import outcomes, prime_metrics
 from verl_cov.hooks.prime.accuracy_band import Band, narrow
-from verl_cov.hooks.prime.prm_settings import micro_batch_size, prime_in, worker_config
+from verl_cov.hooks.prime.prm_settings import micro_batch_size, mini_batch_size, prime_in, worker_config
 from verl_cov.hooks.prime.prm_worker import LOG_PROBS, OPPONENT, OUTCOME, REFERENCE, PrmWorker, prm_loss
 from verl_cov.hooks.reporting import reporting
 
@@ -130,9 +130,10 @@ class PrimeTrainer(PPOTrainerSync):
         # verl only cuts a rank's rows into equal micro-batches; an incomplete rollout is padded to a multiple.
         rows_at_once = self._prm_ranks() * (micro_batch_size(self.config, self.prime) or 1)
         multiple = math.lcm(super()._get_required_batch_multiple(dp_size), rows_at_once)
-        if self.prime.mini_batch_size is not None:
-            multiple = math.lcm(multiple, self.prime.mini_batch_size * self.config.actor_rollout_ref.rollout.n)
-        return multiple
+        return math.lcm(multiple, self._rows_of_an_update())
+
+    def _rows_of_an_update(self) -> int:
+        return mini_batch_size(self.config, self.prime) * self.config.actor_rollout_ref.rollout.n
 
     def _prm_ranks(self) -> int:
         mesh = "train"
@@ -263,9 +264,7 @@ class PrimeTrainer(PPOTrainerSync):
 
     def _train(self, batch: KVBatchMeta) -> list[Mapping[str, Any] | None]:
         """Trains the PRM on the batch; returns each rank's metrics, None where it returns none."""
-        rows = len(batch)
-        if self.prime.mini_batch_size is not None:
-            rows = self.prime.mini_batch_size * self.config.actor_rollout_ref.rollout.n
+        rows = self._rows_of_an_update()
         actor = self.config.actor_rollout_ref.actor
         request = self._for_prm(
             batch,
