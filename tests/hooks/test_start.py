@@ -188,10 +188,6 @@ def test_every_base_loss_of_verls_can_be_computed_with_its_defaults(loss):
         ((f"{LOSS}cov_base_loss=dro",), "dro_beta must be a positive value"),
         ((f"{LOSS}cov_base_loss=dro", f"{LOSS}dro_beta=-1"), "dro_beta must be a positive value"),
         ((f"{LOSS}cov_base_loss=vanilla", "actor_rollout_ref.actor.clip_ratio_c=0.5"), "clip_ratio_c"),
-        (
-            (f"{LOSS}cov_base_loss=bypass_mode", f"+{LOSS}rollout_correction.loss_type=ppo_clib"),
-            "Invalid loss_type: ppo_clib",
-        ),
     ],
 )
 def test_a_base_loss_without_its_numbers_is_refused_at_start(overrides, cause):
