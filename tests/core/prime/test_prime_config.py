@@ -14,7 +14,8 @@ from verl_cov.core.prime.prime_config import PrimeConfig
 
 def composed() -> dict:
     text = resources.files("verl_cov.conf.verl_cov").joinpath("prime.yaml").read_text()
-    return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+    policy = OmegaConf.create({"actor_rollout_ref": {"actor": {"ppo_mini_batch_size": 64}}})
+    return OmegaConf.to_container(OmegaConf.merge(policy, OmegaConf.create(text)), resolve=True)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,8 @@ def test_the_composition_has_every_field_with_the_papers_default():
     node = composed()["prime"]
     assert set(node) == {"_target_", *(field.name for field in fields(PrimeConfig))}
     default, found = PrimeConfig(), PrimeConfig.from_node(node)
-    for name in set(node) - {"optim", "_target_"}:
+    assert node["mini_batch_size"] == 64  # as many updates as the policy makes
+    for name in set(node) - {"optim", "_target_", "mini_batch_size"}:
         assert getattr(found, name) == getattr(default, name), name
     # Of the released code's script: not the policy's learning rate, nor its clip.
     assert found.optim == {"lr": 1e-6, "clip_grad": 10.0, "weight_decay": 0.0}
