@@ -1,4 +1,4 @@
-"""`+verl_cov=clip_cov` trains with the released code's loss also where the policy has moved far: without a dual clip."""
+"""`+verl_cov=clip_cov` has the released code's loss also where the policy has moved far: no dual clip."""
 
 from __future__ import annotations
 
