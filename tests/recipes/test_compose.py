@@ -30,7 +30,7 @@ def test_section_4(experiment, lr, nodes, kl_cov_ratio, steps):
         assert (actor.optim.lr, actor.optim.weight_decay, actor.optim.clip_grad) == (lr, 0, 1)
         assert (actor.entropy_coeff, actor.use_kl_loss, actor.loss_agg_mode) == (0, False, "token-mean")
         assert found.algorithm.filter_groups == OmegaConf.merge(
-            found.algorithm.filter_groups, {"enable": True, "metric": "acc", "max_num_gen_batches": 30}
+            found.algorithm.filter_groups, {"enable": True, "metric": "acc", "max_num_gen_batches": 10}
         )
         assert (found.trainer.nnodes, found.trainer.n_gpus_per_node, found.trainer.test_freq) == (nodes, 8, 4)
         stops_early = experiment == "sec4-7b" and control == "clip_cov"  # Fig. 11
