@@ -86,6 +86,7 @@ def train(names: list[str]) -> int:
     """Train what is asked for, or what has not run as it is now. Returns how many failed."""
     todo = {cell: one for cell, one in trained().items() if cell in names or (not names and not up_to_date(cell, one))}
     failed = 0
+    plan.make_toy(ROOT / "runs" / "cache")
     for number, (cell, selection) in enumerate(todo.items(), 1):
         started = time.monotonic()
         named = digest(selection)  # before: the files may be edited while it trains

@@ -70,7 +70,7 @@ def test_the_loss_mode_alone_is_enough():
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("kl_cov_ratio=0.2", "a fraction, not a percentage"),
+        ("kl_cov_ratio=0.2", "not a percentage"),
         ("ppo_kl_coef=-1", "must not be negative"),
         *([] if RELEASE.v1 else [("cov_val_entropy=all", "needs verl 0.9 or later")]),
         ("+cov_sede=1", "cov_sede"),

@@ -60,15 +60,16 @@ def test_each_level_reports_what_the_table_says(untrained_model):
     for (variant, _, _), report in reports(str(untrained_model)).items():
         keys.setdefault(variant, set()).update(set(ours(report)) - HISTORY)
     full = set().union(*levels.values()) - HISTORY
-    current = {"overlap_old", "forward_seconds"}
-    assert keys["kl_cov, current"] == full
+    current, old = {"overlap_old", "forward_seconds"}, {"overlap_current"}
+    assert keys["kl_cov, current"] == full - old
     assert keys["kl_cov"] == full - current
-    assert keys["clip_cov"] == full - current - {"threshold"}
+    assert keys["clip_cov"] == full - current - {"threshold", "kl_dead_zone"}
     assert keys["kl_cov, basic"] == keys["kl_cov"] - levels["full"]
-    assert keys["kl_cov, off"] == SELECTION | {"threshold"}
-    assert keys["kl_cov in micro-batches"] == keys["clip_cov"]
-    assert keys["kl_cov in micro-batches, off"] == SELECTION
-    assert keys["vanilla, measured"] == keys["clip_cov"] - SELECTION | {"tokens", "non_finite_tokens"}
+    assert keys["kl_cov, off"] == SELECTION | {"threshold", "kl_dead_zone"}
+    assert keys["kl_cov in micro-batches"] == keys["clip_cov"] - old | {"kl_dead_zone"}
+    assert keys["kl_cov in micro-batches, off"] == SELECTION | {"kl_dead_zone"}
+    of_a_control = SELECTION - {"tokens", "non_finite_tokens"} | old | {"changed_gradient_frac"}
+    assert keys["vanilla, measured"] == keys["clip_cov"] - of_a_control
     assert keys["vanilla"] == keys["vanilla, off"] == set()
     assert levels["full"] > HISTORY
 
