@@ -611,3 +611,20 @@ class TestUnavailable:
         server("raise SystemExit(5)")
         with pytest.raises(SandboxUnavailable, match="exit code 5"):
             run("print(1)")
+
+
+def test_no_python_object_of_an_earlier_program_is_reachable_from_the_next_one() -> None:
+    run("print('MARK-' + '7' * 9)")
+    search = """
+        import gc, sys
+        mark = "7" * 9
+        def holds(it):
+            values = it.values() if isinstance(it, dict) else it if isinstance(it, (list, tuple)) else [it]
+            return any(isinstance(value, str) and "MARK-" + mark in value for value in list(values))
+        frame, found = sys._getframe(), []
+        while frame := frame.f_back:
+            found += [holds(thing) for thing in frame.f_locals.values()]
+        found += [holds(thing) for thing in gc.get_objects() if isinstance(thing, (dict, list, tuple))]
+        print(any(found))
+    """
+    assert run(textwrap.dedent(search)).stdout == "False\n"

@@ -76,6 +76,7 @@ def main() -> None:
         except (lockdown.Unavailable, OSError) as problem:
             answer = {"unavailable": str(problem)}
         process_pool.write_frame(answers, answer)
+        del job, answer  # the next program can walk up to this frame, and must not read there what this one printed
 
 
 def _warm_up() -> None:
