@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ import pytest
 from tests.tasks.test_process_pool import gone
 from verl_cov.tasks.code import sandbox
 from verl_cov.tasks.code.sandbox import Limits, SandboxUnavailable, run
+from verl_cov.tasks.node_places import NodePlaces
 from verl_cov.tasks.process_pool import ProcessPool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
@@ -139,6 +141,17 @@ class TestPrograms:
         with ThreadPoolExecutor(32) as threads:
             results = list(threads.map(lambda n: run("print(int(input()) ** 2)", str(n)), range(200)))
         assert [int(result.stdout) for result in results] == [n**2 for n in range(200)]
+
+    def test_all_processes_share_the_cores(self):
+        waiting = threading.Thread(target=run, args=("print(1)",))
+        with ExitStack() as taken:
+            for _ in range(sandbox._PLACES.count):
+                taken.enter_context(NodePlaces("programs", sandbox._PLACES.count).one())
+            waiting.start()
+            waiting.join(0.5)
+            assert waiting.is_alive()
+        waiting.join(30)
+        assert not waiting.is_alive()
 
 
 class TestWriting:

@@ -16,7 +16,8 @@ What it does not protect against:
   libraries. Elsewhere it reads whatever the trainer's user can read: data sets, keys, and through /proc the environment
   of that user's other processes (not those of a root trainer: the program has lost root's capabilities). It can send
   them nowhere but to its stdout.
-- Load. Programs use CPU and memory up to their limits, as many of them at a time as the pool has processes.
+- Load. Programs use CPU and memory up to their limits, as many of them at a time as there are cores, over all processes
+  of the user on the machine; out of memory, the kernel ends them first.
 - Timing and other side channels, and holes in the kernel. Against hostile users, not only clumsy policies, use a
   virtual machine.
 - Reward hacking inside a test's process: see `verifier`.
@@ -33,6 +34,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from verl_cov.tasks.node_places import NodePlaces
 from verl_cov.tasks.process_pool import ChildFailed, ProcessPool, usable_cpus
 
 
@@ -90,7 +92,8 @@ class SandboxUnavailable(RuntimeError):
 
 
 def run(source: str, stdin: str = "", limits: Limits | None = None) -> Result:
-    """Run `source` as a program with `stdin`. Thread-safe; blocks while as many programs run as there are cores.
+    """Run `source` as a program with `stdin`. Thread-safe; blocks while as many programs run as there are cores, in
+    all processes of this user on this machine together.
 
     Every source gets a Result: one that does not compile ends with `error`. Raises SandboxUnavailable.
     """
@@ -122,7 +125,8 @@ def _environment() -> dict[str, str]:
     return fixed | {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TZ") if name in os.environ}
 
 
-_POOL = ProcessPool(_command, usable_cpus(), _environment)  # starts nothing yet
+_PLACES = NodePlaces("programs", usable_cpus())
+_POOL = ProcessPool(_command, usable_cpus(), _environment, _PLACES.one)  # starts nothing yet
 _proving = threading.Lock()
 _proved = False
 

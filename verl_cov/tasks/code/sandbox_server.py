@@ -64,11 +64,7 @@ def main() -> None:
     for descriptor in (0, 1):
         os.dup2(null, descriptor)
     os.close(null)
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # if memory runs out, the machine ends a program and not the trainer
-    except OSError:
-        pass
+    process_pool.die_first()
     try:
         zygote = _start_zygote(requests, answers)
     except (lockdown.Unavailable, OSError) as problem:
