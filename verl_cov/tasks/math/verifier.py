@@ -41,10 +41,11 @@ CPU_SECONDS = 3  # of one comparison; whole seconds, since the kernel counts in 
 RELATIVE_TOLERANCE = Fraction(1, 10_000)
 POOL_SIZE = min(4, usable_cpus())  # children of each reward worker, of which verl has eight
 # What the children may take together on a node: those at work, NODE_CHILDREN of all reward workers', MEMORY_BYTES each;
-# the others IDLE_BYTES each. With verl's eight workers 16 GiB at worst, for answers made to be costly; 3 GiB as a rule.
+# the others IDLE_BYTES each. With verl's eight workers 12 GiB at worst, for answers made to be costly; 70 MiB each as a
+# rule.
 NODE_CHILDREN = min(8, usable_cpus())
 MEMORY_BYTES = 2**30
-IDLE_BYTES = 2**28  # a child that has grown beyond it starts afresh
+IDLE_BYTES = 2**27  # a child that has grown beyond it starts afresh
 
 
 @dataclass(frozen=True)
