@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tasks.test_sandbox import TestEarlierPrograms as Earlier
 from verl_cov.tasks.code import pytest_shim
 from verl_cov.tasks.code.comparison import same_output, same_value
 from verl_cov.tasks.code.ground_truth import PRELUDE
@@ -171,6 +172,13 @@ class TestStdio:
     def test_comparison_is_total_and_reflexive(self, printed: str, expected: str):
         same_output(printed, expected)
         assert same_output(expected, expected)
+
+    def test_other_tests_and_expected_outputs_are_not_in_the_programs_memory(self):
+        secret, search = Earlier.SECRET, Earlier.SEARCH
+        truth = stdio(("", "[] True"), (secret, "nothing"), ("", secret))
+        assert passed(search, truth) == (1, 3)
+        assert passed(search, truth) == (1, 3)  # on servers that have seen them
+        assert passed("import sys; kept = sys.stdin.read()\n" + search, stdio((secret, "[] True"))) == (0, 1)
 
 
 class TestCall:

@@ -2,21 +2,26 @@ r"""What counts as a right answer, and what a hostile or monstrous one may not d
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from verl_cov.tasks.math import verifier
 from verl_cov.tasks.math.verifier import judge, last_boxed, verify
+from verl_cov.tasks.node_places import NodePlaces
 
 
 def box(answer: str) -> str:
@@ -384,6 +389,47 @@ class TestHostile:
         limits = Path(f"/proc/{child}/limits").read_text()
         line = next(line for line in limits.splitlines() if line.startswith("Max address space"))
         assert line.split()[3] == str(verifier.MEMORY_BYTES)
+        assert Path(f"/proc/{child}/oom_score_adj").read_text() == "1000\n"
+
+    def test_the_memory_of_a_node_is_bounded(self):
+        """However many reward workers, `NODE_CHILDREN` compare at a time; of the others only what is idle counts."""
+        verl = importlib.util.find_spec("verl")
+        assert verl is not None
+        assert verl.origin is not None
+        config = Path(verl.origin).with_name("trainer") / "config" / "reward" / "reward.yaml"
+        workers = yaml.safe_load(config.read_text())["num_workers"]
+        most = 8 * verifier.MEMORY_BYTES + workers * 4 * verifier.IDLE_BYTES
+        assert verifier.NODE_CHILDREN <= 8
+        assert verifier.POOL_SIZE <= 4
+        assert most <= 12 * 2**30
+        judge(box("y+2"), "x^2+7")  # a child is there, and waits for nothing but its place
+        waiting = threading.Thread(target=judge, args=(box("y+2"), "x^2+7"))
+        with ExitStack() as taken:
+            for _ in range(verifier.NODE_CHILDREN):
+                taken.enter_context(NodePlaces("math", verifier.NODE_CHILDREN).one())
+            waiting.start()
+            waiting.join(0.5)
+            assert waiting.is_alive()
+        waiting.join(30)
+        assert not waiting.is_alive()
+
+    def test_a_child_that_has_grown_starts_afresh(self, monkeypatch: pytest.MonkeyPatch):
+        verifier._POOL.close()
+        monkeypatch.setattr(verifier, "IDLE_BYTES", 2**20)  # less than any has
+        seen = set()
+        for _ in range(3):  # with one CPU second each, less than a start takes
+            assert judge(box("x+7+y"), "y+x+7", 1).right
+            assert judge(box("x+8+y"), "y+x+7", 1) == verifier.Verdict(right=False, boxed=True)
+            with verifier._POOL._lock:
+                child = Path(f"/proc/{verifier._POOL._idle[-1]._process.pid}")
+            seen.add((child, (child / "auxv").read_bytes()))
+            deadline = time.monotonic() + 20
+            # It loads unhurried: the soft limit of its CPU time is the hard one.
+            while len(set((child / "limits").read_text().splitlines()[1].split()[3:5])) > 1:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        assert len({child for child, _ in seen}) == 1
+        assert len(seen) == 3  # three programs in one process
 
 
 class TestThreads:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,40 @@ import pytest
 from tests.tasks.test_process_pool import gone
 from verl_cov.tasks.code import sandbox
 from verl_cov.tasks.code.sandbox import Limits, SandboxUnavailable, run
+from verl_cov.tasks.node_places import NodePlaces
 from verl_cov.tasks.process_pool import ProcessPool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
 
 SHORT = Limits(cpu_seconds=1, wall_seconds=3)
 WORKED = "attack worked"
+X86 = platform.machine() == "x86_64"
 
 
 def unconfined(program: str, seconds: float = 20) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=seconds, check=False)
+
+
+def children(pid: int) -> list[int]:
+    return [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+
+
+def chain(seconds: float = 10) -> tuple[int, int, int]:
+    """The processes of a running program: its server, the zygote, and the program itself, which has confined itself."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            for server in children(os.getpid()):
+                for zygote in children(server):
+                    for program in children(zygote):
+                        if "Seccomp:\t2" in Path(f"/proc/{program}/status").read_text():
+                            return server, zygote, program
+        except OSError:
+            pass  # one has just ended
+        time.sleep(0.02)
+    raise AssertionError("no program is running")
 
 
 class TestPrograms:
@@ -116,6 +141,17 @@ class TestPrograms:
         with ThreadPoolExecutor(32) as threads:
             results = list(threads.map(lambda n: run("print(int(input()) ** 2)", str(n)), range(200)))
         assert [int(result.stdout) for result in results] == [n**2 for n in range(200)]
+
+    def test_all_processes_share_the_cores(self):
+        waiting = threading.Thread(target=run, args=("print(1)",))
+        with ExitStack() as taken:
+            for _ in range(sandbox._PLACES.count):
+                taken.enter_context(NodePlaces("programs", sandbox._PLACES.count).one())
+            waiting.start()
+            waiting.join(0.5)
+            assert waiting.is_alive()
+        waiting.join(30)
+        assert not waiting.is_alive()
 
 
 class TestWriting:
@@ -332,35 +368,30 @@ class TestProcesses:
         assert gone(int(program[0]))
         assert gone(server)
 
-    def test_a_program_dies_with_the_server(self):
-        pids: list[int] = []
-
+    @pytest.mark.parametrize("whom", [0, 1], ids=["server", "zygote"])
+    def test_a_program_dies_with_the_server(self, whom: int):
         def long() -> None:
             with pytest.raises(SandboxUnavailable):
                 run("while True: pass", limits=Limits(cpu_seconds=20, wall_seconds=20))
 
         sandbox._POOL.close()
-        server = int(run("import os; print(os.getppid())").stdout)
+        assert run("print(1)").status == "ok"
         thread = threading.Thread(target=long)
         thread.start()
         for _ in range(2):  # the first death is forgiven
-            children, deadline = Path(f"/proc/{server}/task/{server}/children"), time.monotonic() + 10
-            while not (program := children.read_text().split()) and time.monotonic() < deadline:
-                time.sleep(0.02)
-            pids.append(int(program[0]))
-            siblings = Path(f"/proc/{os.getpid()}/task")
-            os.kill(server, signal.SIGKILL)
-            assert gone(pids[-1])
-            while len(pids) == 1 and time.monotonic() < deadline:
-                found = {int(p) for task in siblings.iterdir() for p in (task / "children").read_text().split()}
-                fresh = [p for p in found - {server} if b"sandbox_server" in Path(f"/proc/{p}/cmdline").read_bytes()]
-                if fresh:
-                    server = fresh[0]
-                    break
-                time.sleep(0.02)
+            processes = chain()
+            os.kill(processes[whom], signal.SIGKILL)
+            assert all(map(gone, processes))
         thread.join(20)
         assert not thread.is_alive()
         assert run("print(1)").status == "ok"
+
+    def test_a_zygote_that_dies_between_two_programs_is_replaced(self):
+        sandbox._POOL.close()
+        zygote = int(run("import os; print(os.getppid())").stdout)
+        os.kill(zygote, signal.SIGKILL)
+        assert gone(zygote)
+        assert run("print(1)").stdout == "1\n"
 
 
 class TestLimits:
@@ -433,19 +464,55 @@ class TestLimits:
         assert run("import os\nwhile True: os.write(1, b'x' * 10**6)").status == "output"
 
     def test_a_flood_of_errors_is_bounded_by_time_and_costs_the_server_no_memory(self):
-        server = int(run("import os; print(os.getppid())").stdout)
+        sandbox._POOL.close()
+        zygote = int(run("import os; print(os.getppid())").stdout)
+        server = next(pid for pid in children(os.getpid()) if zygote in children(pid))
         result = run("import sys\nwhile True: sys.stderr.write('x' * 1000)", limits=SHORT)
         assert result.status == "timeout"
         assert len(result.stderr) <= 4096
         peak = next(line for line in Path(f"/proc/{server}/status").read_text().splitlines() if "VmHWM" in line)
         assert int(peak.split()[1]) < 100_000  # KiB
 
+    THREADS = textwrap.dedent(
+        """
+        import threading
+        threading.stack_size(2**16)
+        wait = threading.Event()
+        for n in range({}):
+            threading.Thread(target=wait.wait, daemon=True).start()
+        print("started all")
+        {}
+        """
+    )
+
+    def test_threads(self):
+        assert run(self.THREADS.format(63, "")).status == "ok"
+        result = run(self.THREADS.format(3000, ""))
+        assert (result.status, result.stdout) == ("threads", "")
+        assert run(self.THREADS.format(64, "wait.wait()")).status == "threads"
+        assert (
+            run(self.THREADS.format(100, "wait.wait()"), limits=Limits(threads=200, wall_seconds=1)).status == "timeout"
+        )
+        one_by_one = "import threading\nfor n in range(300):\n    t = threading.Thread(target=int); t.start(); t.join()"
+        assert run(one_by_one).status == "ok"
+
+    def test_threads_outlive_no_main_thread(self):
+        program = self.THREADS.format(100, f"import ctypes; ctypes.CDLL(None).syscall({60 if X86 else 93}, 0)")
+        assert run(program).status == "threads"
+
     def test_descriptors(self):
         assert run("import os\nfor _ in range(1000): os.pipe()").status == "error"
 
     @pytest.mark.parametrize(
         "limits",
-        [{"cpu_seconds": 0}, {"cpu_seconds": 1.5}, {"wall_seconds": 0}, {"memory_bytes": 2**20}, {"output_bytes": 0}],
+        [
+            {"cpu_seconds": 0},
+            {"cpu_seconds": 1.5},
+            {"wall_seconds": 0},
+            {"memory_bytes": 2**20},
+            {"output_bytes": 0},
+            {"threads": 0},
+        ],
     )
     def test_limits_out_of_range_are_refused(self, limits: dict[str, float]):
         with pytest.raises(ValueError, match=next(iter(limits))):
@@ -454,8 +521,6 @@ class TestLimits:
 
 class TestUndoing:
     """Nothing that a program does, with ctypes or without, gives back what was taken."""
-
-    X86 = platform.machine() == "x86_64"
 
     @pytest.mark.parametrize(
         ("name", "x86", "arm", "arguments"),
@@ -488,7 +553,7 @@ class TestUndoing:
     def test_refused(self, name: str, x86: int, arm: int, arguments: str):
         program = (
             "import ctypes; libc = ctypes.CDLL(None, use_errno=True)\n"
-            f"print(libc.syscall({x86 if self.X86 else arm}{', ' * bool(arguments)}{arguments}), ctypes.get_errno())"
+            f"print(libc.syscall({x86 if X86 else arm}{', ' * bool(arguments)}{arguments}), ctypes.get_errno())"
         )
         assert run(program).stdout.split() == ["-1", "1"], name  # EPERM: the filter, not the arguments
 
@@ -511,18 +576,11 @@ class TestUndoing:
 
     def test_as_the_kernel_sees_it(self):
         """From outside, while the program runs: root has capabilities to lose, whoever else has none to gain."""
-        server = int(run("import os; print(os.getppid())").stdout)
         thread = threading.Thread(target=run, args=("import time; time.sleep(2)",))
         sandbox._POOL.close()
         thread.start()
-        program, deadline = [], time.monotonic() + 10
-        tasks = Path(f"/proc/{os.getpid()}/task")
-        while not program and time.monotonic() < deadline:
-            servers = {pid for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
-            for pid in servers - {str(server)}:
-                program += Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            time.sleep(0.2)  # the program has confined itself by then
-        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{program[0]}/status").read_text().splitlines())
+        program = chain()[2]
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{program}/status").read_text().splitlines())
         assert {name: int(status[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == dict.fromkeys(
             ("CapInh", "CapPrm", "CapEff", "CapAmb"), 0
         )
@@ -611,3 +669,129 @@ class TestUnavailable:
         server("raise SystemExit(5)")
         with pytest.raises(SandboxUnavailable, match="exit code 5"):
             run("print(1)")
+
+
+class TestEarlierPrograms:
+    """A program finds nothing of an earlier one on the same server: not what it was given, nor what it printed."""
+
+    SECRET = "MARK-" + "7" * 9
+    # Says in which places of its process the secret is. It never makes the secret itself.
+    SEARCH = textwrap.dedent(
+        f"""
+        import ctypes, gc, os, sys
+
+        def holds(thing):
+            if isinstance(thing, dict):
+                return any(map(holds, [*thing.keys(), *thing.values()]))
+            if isinstance(thing, (list, tuple, set, frozenset)):
+                return any(map(holds, list(thing)))
+            text = thing.encode("utf-8", "replace") if isinstance(thing, str) else thing
+            if not isinstance(text, (bytes, bytearray)):
+                return False
+            return any(part[:9] == bytes([55]) * 9 for part in text.split(b"MARK-")[1:])
+
+        sys.setrecursionlimit(10000)
+        libc, page, seen, bytes_seen = ctypes.CDLL(None, use_errno=True), 4096, set(), 0
+
+        def readable(address):  # /proc may be closed; rt_sigprocmask(-1) looks at its argument, and does nothing
+            libc.syscall({14 if X86 else 135}, -1, ctypes.c_void_p(address), None, 8)
+            return ctypes.get_errno() != 14  # EFAULT
+
+        def in_memory():
+            here = ctypes.c_int()
+            libc.sbrk.restype = ctypes.c_void_p
+            known = [id(it) for it in gc.get_objects()] + [id(it) for it in vars(sys).values()]
+            known += [libc.sbrk(0) - 1, ctypes.addressof(here), ctypes.cast(libc.write, ctypes.c_void_p).value]
+            for start in sorted({{address // page for address in known}}):
+                for step in (1, -1):
+                    number, holes = start, 0
+                    while holes < 16 and number not in seen:
+                        seen.add(number)
+                        if readable(number * page):
+                            holes = 0
+                            if holds(ctypes.string_at(number * page, page)):
+                                return True
+                        else:
+                            holes += 1
+                        number += step
+                    seen.discard(start)
+                seen.add(start)
+            return False
+
+        def in_frames(frame):
+            while frame := frame.f_back:
+                if holds(frame.f_locals) or holds(frame.f_globals):
+                    return True
+            return False
+
+        def in_files():
+            for number in range(3, 4096):
+                try:
+                    if holds(os.pread(number, 10**6, 0)):
+                        return True
+                except OSError:
+                    pass
+            return False
+
+        print([name for name, found in {{
+            "memory": in_memory(),
+            "frames": in_frames(sys._getframe()),
+            "objects": any(holds(it) for it in gc.get_objects() if isinstance(it, (dict, list, tuple, bytearray))),
+            "modules": any(holds(vars(module)) for module in list(sys.modules.values())),
+            "environment": holds(dict(os.environ)),
+            "files": in_files(),
+        }}.items() if found], len(seen) > 2000)
+        """
+    )
+
+    @pytest.mark.parametrize(
+        ("source", "stdin"),
+        [
+            ("print('MARK-' + '7' * 9)", ""),
+            ("import sys; print('MARK-' + '7' * 9, file=sys.stderr)", ""),
+            (f"print('{SECRET}')", ""),
+            (f"kept = '{SECRET}' * 10**4", ""),
+            ("print(input())", SECRET),
+            ("", f"{SECRET}\n" * 10**4),
+            ("print('MARK-' + '7' * 9)\nwhile True: pass", ""),
+            (f"syntax error '{SECRET}'", ""),
+        ],
+    )
+    def test_nothing_is_left(self, source: str, stdin: str):
+        sandbox._POOL.close()
+        server = run("import os; print(os.getppid())").stdout
+        for _ in range(3):
+            run(source, stdin, SHORT)
+        result = run(self.SEARCH)
+        assert (result.status, result.stdout) == ("ok", "[] True\n"), result.stderr
+        assert run("import os; print(os.getppid())").stdout == server  # it was the same one
+
+    def test_the_search_finds(self):
+        found = run("import sys; kept = sys.stdin.read()\n" + self.SEARCH, self.SECRET).stdout
+        assert "memory" in found
+        assert "modules" in found
+        assert "memory" in run(self.SEARCH + f"\n# {self.SECRET}").stdout
+
+    def test_programs_at_the_same_time_are_hidden_from_each_other(self):
+        """Without Landlock only this stands between them; the kernel checks it before it gives a process's memory."""
+        thread = threading.Thread(target=run, args=("import time; time.sleep(3)",))
+        sandbox._POOL.close()
+        thread.start()
+        try:
+            for pid in chain():
+                script = textwrap.dedent(
+                    f"""
+                    import ctypes, os
+                    header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+                    assert ctypes.CDLL(None).syscall({126 if X86 else 91}, header, nothing) == 0  # capset
+                    for pid, name in ((os.getpid(), "mem"), ({pid}, "mem"), ({pid}, "environ"), ({pid}, "maps")):
+                        try:
+                            os.open(f"/proc/{{pid}}/{{name}}", os.O_RDONLY)
+                            print(pid == os.getpid())
+                        except PermissionError:
+                            pass
+                    """
+                )
+                assert unconfined(script).stdout == "True\n"
+        finally:
+            thread.join()

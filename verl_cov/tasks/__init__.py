@@ -3,6 +3,7 @@
     reward.py          verl's reward function for mathematics and code, which the recipes name
     math/, code/       the verifiers behind it; import from the packages themselves, not from their modules
     process_pool.py    the child processes in which both do their work
+    node_places.py     how many of them work at a time, over all reward workers of a machine
     data/              `verl-cov data`: from the paper's data sets to files that verl trains on
     countdown.py       the toy task: data, and verl's reward function for it
     tiny_model/        a model of 0.2 million parameters that has learned it

@@ -17,6 +17,7 @@ Needs only the standard library, and knows neither mathematics nor sandboxes.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import select
@@ -58,6 +59,12 @@ def write_frame(stream: BinaryIO, message: object) -> None:
     stream.flush()
 
 
+def die_first() -> None:
+    """In the child: if the machine runs out of memory, let it end this process, and not the trainer."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
 def frame(message: object) -> bytes:
     """The bytes of a message in the pipe. As ASCII, so that lone surrogates, which a model can write, pass through."""
     body = json.dumps(message).encode("ascii")
@@ -68,13 +75,20 @@ class ProcessPool:
     """At most `size` children, started when first needed, each serving one thread at a time.
 
     command, environment: called at every start, for the child's program and arguments, and its environment variables.
+    place: entered for each request, to wait for a place among other processes' children (`node_places`).
     """
 
-    def __init__(self, command: Callable[[], list[str]], size: int, environment: Callable[[], dict[str, str]]):
+    def __init__(
+        self,
+        command: Callable[[], list[str]],
+        size: int,
+        environment: Callable[[], dict[str, str]],
+        place: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ):
         if size < 1:
             raise ValueError(f"a pool needs at least one process, got size={size}")
         self.size = size
-        self._command, self._environment = command, environment
+        self._command, self._environment, self._place = command, environment, place
         self._reset()
         atexit.register(self.close)
         # A forked copy of this process must not talk into the same pipes.
@@ -90,7 +104,7 @@ class ProcessPool:
 
         Raises ChildFailed; the child is then gone, and a later call starts another.
         """
-        with self._free:
+        with self._free, self._place():
             with self._lock:
                 child = self._idle.pop() if self._idle else None
             if child is not None and not child.alive():

@@ -61,11 +61,23 @@ class Lockdown:
         self._ruleset = self._landlock_ruleset()
         self.landlock = self._ruleset is not None
 
-    def enter(self, cpu_seconds: int, memory_bytes: int, parent: int) -> None:
-        """Confine this process, which must have one thread. Raises Unavailable if the kernel refuses a layer."""
+    def guard(self, parent: int) -> None:
+        """From now on this process ends with its `parent`, and is hidden. Raises Unavailable if the kernel refuses."""
         self._prctl("PR_SET_PDEATHSIG", 1, signal.SIGKILL)
         if os.getppid() != parent:  # the parent died before the line above
             os._exit(1)
+        self.hide()
+
+    def hide(self) -> None:
+        """Let no program look into this process through /proc, nor into its forks, not even one of the same user.
+
+        Without Landlock, programs that run side by side could else read each other's memory and output.
+        """
+        self._prctl("PR_SET_DUMPABLE", 4, 0)
+
+    def enter(self, cpu_seconds: int, memory_bytes: int, parent: int) -> None:
+        """Confine this process, which must have one thread. Raises Unavailable if the kernel refuses a layer."""
+        self.guard(parent)
         limits = {
             # Soft and hard limits are equal: at the soft one the program gets a signal that it could ignore.
             resource.RLIMIT_CPU: cpu_seconds,

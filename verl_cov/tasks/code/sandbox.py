@@ -16,7 +16,8 @@ What it does not protect against:
   libraries. Elsewhere it reads whatever the trainer's user can read: data sets, keys, and through /proc the environment
   of that user's other processes (not those of a root trainer: the program has lost root's capabilities). It can send
   them nowhere but to its stdout.
-- Load. Programs use CPU and memory up to their limits, as many of them at a time as the pool has processes.
+- Load. Programs use CPU and memory up to their limits, as many of them at a time as there are cores, over all processes
+  of the user on the machine; out of memory, the kernel ends them first.
 - Timing and other side channels, and holes in the kernel. Against hostile users, not only clumsy policies, use a
   virtual machine.
 - Reward hacking inside a test's process: see `verifier`.
@@ -33,6 +34,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from verl_cov.tasks.node_places import NodePlaces
 from verl_cov.tasks.process_pool import ChildFailed, ProcessPool, usable_cpus
 
 
@@ -43,6 +45,7 @@ class Limits:
     cpu_seconds: of all its threads together; a whole number of at least 1, since the kernel counts in seconds.
     wall_seconds: for programs that sleep or wait. Well above cpu_seconds, so that a busy machine changes no verdict.
     memory_bytes: address space. The interpreter alone takes 50 MiB, a thread up to 70.
+    threads: at a time, the first one included. A program with more is killed, 10 ms later at most by an idle machine.
     output_bytes: stdout; a program that writes more is killed. Of stderr the last 4 KiB are kept.
     """
 
@@ -50,6 +53,7 @@ class Limits:
     wall_seconds: float = 20.0
     memory_bytes: int = 2**30
     output_bytes: int = 2**20
+    threads: int = 64
 
     def __post_init__(self) -> None:
         if not isinstance(self.cpu_seconds, int) or self.cpu_seconds < 1:
@@ -58,6 +62,8 @@ class Limits:
             raise ValueError(f"wall_seconds must be positive, got {self.wall_seconds!r}")
         if self.memory_bytes < 2**27:
             raise ValueError(f"memory_bytes must be at least 128 MiB, got {self.memory_bytes!r}")
+        if not isinstance(self.threads, int) or self.threads < 1:
+            raise ValueError(f"threads must be a whole number of at least 1, got {self.threads!r}")
         if not 1 <= self.output_bytes <= 2**23:
             raise ValueError(f"output_bytes must be 1 to 8 MiB, got {self.output_bytes!r}")
 
@@ -67,13 +73,13 @@ class Result:
     """How a program ended.
 
     status: `ok`: exit code 0; `error`: another exit code, or a crash; `timeout`: CPU or wall time was up; `output`: it
-        wrote too much.
+        wrote too much; `threads`: it had too many.
     exit_code: minus the signal's number if a signal ended it.
     stdout, stderr: as UTF-8, with what is not UTF-8 replaced.
     cpu_seconds, wall_seconds: what it used.
     """
 
-    status: Literal["ok", "error", "timeout", "output"]
+    status: Literal["ok", "error", "timeout", "output", "threads"]
     exit_code: int
     stdout: str
     stderr: str
@@ -86,7 +92,8 @@ class SandboxUnavailable(RuntimeError):
 
 
 def run(source: str, stdin: str = "", limits: Limits | None = None) -> Result:
-    """Run `source` as a program with `stdin`. Thread-safe; blocks while as many programs run as there are cores.
+    """Run `source` as a program with `stdin`. Thread-safe; blocks while as many programs run as there are cores, in
+    all processes of this user on this machine together.
 
     Every source gets a Result: one that does not compile ends with `error`. Raises SandboxUnavailable.
     """
@@ -118,7 +125,8 @@ def _environment() -> dict[str, str]:
     return fixed | {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "TZ") if name in os.environ}
 
 
-_POOL = ProcessPool(_command, usable_cpus(), _environment)  # starts nothing yet
+_PLACES = NodePlaces("programs", usable_cpus())
+_POOL = ProcessPool(_command, usable_cpus(), _environment, _PLACES.one)  # starts nothing yet
 _proving = threading.Lock()
 _proved = False
 

@@ -2,11 +2,15 @@
 
     python -S sandbox_server.py        # speaks `process_pool`'s frames; not for people
 
-A fork of this process costs two milliseconds where a new interpreter costs twenty, and is safe: this process has one
-thread and runs no code of a program. It starts without site-packages, in an empty environment.
+Two processes and the program. The server (`main`) reads jobs, watches programs (`supervisor`) and answers. The zygote,
+its child, only forks: it gets descriptors and limits and never a byte of a job, so that no program can find in its own
+memory what an earlier one was given or printed. The fork reads its source, confines itself and runs it.
 
-A request is {source, stdin, cpu_seconds, wall_seconds, memory_bytes, output_bytes}, the answer is `sandbox.Result`'s
-fields, or {unavailable: why}. When the parent dies, the program is killed and this process ends.
+A fork costs two milliseconds where a new interpreter costs twenty, and is safe: the zygote has one thread and runs no
+code of a program. It has no site-packages and an empty environment.
+
+A request is {source, stdin} and the fields of `sandbox.Limits`, the answer is `sandbox.Result`'s fields, or
+{unavailable: why}. The server ends with its parent, the zygote with the server, the program with the zygote.
 """
 
 from __future__ import annotations
@@ -24,20 +28,18 @@ import builtins  # noqa: E402
 import gc  # noqa: E402
 import importlib  # noqa: E402
 import io  # noqa: E402
-import select  # noqa: E402
-import signal  # noqa: E402
+import json  # noqa: E402
+import socket  # noqa: E402
 import threading  # noqa: E402
-import time  # noqa: E402
 import traceback  # noqa: E402
 import types  # noqa: E402
-from typing import Any, NoReturn  # noqa: E402
+from typing import IO, Any, NoReturn  # noqa: E402
 
 _COMMON = (
     *("array", "bisect", "collections", "contextlib", "copy", "datetime", "decimal", "enum", "fractions", "functools"),
     *("hashlib", "heapq", "io", "itertools", "json", "math", "operator", "queue", "random", "re", "statistics"),
     *("string", "textwrap", "time", "typing"),
 )
-STDERR_BYTES = 4096  # enough for the end of a traceback
 
 
 def _import_ours(*names: str) -> list[types.ModuleType]:
@@ -52,7 +54,7 @@ def _import_ours(*names: str) -> list[types.ModuleType]:
             del sys.modules[name]
 
 
-lockdown, process_pool = _import_ours("lockdown", "process_pool")
+lockdown, process_pool, supervisor = _import_ours("lockdown", "process_pool", "supervisor")
 
 
 def main() -> None:
@@ -62,17 +64,16 @@ def main() -> None:
     for descriptor in (0, 1):
         os.dup2(null, descriptor)
     os.close(null)
+    process_pool.die_first()
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")  # if memory runs out, the machine ends a program and not the trainer
-    except OSError:
-        pass
-    _warm_up()
-    confine: Any = None
+        zygote = _start_zygote(requests, answers)
+    except (lockdown.Unavailable, OSError) as problem:
+        zygote, why = None, str(problem)
     while (job := process_pool.read_frame(requests)) is not None:
         try:
-            confine = confine or lockdown.Lockdown()
-            answer = _run(job, confine, requests.fileno())
+            answer = supervisor.run_job(job, zygote, requests.fileno()) if zygote else {"unavailable": why}
+        except ConnectionError:  # the zygote has died: end too, and the parent starts another server
+            raise
         except (lockdown.Unavailable, OSError) as problem:
             answer = {"unavailable": str(problem)}
         process_pool.write_frame(answers, answer)
@@ -86,99 +87,85 @@ def _warm_up() -> None:
     gc.freeze()  # or the first collection in each fork would copy every page
 
 
-def _run(job: dict[str, Any], confine: Any, requests: int) -> dict[str, Any]:
-    stdin = os.memfd_create("stdin")  # a file and not a pipe: nobody has to feed it
-    pipes = [os.pipe() for _ in range(3)]  # stdout, stderr, and what goes wrong before the program runs
-    parent = os.getpid()
-    started = time.monotonic()
+def _start_zygote(*ours: IO[bytes]) -> socket.socket:
+    """Fork the zygote, while no job is here yet. Returns the socket that takes orders: see `_serve`."""
+    _warm_up()
+    confine = lockdown.Lockdown()
+    server = os.getpid()
+    orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    zygote = os.fork()
+    if zygote == 0:
+        orders.close()
+        for stream in ours:
+            stream.close()
+        _zygote(theirs, confine, server)
+    theirs.close()
+    if problem := supervisor.receive(orders):
+        raise lockdown.Unavailable(problem)
+    if not supervisor.threads(zygote):
+        raise lockdown.Unavailable("/proc is not mounted, or hides this process's own children")
+    confine.hide()
+    return orders
+
+
+# --- in the zygote ----------------------------------------------------------------------------------------------------
+
+
+def _zygote(orders: socket.socket, confine: Any, server: int) -> NoReturn:
+    code = 1
     try:
-        with os.fdopen(os.dup(stdin), "wb") as file:
-            file.write(job["stdin"].encode("utf-8", "surrogatepass"))
-        os.lseek(stdin, 0, os.SEEK_SET)
-        child = os.fork()
-        if child == 0:
-            _child(job, confine, parent, stdin, [write for _, write in pipes])
-        for _, write in pipes:
-            os.close(write)
-        pipes = [(read, -1) for read, _ in pipes]
-        return _supervise(child, job, [read for read, _ in pipes], requests, started)
+        problem = ""
+        try:
+            confine.guard(server)
+        except lockdown.Unavailable as refusal:
+            problem = str(refusal)
+        orders.send(json.dumps(problem).encode())
+        while _serve(orders, confine):
+            pass
+        code = 0
+    except BaseException:
+        traceback.print_exc()
     finally:
-        os.close(stdin)
-        for descriptor in (descriptor for pipe in pipes for descriptor in pipe if descriptor >= 0):
-            os.close(descriptor)
+        os._exit(code)
 
 
-def _supervise(child: int, job: dict[str, Any], pipes: list[int], requests: int, started: float) -> dict[str, Any]:
-    """Collect the output of `child` and kill it at its limits. It cannot have children: nothing outlives it."""
-    received = {pipe: bytearray() for pipe in pipes}
-    stdout, stderr, setup = pipes
-    deadline = started + job["wall_seconds"]
-    poll = select.poll()
-    for pipe in pipes:
-        poll.register(pipe, select.POLLIN)
-    poll.register(requests, 0)  # only reports that the parent is gone
-    open_pipes = set(pipes)
-    status, reason = None, None
-    while status is None:
-        # A program can close its output and go on; then there is nothing to poll for.
-        wait = max(0.0, deadline - time.monotonic()) if open_pipes else 0.001
-        for descriptor, event in poll.poll(wait * 1000):
-            if descriptor == requests:
-                if event & (select.POLLHUP | select.POLLERR):
-                    os.kill(child, signal.SIGKILL)
-                    os._exit(0)
-                continue
-            chunk = os.read(descriptor, 2**16)
-            if not chunk:
-                poll.unregister(descriptor)
-                open_pipes.discard(descriptor)
-            received[descriptor] += chunk
-        del received[stderr][:-STDERR_BYTES]
-        if len(received[stdout]) > job["output_bytes"]:
-            reason = "output"
-        elif time.monotonic() >= deadline:
-            reason = "timeout"
-        if reason:
-            os.kill(child, signal.SIGKILL)
-        if reason or not open_pipes:
-            pid, code, usage = os.wait4(child, 0 if reason else os.WNOHANG)
-            status = code if pid else None
-    if received[setup]:
-        raise lockdown.Unavailable(received[setup].decode("utf-8", "replace"))
-    cpu_seconds = usage.ru_utime + usage.ru_stime
-    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-    # Otherwise only the machine can have killed it, out of memory. Half, because the kernel enforces the limit by one
-    # clock, in ticks, and reports the CPU time by another.
-    if reason is None and number in (signal.SIGKILL, signal.SIGXCPU) and cpu_seconds > job["cpu_seconds"] / 2:
-        reason = "timeout"
-    exit_code = os.waitstatus_to_exitcode(status)
-    return {
-        "status": reason or ("ok" if exit_code == 0 else "error"),
-        "exit_code": exit_code,
-        "stdout": received[stdout][: job["output_bytes"]].decode("utf-8", "replace"),
-        "stderr": received[stderr].decode("utf-8", "replace"),
-        "cpu_seconds": cpu_seconds,
-        "wall_seconds": time.monotonic() - started,
-    }
+def _serve(orders: socket.socket, confine: Any) -> bool:
+    """Fork one program, say its number, and how it ended. False when no order will come any more.
+
+    An order is [cpu_seconds, memory_bytes], with the descriptors of source, stdin, stdout, stderr and setup.
+    """
+    order, descriptors, _, _ = socket.recv_fds(orders, 200, 5)
+    if not descriptors:
+        return False
+    zygote = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _child(order, descriptors, confine, zygote)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    orders.send(json.dumps(child).encode())
+    _, status, usage = os.wait4(child, 0)
+    orders.send(json.dumps([status, usage.ru_utime + usage.ru_stime]).encode())
+    return True
 
 
 # --- in the fork ------------------------------------------------------------------------------------------------------
 
 
-def _child(job: dict[str, Any], confine: Any, parent: int, stdin: int, writes: list[int]) -> NoReturn:
+def _child(order: bytes, descriptors: list[int], confine: Any, zygote: int) -> NoReturn:
     code = 1
     try:
-        stdout, stderr, setup = writes
+        text, stdin, stdout, stderr, setup = descriptors
         try:
+            with open(text, "rb") as file:
+                source = file.read().decode("utf-8", "surrogatepass")
             for descriptor, target in ((stdin, 0), (stdout, 1), (stderr, 2)):
                 os.dup2(descriptor, target)
-            confine.enter(job["cpu_seconds"], job["memory_bytes"], parent)
+            confine.enter(*json.loads(order), zygote)
         except BaseException as problem:
             os.write(setup, f"{problem}"[:1000].encode("utf-8", "replace") or b"unknown")
             os._exit(1)
-        source = job["source"]
-        job.clear()  # the program can walk up to this frame and its callers', and must not read its stdin there
-        os.closerange(3, 2**16)  # the frames, and `setup`: from here on no failure is the machine's
+        os.closerange(3, 2**16)  # the zygote's socket, and `setup`: from here on no failure is the machine's
         code = _program(source)
     finally:
         os._exit(code)

@@ -32,14 +32,20 @@ import sys
 from dataclasses import dataclass
 from fractions import Fraction
 
+from verl_cov.tasks.node_places import NodePlaces
 from verl_cov.tasks.process_pool import ChildFailed, ProcessPool, usable_cpus
 
 MATH_VERIFY = ">=0.8,<0.10"  # as in pyproject.toml: the child replaces parts of it, and 0.7 judges otherwise
 LONGEST = 1000  # characters; longer answers are not given to math-verify
 CPU_SECONDS = 3  # of one comparison; whole seconds, since the kernel counts in seconds
 RELATIVE_TOLERANCE = Fraction(1, 10_000)
-MEMORY_BYTES = 2 * 2**30  # of a child; it has 0.1 GiB when idle
 POOL_SIZE = min(4, usable_cpus())  # children of each reward worker, of which verl has eight
+# What the children may take together on a node: those at work, NODE_CHILDREN of all reward workers', MEMORY_BYTES each;
+# the others IDLE_BYTES each. With verl's eight workers 12 GiB at worst, for answers made to be costly; 70 MiB each as a
+# rule.
+NODE_CHILDREN = min(8, usable_cpus())
+MEMORY_BYTES = 2**30
+IDLE_BYTES = 2**27  # a child that has grown beyond it starts afresh
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,7 @@ def _equal(answer: str, gold: str, cpu_seconds: int) -> bool:
     # Between two numbers the percent sign has been dealt with; math-verify's grammar does not read one by itself.
     answer, gold = (re.sub(r"\\?%", "", _UNIT.sub("", text) or text) for text in (answer, gold))
     request = {"gold": gold, "answer": answer, "cpu_seconds": cpu_seconds, "memory_bytes": MEMORY_BYTES}
+    request["idle_bytes"] = IDLE_BYTES
     # The kernel limits the child's CPU seconds; this limit is for a machine whose cores are all busy.
     return _POOL.call(request, seconds=5 * cpu_seconds + 10)["equal"]
 
@@ -251,4 +258,4 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-_POOL = ProcessPool(_command, POOL_SIZE, _environment)  # starts nothing yet
+_POOL = ProcessPool(_command, POOL_SIZE, _environment, NodePlaces("math", NODE_CHILDREN).one)  # starts nothing yet

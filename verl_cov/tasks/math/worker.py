@@ -2,8 +2,9 @@
 
     python -m verl_cov.tasks.math.worker        # speaks `process_pool`'s frames; not for people
 
-A request is {gold, answer, cpu_seconds, memory_bytes}, the reply {equal}. The parent kills a worker that is late; the
-kernel kills it when one comparison has used `cpu_seconds`.
+A request is {gold, answer, cpu_seconds, memory_bytes, idle_bytes}, the reply {equal}. The parent kills a worker that is
+late; the kernel kills it when one comparison has used `cpu_seconds`. A worker that has more than `idle_bytes` after its
+reply starts afresh, in the same process.
 
 sympy's `parse_expr` calls Python's `eval`, and two ways lead to it: math-verify's extraction of plain expressions,
 which is not used here, and `sympy.Number("12")`, by which the LaTeX grammar makes its numbers. So before math-verify is
@@ -19,13 +20,14 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import resource
 import sys
 from functools import lru_cache, partial
 from typing import Any
 
-from verl_cov.tasks.process_pool import read_frame, write_frame
+from verl_cov.tasks.process_pool import die_first, read_frame, write_frame
 
 _NUMERAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
@@ -211,10 +213,16 @@ def _limit(resource_id: int, value: int) -> None:
     resource.setrlimit(resource_id, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+
 def main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # a library that prints must not write into the frames
     _limit(resource.RLIMIT_CORE, 0)
+    die_first()
     _load()
     while (request := read_frame(requests)) is not None:
         used = resource.getrusage(resource.RUSAGE_SELF)
@@ -228,6 +236,10 @@ def main() -> None:
         except Exception:  # RecursionError, and whatever a parser raises on garbage
             verdict = False
         write_frame(answers, {"equal": verdict})
+        if _resident_bytes() > request["idle_bytes"]:
+            _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+            resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))  # loading takes longer than what may be left
+            os.execv(sys.executable, sys.orig_argv)
 
 
 if __name__ == "__main__":
