@@ -50,7 +50,7 @@ def test_a_cell_is_run_stopped_and_resumed(toy, tmp_path):
     """`verl-cov recipes run` of one cell: progress, Ctrl-C, the same command again, and once more when all is done."""
     folder = tmp_path / "runs" / "cell"
     swap = ["recipe/algorithm=prime", "recipe/entropy=clip_cov", "recipe/model=tiny", "recipe/task=toy"]
-    words = ["sec4-7b", *swap, "recipe/scale=cpu", "recipe.name=cell", "--steps", "3", "--skip-finished"]
+    words = ["sec4-7b/none", *swap, "recipe/scale=cpu", "recipe.name=cell", "--steps", "3", "--skip-finished"]
     words += ["trainer.save_freq=1", "trainer.val_before_train=false", "--toy", toy, "--runs", tmp_path / "runs"]
     command = [sys.executable, "-c", COMMAND, "recipes", "run", *map(str, words)]
 

@@ -131,13 +131,12 @@ def parse_all(words: Sequence[str], scale: str | None = None) -> list[Selection]
     """The recipes that the words of a command line mean, each with all the overrides (key=value) among the words.
 
     A recipe is EXPERIMENT[/RUN], MODEL/ALGORITHM/ENTROPY/TASK, or, if it is the only one, those four words. Of an
-    experiment with several runs, one must be named, or the algorithm or control be overridden.
+    experiment with several runs, one must be named.
     scale: the group `scale`; None: the experiment's, or what fits the model (`natural_scale`). Raises UnknownRecipe.
     """
     selections = _parse(words, scale)
-    chosen = any(word.startswith(("recipe/algorithm=", "recipe/entropy=")) for word in words)
     for selection in selections:
-        if selection.experiment in words and selection.run is not None and not chosen:
+        if selection.experiment in words and selection.run is not None:
             runs = list(experiment(selection.experiment).runs)
             raise UnknownRecipe(
                 f"{selection.experiment} has {len(runs)} runs: give one of "
