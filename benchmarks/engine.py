@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import statistics
 import subprocess
@@ -62,16 +63,17 @@ def _in_process(model: Path, hidden: int, layers: int, fields: dict) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "spec.pickle"
         spec.write_bytes(pickle.dumps((str(model), hidden, layers, fields)))
-        subprocess.run([sys.executable, "-m", "benchmarks.engine", str(spec)], check=True, capture_output=True)
+        command = [sys.executable, "-m", "benchmarks.engine", str(spec)]
+        # Before anything imports verl, which looks for its platform once.
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "VERL_PLATFORM": "cpu"})
         return pickle.loads((Path(folder) / "found.pickle").read_bytes())
 
 
 def _main(path: Path) -> None:
-    import os
     import time
 
     model, hidden, layers, fields = pickle.loads(path.read_bytes())
-    os.environ |= {"VERL_PLATFORM": "cpu", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "DIST_INIT_METHOD": f"file://{path.parent}/store"}
     import verl  # noqa: F401
     from omegaconf import OmegaConf
@@ -79,7 +81,8 @@ def _main(path: Path) -> None:
     from verl.utils import tensordict_utils as tu
     from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-    from verl_cov.hooks import mini_batch, rollout_batch
+    from verl_cov.hooks import mini_batch, policy_losses, rollout_batch
+    from verl_cov.hooks.update_record import UpdateRecord
 
     config = AutoConfig.from_pretrained(model)
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = hidden, 4 * hidden, layers
@@ -96,7 +99,7 @@ def _main(path: Path) -> None:
     worker.init_model()
     engine._set_policy_loss(worker, fields)
 
-    seconds: dict[str, list[float]] = {"hook": [], "update": [], "rollout": []}
+    seconds: dict[str, list[float]] = {"hook": [], "update": [], "rollout": [], "loss": []}
 
     def timed(owner, name, key):
         original = getattr(owner, name)
@@ -113,6 +116,8 @@ def _main(path: Path) -> None:
     timed(mini_batch.MiniBatchHook, "__init__", "hook")
     timed(mini_batch.MiniBatchHook, "metrics", "hook")
     timed(rollout_batch, "rollout_metrics", "rollout")
+    timed(policy_losses, "_measure", "loss")
+    timed(UpdateRecord, "add_log_probs", "loss")
     timed(TrainingWorker, "train_batch", "update")
     random = np.random.default_rng(0)
     for _ in range(4):
@@ -135,6 +140,8 @@ def _main(path: Path) -> None:
         tu.assign_non_tensor(data, max_token_len_per_gpu=None, micro_batch_size_per_gpu=8)
         worker.update_actor(data)
     hook = np.array(seconds["hook"]).reshape(-1, 2).sum(1)
+    if seconds["loss"]:
+        hook = hook + np.array(seconds["loss"]).reshape(len(hook), -1).sum(1)
     if seconds["rollout"]:  # each of these rollouts is one optimizer step
         hook = hook + np.array(seconds["rollout"])
     found = dict(
