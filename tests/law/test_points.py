@@ -291,6 +291,11 @@ def test_suggestions_match_whole_words():
     log = run({1: {"entropy": 1.0, "terminal_return": 0.1, "time/run_evals": 3.0, "invalid_actions": 1, "interval": 2}})
     with pytest.raises(NoPoints, match=r"--score-key: terminal_return$"):
         points(log, "run")
+    log = run({1: {"entropy": 1.0, "val_accuracy": 0.1}})
+    with pytest.raises(NoPoints, match=r"--score-key: val_accuracy$"):
+        points(log, "run")
+    with pytest.raises(NoPoints, match=r"\(there is 1: reward\)"):
+        points(run({1: {"reward": 1.0}}), "run")
 
 
 @pytest.mark.parametrize("key", ["score", "reward", "accuracy", "return", "Reward", "Accuracy"])

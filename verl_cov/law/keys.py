@@ -125,8 +125,11 @@ def is_validation(key: str) -> bool:
     return _AFTER.match(key) is not None
 
 
-def is_guess(key: str) -> bool:
-    """Whether it is only a guess from the key's name of which policy it is."""
+def is_guess(key: str, table: bool = False) -> bool:
+    """Whether it is only a guess from the key's name of which policy it is. table: the key is a column of anyone's
+    table, where a plain `reward` need not be TRL's."""
+    if table and key.lower() in _SIMPLE:
+        return True
     return known_as(key, ENTROPIES) is None and known_as(key, SCORES) is None
 
 
@@ -165,15 +168,15 @@ def suggest_entropies(keys: Sequence[str], wanted: str = "") -> str:
     return _suggest(keys, wanted, "entropy", _with_words(keys, _ENTROPY_WORDS))
 
 
-def notes_on(entropy_key: str, score_key: str) -> list[str]:
-    """What the entropy is, and what was assumed about keys that are not in the tables."""
-    known = known_as(entropy_key, ENTROPIES)
+def notes_on(entropy_key: str, score_key: str, table: bool = False) -> list[str]:
+    """What the entropy is, and what was assumed about keys that are not in the tables. table: as in `is_guess`."""
+    known = None if is_guess(entropy_key, table) else known_as(entropy_key, ENTROPIES)
     what = [known.note.format(key=entropy_key)] if known is not None and known.note else []
     return what + [
         f"{key} is not a known key: from its name it is taken to be of the policy "
         f"{'after' if is_after_update(key) else 'before'} the update, which is a guess: --join same or next decides it."
         for key in (entropy_key, score_key)
-        if is_guess(key)
+        if is_guess(key, table)
     ]
 
 
@@ -210,7 +213,9 @@ def _with_words(keys: Iterable[str], words: set[str]) -> list[str]:
 
 def _suggest(keys: Sequence[str], wanted: str, kind: str, named: Sequence[str]) -> str:
     near = get_close_matches(wanted, keys, 10, cutoff=0.6) if wanted else []
-    near += [key for key in named if key not in near] if not near else []
+    near = near or list(dict.fromkeys(named))
     if not near:
-        return f"choose its key with --{kind}-key (there are {len(keys)}: {listed(keys)})"
+        return (
+            f"choose its key with --{kind}-key (there {'is' if len(keys) == 1 else 'are'} {len(keys)}: {listed(keys)})"
+        )
     return f"choose one with --{kind}-key: {listed(near)}"

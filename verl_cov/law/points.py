@@ -87,11 +87,12 @@ def _points(run: Run, name: str) -> Points:
         partner = {1: "the next step", 0: "that step", -1: "the step before"}[reading.shift]
         first = ", ".join(map(str, lost[:5])) + (", ..." if lost.size > 5 else "")
         notes.append(f"{_count(lost.size, 'score')} dropped, without an entropy at {partner}: step {first}.")
-    notes += [*keys.notes_on(entropy_key, reading.score_keys[0]), *_notes_on_entropy(entropies)]
+    notes += [*keys.notes_on(entropy_key, reading.score_keys[0], run.table), *_notes_on_entropy(entropies)]
     if run.repeats:
         notes.append(f"The step ran backwards {_count(run.repeats, 'time')} (resumed?): the later values count.")
     if run.damaged:
-        notes.append(f"{_count(run.damaged, 'damaged line')} left out.")
+        notes.append(f"{_damage(run)}.")
+    notes += run.notes
     averaged = keys.validation_sets(run.known) if score_key == AVERAGE_KEY else ()
     if averaged:
         notes.append(
@@ -124,10 +125,11 @@ def _check_points(run: Run, reading: Reading) -> None:
             fix = "train on, or choose other keys with --entropy-key and --score-key"
         else:
             fix = "train on, validate more often (verl: trainer.test_freq), and log the entropy at every step"
+        lost = f" ({_damage(run)})" if run.damaged else ""
         raise NoPoints(
             f"{_count(len(steps), 'point')} of {_count(len(reading.scores.steps), 'score')} ({reading.score_key}) and "
             f"{_count(len(reading.entropies.steps), 'entropy', 'entropies')} ({reading.entropy_key}); the law needs "
-            f"{LEAST}: {fix}"
+            f"{LEAST}: {fix}{lost}"
         )
     if np.ptp(entropies) == 0:
         raise NoPoints(
@@ -158,7 +160,7 @@ def _check_log(run: Run) -> None:
             "TensorBoard or W&B, and no table with a step column"
         )
     if not run.known:
-        raise NoPoints(f"no record could be read: {_count(run.damaged, 'damaged line')}, and no other")
+        raise NoPoints(f"no record could be read, and {_damage(run)}")
     if run.repeats > max(3, len(run.steps) // 4):
         raise NoPoints(
             f"the step runs backwards {run.repeats} times in {len(run.steps)} steps, with other values: several runs "
@@ -188,6 +190,10 @@ def _control(run: Run) -> str | None:
         return None
     # Only KL-Cov takes the tokens above a threshold; Clip-Cov draws them from a band.
     return "kl_cov" if np.isfinite(run.column(_PREFIX + "threshold")).any() else "clip_cov"
+
+
+def _damage(run: Run) -> str:
+    return f"{_count(run.damaged, 'damaged line')} left out" + (f", as {run.damage}" if run.damage else "")
 
 
 def _count(number: int, singular: str, plural: str | None = None) -> str:

@@ -182,6 +182,8 @@ def _fallback(
     if keys.is_validation(key):
         return []
     best = scores[0][0]
+    if not keys.is_validation(best) and keys.is_guess(key, run.table):
+        return []  # what it is taken for is said with the join
     if not keys.is_validation(best):
         return [f"There is no validation: {key} is the training score, of the policy before the update."]
     return [
@@ -204,7 +206,8 @@ def _about_the_join(run: Run, score: tuple[str, ...], entropy: str | None, shift
     """Whether the other join fits far better, where that says something: for validations, and for unknown keys."""
     if entropy is None or not score or run.wanted.join != "auto":
         return []
-    if not (keys.is_validation(score[0]) or keys.is_guess(score[0]) or keys.is_guess(entropy)):
+    guessed = any(keys.is_guess(key, run.table) for key in (score[0], entropy))
+    if not (guessed or keys.is_validation(score[0])):
         return []
     other = 0 if shift else 1
     here, there = (pair(run.steps, run.column(entropy), _mean(run, score), by) for by in (shift, other))

@@ -159,6 +159,30 @@ def test_a_line_cut_at_a_fixed_length_does_not_end_in_half_a_value(tmp_path, for
                 assert value == float(items[name].removeprefix("np.float64(").removesuffix(")"))
 
 
+@pytest.mark.parametrize("every", [1, 5])  # every line is cut, or only the longer ones, those with a validation
+@pytest.mark.parametrize("form", ["{!r}", "{:.6f}"])
+def test_short_lines_cut_within_their_last_number_lose_it(tmp_path, every, form):
+    texts, wanted = [], []
+    for step in range(1, 61):
+        items = {f"a/x{n}": form.format(math.exp(-(n + 1) * step / 50)) for n in range(4)}
+        items["b/y"] = str(10 ** (step % 4))  # fields before the cut differ in length
+        if step % every == 0:
+            items["val-core/math/acc/mean@1"] = form.format(1 - 0.9 * math.exp(-step / 30))
+        wanted.append({key: float(value) for key, value in items.items()})
+        texts.append(f"step:{step} - " + " - ".join(f"{key}:{value}" for key, value in items.items()))
+    score = min(text.index("mean@1:") for text in texts if "mean@1" in text) + len("mean@1:")
+    for size in range(score + 5, score + 9):
+        run = read(tmp_path, "\n".join(text[:size] for text in texts) + "\n")
+        assert run.damaged >= sum(len(text) > size for text in texts)
+        for got, items in zip(run.records, wanted, strict=True):
+            assert all(math.isclose(value, items[key], rel_tol=1e-13) for key, value in got.items())
+
+
+def test_short_lines_of_one_format_are_whole(tmp_path):
+    texts = [f"step:{n} - a/x:{n / 7:.4f} - critic/score/mean:{0.01 * n:.4f}" for n in range(60)]
+    assert read(tmp_path, "\n".join(texts) + "\n").damaged == 0
+
+
 def test_a_line_that_is_merely_long_is_whole(tmp_path):
     texts = [long_record(step, "{!r}", 400)[0] for step in range(1, 6)]
     run = read(tmp_path, "\n".join(texts) + "\n")

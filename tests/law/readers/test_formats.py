@@ -136,7 +136,7 @@ def test_the_log_of_each_trainer(tmp_path, name, in_folder):
     law = estimate(found.entropy, found.score, found.steps)
     assert (law.law.a, law.law.b) == pytest.approx((0.2, 0.8), abs=1e-6)
     assert OTHER_QUANTITIES.get(name, "") in " ".join(found.notes)
-    assert "--join" not in " ".join(found.notes)
+    assert ("--join" in " ".join(found.notes)) is run.table  # the join is a guess only for a table of one's own
 
 
 @pytest.mark.parametrize("name", [name for name, log in LOGS.items() if "'" in log[1] and "Global" not in log[1]])
@@ -169,3 +169,23 @@ def test_a_chart_that_wandb_exported(tmp_path):
     assert name == "run - 7b"
     found = points(read_metrics(paths), name)
     assert estimate(found.entropy, found.score).law.a == pytest.approx(0.2, abs=1e-6)
+
+
+@pytest.mark.parametrize("with_bar", [True, False])
+@pytest.mark.parametrize("every", [1, 5])  # steps between records
+def test_a_resumed_log_of_dictionaries_goes_back_to_its_step(tmp_path, with_bar, every):
+    steps = [*range(every, 41, every), *range(30 + every, 61, every)]
+    record = "{{'loss': 0.0, 'reward': {}, 'entropy': {}, 'epoch': {}}}\n"
+    text = ""
+    for at, n in enumerate(steps):
+        bar_ = f" {100 * n // 60}%|##  | {n}/60 [00:11<01:00,  1.00s/it]\n" if with_bar else ""
+        text += bar_ + record.format(n / 100 + at / 1e4, 1 / (n + at / 1e4), round(n / 60, 4))
+    path = tmp_path / "train.log"
+    path.write_text(text)
+    run = read_metrics(path)
+    unit = every if with_bar else 1
+    assert run.steps.tolist() == [n // every * unit for n in range(every, 61, every)]
+    assert run.repeats == 1
+    notes = " ".join(points(run, "run").notes)
+    assert "The step ran backwards 1 time" in notes
+    assert ("its records were counted" in notes) is not with_bar

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from verl_cov.law import NoPoints, find_runs, read_metrics
+from verl_cov.law import NoPoints, find_runs, points, read_metrics
 
 EXPORT = """\
 "Step","free - actor/entropy","free - actor/entropy__MIN","free - actor/entropy__MAX","free - _step","kl - a - \
@@ -62,3 +62,27 @@ def test_damaged_rows_are_counted(tmp_path):
     run = read_metrics(path)
     assert run.steps.tolist() == [1, 5]
     assert run.damaged == 4
+
+
+def test_the_reason_of_a_damaged_row_and_a_column_given_twice_are_said(tmp_path):
+    path = tmp_path / "run.csv"
+    path.write_text("step,entropy,entropy,reward\n1,0.5,5,0\n2,0.4,4,0.1\n3,0.3,3,0.2\n")
+    run = read_metrics(path)
+    assert run.column("entropy").tolist() == [0.5, 0.4, 0.3]
+    assert "run.csv has several columns 'entropy': the first counts." in points(run, "run").notes
+    path.write_text(
+        "step,entropy,reward\n" + "".join(f'"{n},000",{1 / n},{n}\n' for n in range(1, 9)) + "1,1,2\n2,2,3\n"
+    )
+    with pytest.raises(
+        NoPoints, match=r"needs 3: .*\(8 damaged lines left out, as the step '1,000' is no whole number\)"
+    ):
+        points(read_metrics(path), "run")
+
+
+def test_a_plain_column_is_not_taken_for_a_trainers(tmp_path):
+    path = tmp_path / "run.csv"
+    path.write_text("step,entropy,accuracy\n" + "".join(f"{n},{1 / n},{n}\n" for n in range(1, 9)))
+    notes = " ".join(points(read_metrics(path), "run").notes)
+    assert "TRL" not in notes
+    assert "training score" not in notes
+    assert "accuracy is not a known key: from its name it is taken to be of the policy before the update" in notes

@@ -29,10 +29,10 @@ from verl_cov.law.readers.run import (
     AVERAGE_KEY,
     DETECTED,
     SCORE_PREFIX,
+    Aside,
     Join,
     NoLog,
     NoPoints,
-    Record,
     Records,
     Run,
     Tell,
@@ -98,7 +98,7 @@ def _records(files: list[Path], progress: Callable[[int, int], None], step_key: 
         progress(before, total)
 
 
-def _file(path: Path, tell: Tell, step_key: str | None) -> Iterable[Record]:
+def _file(path: Path, tell: Tell, step_key: str | None) -> Records:
     path, run = table.split_run(path)
     with path.open("rb") as file:
         head = file.read(1 << 16)
@@ -127,6 +127,9 @@ def _by(step_key: str | None, records: Records, path: Path) -> Records:
     keys: set[str] = set()
     found = False
     for record in records:
+        if isinstance(record, Aside):
+            yield record
+            continue
         keys.update(record[1] if record is not None else ())
         step = whole_step(record[1].get(step_key)) if record is not None else None
         found |= step is not None

@@ -5,7 +5,9 @@ and the line counted as damaged, where
 
 - the line's end is no whole item, or the file ends within the line;
 - the line is as long as a line that ends so, as a length at which loggers and job systems cut (W&B's output.log: 4,096
-  characters), or as most of the records although values differ in length;
+  characters), or as most of the records, if those are long;
+- several lines are equally long, no line is longer, and their last items differ in length; there only a value that can
+  be half a number is given up, not one with all its digits;
 - the line has fewer of the keys than the records around it, which are all alike.
 
 A terminal's capture, or `fold`, goes on in the next lines, all as wide as the first. Lines are joined only where the
@@ -50,7 +52,7 @@ _CUTS: tuple[int, ...] = (
 _CUTS += (65536, 100000, 1 << 17, 1 << 18, 1 << 20)
 _SPLIT_CHARACTER = 3  # bytes lost with a character of which only the first bytes fit
 _ENOUGH = 4  # records that agree on a length
-_SHORT, _LONG = 300, 1000  # characters: two records with so many values do not come out equally long
+_LONG = 1000  # characters: two records with so many values do not come out equally long
 
 _START = re.compile(r"(?<![\w/.:@-])step:(\d{1,15}) - ")
 _GLUED = re.compile(r"(?:(?<=[\d.):+-])|(?<=[\d.]e))(?=step:\d{1,15} - )")  # written on after a process was killed
@@ -63,7 +65,8 @@ _TRUTH = {"True": 1.0, "False": 0.0}
 @dataclass
 class _Items:
     """What could be read of a text. lost: number of items before the last that could not. last: the key of the last
-    item, None if that could not; at: where it begins; half: whether it looks like the beginning of an item."""
+    item, None if that could not; at: where it begins; half: whether it looks like the beginning of an item; open:
+    whether the last value may be half a number."""
 
     step: int
     data: dict[str, object]
@@ -71,6 +74,7 @@ class _Items:
     last: str | None
     at: int
     half: bool
+    open: bool
 
     def whole(self) -> bool:
         return self.last is not None and not self.lost
@@ -210,10 +214,11 @@ def _cut_lines(found: Sequence[_Line], widths: set[int]) -> set[int]:
             continue
         limits = {lengths[at] for at in cut if single[at].ended}
         longest = max(lengths.values())
-        at_limit = [line.alone.at for at, line in single.items() if lengths[at] == longest]
-        agree = len(at_limit) >= max(2, len(single) / 2)
-        if agree and (longest >= _LONG or (longest >= _SHORT and len(at_limit) >= _ENOUGH and len(set(at_limit)) > 1)):
+        at_limit = [at for at, length in lengths.items() if length == longest]
+        if longest >= _LONG and len(at_limit) >= max(2, len(single) / 2):
             limits.add(longest)
+        if len({single[at].alone.at for at in at_limit if single[at].ended}) > 1:
+            cut |= {at for at in at_limit if single[at].alone.open}
         slack = 1 + _SPLIT_CHARACTER * (kind == 0)
         for size in _CUTS:
             if size - slack <= longest <= size:
@@ -256,7 +261,16 @@ def _items(text: str, wrapped: bool = False) -> _Items | None:
     if not any("/" in key for key in (*data, end)):
         data, last = {}, None
     half = last is None and not re.search(r"\s", end) and ("/" in end or bool(data))
-    return _Items(int(match[1]), data, unread - (last is None), last, len(text) - len(end), half)
+    return _Items(int(match[1]), data, unread - (last is None), last, len(text) - len(end), half, _may_be_half(end))
+
+
+def _may_be_half(end: str) -> bool:
+    """Whether more of the number at the end may follow. Not so after a bracket or a word, nor, within what a double
+    resolves, after 15 digits of a number that is written without an exponent."""
+    number = end.rpartition(":")[2].lstrip("-")
+    whole, _, decimals = number.partition(".")
+    plain_form = whole == "0" or len(whole) > 1
+    return number[-1:] in set("0123456789.") and not (plain_form and len((whole + decimals).lstrip("0")) >= 15)
 
 
 def _value(text: str) -> float | None:

@@ -8,8 +8,11 @@
 | ROLL                        | `metrics_tag: {...}`                        | `system/step` or `step`                  |
 
 transformers prints no step. The progress bar before the line shows it (`11%|#    | 1/9`); without a bar, or if its
-number does not grow, the records are counted. A value counts only if what ends it is there, a comma or a brace: a line
-that was cut off loses its last value, and is counted as damaged. A dictionary that a terminal wrapped is put together.
+number does not grow, the records are counted. Where the bar or the epoch falls, a run was resumed: the count goes on
+from the bar's step, or from that of the record with this epoch.
+
+A value counts only if what ends it is there, a comma or a brace: a line that was cut off loses its last value, and is
+counted as damaged. A dictionary that a terminal wrapped is put together.
 """
 
 from __future__ import annotations
@@ -17,11 +20,10 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from verl_cov.law.readers.lines import of_ray, plain
-from verl_cov.law.readers.run import FRACTION_KEY, Record, step_key, whole_step
+from verl_cov.law.readers.run import FRACTION_KEY, Aside, Records, step_key, whole_step
 
 _MOST_LINES = 500
 
@@ -67,11 +69,11 @@ class Dictionaries:
             if "}" in text or not ended:
                 self._close()
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Records:
         """The records of all lines, each followed by None if a part of it was cut off."""
         if self._open:
             self._close()
-        count = 0
+        counter = _Counter()
         rollout: int | None = None
         first = evaluated = False
         for kind, number, data, cut in self.found:
@@ -86,13 +88,15 @@ class Dictionaries:
                 evaluated = True
                 data = {f"before training {key}": value for key, value in data.items()}
             elif kind == "bare":
-                if not any(key[:5] == "eval_" for key in data):
-                    count = number if number is not None and number > count else count + 1
-                number = count
+                number = counter.step(data, number)
             if number is not None:
                 yield number, data
             if cut:
                 yield None
+        if counter.without_bar:
+            yield Aside(
+                note="The log shows no step: its records were counted, so a step is one record, not one update."
+            )
 
     def _continues(self, text: str) -> bool:
         width = len(self._open[0])
@@ -126,6 +130,38 @@ class Dictionaries:
                 return
         if data:
             self.found.append((kind, number, data, "}" not in body))
+
+
+@dataclass
+class _Counter:
+    """The steps of records that do not name theirs. before: (epoch, step) of the training's records, ascending."""
+
+    count: int = 0
+    bar: int = 0
+    before: list[tuple[float, int]] = field(default_factory=list)
+    without_bar: bool = False
+
+    def step(self, data: dict[str, object], bar: int | None) -> int:
+        """The step of the next record. bar: the number of the progress bar before it."""
+        evaluation = any(key[:5] == "eval_" for key in data)
+        epoch = data.get("epoch")
+        again = None
+        if isinstance(epoch, float) and self.before and epoch < self.before[-1][0]:
+            while self.before and self.before[-1][0] >= epoch:
+                again = self.before.pop()[1]
+        moved = bar is not None and bar not in (0, self.bar)
+        if bar is not None and moved and not evaluation:
+            falls, self.bar = bar < self.bar, bar
+            self.count = bar if falls or bar > self.count else self.count + 1
+        elif again is not None:
+            self.count = again
+        elif not evaluation:
+            self.count += 1
+        if not evaluation:
+            self.without_bar |= bar is None
+            if isinstance(epoch, float):
+                self.before.append((epoch, self.count))
+        return self.count
 
 
 def is_record(line: bytes) -> bool:

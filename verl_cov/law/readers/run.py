@@ -16,8 +16,20 @@ SCORE_PREFIX = "val-core/"  # verl: val-core/{data source}/{variable}/mean@N
 
 # One record of a log: (step, its metrics). None stands for a damaged line, or a damaged part of a line.
 Record: TypeAlias = "tuple[int, dict[str, object]] | None"
-Records: TypeAlias = Iterator[Record]
 Tell: TypeAlias = Callable[[int], None]  # called with the number of bytes read so far
+
+
+@dataclass(frozen=True)
+class Aside:
+    """What a reader says between the records. damage: why a line was left out. note: a sentence on how the log was
+    read. table: that it is anyone's table, whose columns need not be a trainer's."""
+
+    damage: str = ""
+    note: str = ""
+    table: bool = False
+
+
+Records: TypeAlias = "Iterator[Record | Aside]"
 
 # Columns that hold the step, the best first. A trainer's own count comes before its logger's, as W&B counts calls of
 # `log` (the Hugging Face trainers log training and evaluation of one step in two calls).
@@ -71,7 +83,8 @@ class Run:
     part. repeats: how often a record had no later step than the record before it and replaced most of its step's
     values. A resumed run does so once at each launch; if it happens often, several runs write to one log. left_over:
     number of last steps that were written before the log last began again from its first step: they are of another run.
-    wanted: how the run is to be read.
+    wanted: how the run is to be read. damage: why a damaged line was left out, of the first where that is known. notes:
+    how the log was read. table: whether it is anyone's table.
     """
 
     steps: NDArray[np.int64]
@@ -80,6 +93,9 @@ class Run:
     repeats: int = 0
     left_over: int = 0
     wanted: Wanted = DETECTED
+    damage: str = ""
+    notes: tuple[str, ...] = ()
+    table: bool = False
 
     @cached_property
     def known(self) -> list[str]:
@@ -116,7 +132,7 @@ def pick_score(keys: Iterable[str]) -> str | None:
     return next((key for key in scores if "/mean@" in key), scores[0] if scores else None)
 
 
-def merge(records: Iterable[Record]) -> Run:
+def merge(records: Iterable[Record | Aside]) -> Run:
     """The records of one run, in the order they were written, by step.
 
     A step in several records keeps every key; where a key comes twice the last value wins. (A resumed verl run first
@@ -124,10 +140,18 @@ def merge(records: Iterable[Record]) -> Run:
     """
     merged: dict[int, dict[str, object]] = {}
     damaged = repeats = 0
+    damage, table = "", False
+    notes: list[str] = []
     last = furthest = -1  # furthest: since the log last began again from its first step
     for record in records:
         if record is None:
             damaged += 1
+            continue
+        if isinstance(record, Aside):
+            damaged += bool(record.damage)
+            damage = damage or record.damage
+            notes += [record.note] * (bool(record.note) and record.note not in notes)
+            table |= record.table
             continue
         step, data = record
         known = merged.get(step)
@@ -136,7 +160,7 @@ def merge(records: Iterable[Record]) -> Run:
         else:
             # Half of the values, or the time of logging would make a repeat of a step's second record.
             replaced = sum(key in known and known[key] != value for key, value in data.items())
-            repeat = step <= last and 2 * replaced > len(data)
+            repeat = step <= last and 2 * replaced > len(data) - ("epoch" in data)  # the step in other words
             repeats += repeat
             if repeat and step == min(merged):
                 furthest = -1
@@ -145,7 +169,16 @@ def merge(records: Iterable[Record]) -> Run:
         furthest = max(furthest, step)
     steps = sorted(merged)
     left_over = sum(step > furthest for step in steps)
-    return Run(np.array(steps, dtype=np.int64), tuple(merged[step] for step in steps), damaged, repeats, left_over)
+    return Run(
+        np.array(steps, dtype=np.int64),
+        tuple(merged[step] for step in steps),
+        damaged,
+        repeats,
+        left_over,
+        damage=damage,
+        notes=tuple(notes),
+        table=table,
+    )
 
 
 def step_key(keys: Iterable[str], wanted: str | None = None) -> str | None:

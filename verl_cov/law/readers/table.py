@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from verl_cov.law.readers.run import NoPoints, Records, Tell, step_key, whole_step
+from verl_cov.law.readers.run import Aside, NoPoints, Records, Tell, step_key, whole_step
 
 _DELIMITERS = (",", "\t", ";")
 _NAME = re.compile(r"""[\w /.@%()*"\-]{1,120}""")  # of a column
@@ -21,12 +21,14 @@ _NAME = re.compile(r"""[\w /.@%()*"\-]{1,120}""")  # of a column
 
 @dataclass(frozen=True)
 class Header:
-    """The first line of a table. columns: (run, key) by the column's number; run is "" if none is named."""
+    """The first line of a table. columns: (run, key) by the column's number; run is "" if none is named. twice: names
+    of several columns, of which the first counts."""
 
     delimiter: str
     width: int
     step: int
     columns: dict[int, tuple[str, str]]
+    twice: tuple[str, ...] = ()
 
     def runs(self) -> list[str]:
         return sorted({run for run, _ in self.columns.values()})
@@ -74,6 +76,9 @@ def records(path: Path, tell: Tell, run: str | None = None, wanted: str | None =
         raise NoPoints(f"{path} holds {len(runs)} runs ({_some(runs)}): choose one, as in '{path.name}::{runs[0]}'")
     if run is not None and run not in runs:
         raise NoPoints(f"{path} holds no run {run!r}, but {_some(runs)}")
+    yield Aside(table=not any(runs))
+    for name in top.twice:
+        yield Aside(note=f"{path.name} has several columns {name!r}: the first counts.")
     columns = {number: key for number, (name, key) in top.columns.items() if run is None or name == run}
     with path.open("rb") as file:
         rows = csv.reader(_text(file, tell), delimiter=top.delimiter)
@@ -83,14 +88,17 @@ def records(path: Path, tell: Tell, run: str | None = None, wanted: str | None =
                 row = next(rows)
             except StopIteration:
                 return
-            except csv.Error:
-                yield None
+            except csv.Error as error:
+                yield Aside(damage=str(error))
                 continue
             if not row:
                 continue
-            step = whole_step(row[top.step]) if len(row) == top.width else None
+            if len(row) != top.width:
+                yield Aside(damage=f"a row has {len(row)} values for {top.width} columns")
+                continue
+            step = whole_step(row[top.step])
             if step is None:
-                yield None
+                yield Aside(damage=f"the step {row[top.step][:40]!r} is no whole number")
                 continue
             numbers = {key: _number(row[column]) for column, key in columns.items()}
             data: dict[str, object] = {key: number for key, number in numbers.items() if number is not None}
@@ -110,12 +118,17 @@ def _header(head: bytes, wanted: str | None = None) -> Header | None:
             continue
         others = {number: name for number, name in enumerate(names) if name != step}
         exported = all(" - " in name for name in others.values())
-        columns = {}
+        columns: dict[int, tuple[str, str]] = {}
+        twice = [step.strip()] * (names.count(step) > 1)
         for number, name in others.items():
             run, _, key = name.rpartition(" - ") if exported else ("", "", name.strip())
-            if not key.endswith(("__MIN", "__MAX")) and not key.startswith("_"):
+            if key.endswith(("__MIN", "__MAX")) or key.startswith("_"):
+                continue
+            if (run, key) in columns.values():
+                twice.append(name.strip())
+            else:
                 columns[number] = (run, key)
-        return Header(delimiter, len(names), names.index(step), columns)
+        return Header(delimiter, len(names), names.index(step), columns, tuple(dict.fromkeys(twice)))
     return None
 
 
