@@ -491,3 +491,19 @@ def test_every_command_reads_a_log_as_it_is_told(tmp_path):
     assert result.exit_code == 0
     assert "0.60 [0.60, 0.60]" in result.output
     assert "--join sometimes: give same, next or auto" in run("fit", log, "--join", "sometimes").output
+
+
+@pytest.mark.parametrize("value", [1e300, 1e200, -1.7e308])
+@pytest.mark.parametrize("key", ["actor/entropy", "val-core/task/acc/mean@1"])
+def test_one_absurd_value_leaves_out_its_run_and_no_other(tmp_path, key, value):
+    good = write(tmp_path / "good" / "metrics.jsonl")
+    bad = write(tmp_path / "bad" / "metrics.jsonl", seed=1)
+    lines = [json.loads(line) for line in bad.read_text().splitlines()]
+    lines[20]["data"][key] = value
+    bad.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = run("fit", bad)
+    assert said.exit_code == 2 and f"{key} is {value:g} at step 20" in said.stderr
+    assert run("fit", bad, good).exit_code == 0
+    page = tmp_path / "report.html"
+    assert run("report", bad, good, "-o", page).exit_code == 0
+    assert run("watch", bad, good, "--once").exit_code == 0

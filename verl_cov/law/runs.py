@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from verl_cov.law.fit import LARGEST
 from verl_cov.law.keys import ENTROPY_KEYS
 from verl_cov.law.points import Points, points
 from verl_cov.law.readers import (
@@ -59,6 +60,7 @@ def load(arguments: Sequence[Path], wanted: Wanted = DETECTED, labels: Sequence[
     loaded: list[tuple[Points, Path]] = []
     for (name, path, _), run in zip(logs, shared, strict=True):
         try:
+            _check_sizes(run)
             loaded.append((points(run, name), path))
         except NoPoints as error:
             left_out.append(LeftOut(path, str(error).removeprefix(f"{name}: ")))
@@ -67,6 +69,15 @@ def load(arguments: Sequence[Path], wanted: Wanted = DETECTED, labels: Sequence[
         _refuse(found, left_out)
     say_left_out(left_out)
     return Loaded(runs, left_out)
+
+
+def _check_sizes(run: Run) -> None:
+    """Raise NoPoints, with the key and the step, if a score or an entropy is no measured value."""
+    reading = read(run)
+    for key, curve in ((reading.score_key, reading.scores), (reading.entropy_key, reading.entropies)):
+        if curve.values.size and np.abs(curve.values).max() > LARGEST:
+            worst = int(np.abs(curve.values).argmax())
+            raise NoPoints(f"{key} is {curve.values[worst]:g} at step {curve.steps[worst]}, which nothing measures")
 
 
 def alike(runs: Sequence[Run]) -> list[Run]:

@@ -106,7 +106,7 @@ def _law(joined: Joined) -> Estimate | str:
         return f"{len(set(entropy))} of 3 points" if score.size else ""
     try:
         law = estimate(entropy, score, steps)
-    except ValueError:
+    except (ValueError, ArithmeticError):
         return "no fit"
     except ModuleNotFoundError as error:  # the board needs no package of an extra, the interval does
         return f"needs {error.name}"
