@@ -61,7 +61,9 @@ def load(arguments: Sequence[Path], wanted: Wanted = DETECTED, labels: Sequence[
     for (name, path, _), run in zip(logs, shared, strict=True):
         try:
             _check_sizes(run)
-            loaded.append((points(run, name), path))
+            one = points(run, name)
+            _check_varies(one)
+            loaded.append((one, path))
         except NoPoints as error:
             left_out.append(LeftOut(path, str(error).removeprefix(f"{name}: ")))
     runs = _without_earlier_states(loaded, left_out)
@@ -78,6 +80,15 @@ def _check_sizes(run: Run) -> None:
         if curve.values.size and np.abs(curve.values).max() > LARGEST:
             worst = int(np.abs(curve.values).argmax())
             raise NoPoints(f"{key} is {curve.values[worst]:g} at step {curve.steps[worst]}, which nothing measures")
+
+
+def _check_varies(run: Points) -> None:
+    """Raise NoPoints if the score is the same at every point, as :func:`points` does for the entropy."""
+    if np.ptp(run.score) == 0:
+        raise NoPoints(
+            f"{run.score_key} is {run.score[0]:g} at every point, so no law can be fitted: choose another key with "
+            "--score-key"
+        )
 
 
 def alike(runs: Sequence[Run]) -> list[Run]:
@@ -119,7 +130,8 @@ def _refuse(found: Sequence[tuple[str, list[Path]]], left_out: Sequence[LeftOut]
         raise NoPoints(str(left_out[0]))
     reasons = [str(one) for one in left_out]
     more = f"; and {len(reasons) - _MOST_NAMED} more" * (len(reasons) > _MOST_NAMED)
-    raise NoPoints(f"none of the {len(found)} runs can be used: {'; '.join(reasons[:_MOST_NAMED])}{more}")
+    none = "the run cannot be used" if len(found) == 1 else f"none of the {len(found)} runs can be used"
+    raise NoPoints(f"{none}: {'; '.join(reasons[:_MOST_NAMED])}{more}")
 
 
 def _without_earlier_states(loaded: Sequence[tuple[Points, Path]], left_out: list[LeftOut]) -> list[Points]:

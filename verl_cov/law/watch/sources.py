@@ -104,6 +104,8 @@ def _law(joined: Joined) -> Estimate | str:
     steps, entropy, score = joined
     if not joined.usable():
         return f"{len(set(entropy))} of 3 points" if score.size else ""
+    if np.ptp(score) == 0:
+        return "constant score"
     try:
         law = estimate(entropy, score, steps)
     except (ValueError, ArithmeticError):
