@@ -50,7 +50,7 @@ def ahead(
     at = np.asarray(steps, dtype=np.float64)[points.order]
     if not at[-1] < to <= _FARTHEST:
         raise ValueError(
-            f"step {to:g} is not after the last pair of score and entropy, at step {at[-1]:g}, and at most {_FARTHEST:g}"
+            f"step {to:g} is not after the last pair of score and entropy, at step {at[-1]:g}, or beyond {_FARTHEST:g}"
         )
     scores, entropies, gains, decays = draw(at, points.entropy, points.score, points.gap, np.array([to]), seed=seed)
     reached = _interval(scores[:, 0], level)

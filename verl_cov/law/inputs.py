@@ -24,7 +24,8 @@ class Inputs:
     example: bool = False
 
     def named(self) -> list[tuple[str, Path]]:
-        """The labels as (name, run). Raises ValueError: one is not NAME=RUN, there is no run at all, or one beside the example."""
+        """The labels as (name, run). Raises ValueError: one is not NAME=RUN, there is no run, or one is
+        beside the example."""
         named = [arguments.label(text) for text in self.labels or ()]
         if self.example and (self.runs or named):
             raise ValueError("give runs or --example, not both")

@@ -124,6 +124,8 @@ def say_left_out(left_out: Sequence[LeftOut]) -> None:
 
 
 def _refuse(found: Sequence[tuple[str, list[Path]]], left_out: Sequence[LeftOut]) -> NoReturn:
+    if left_out and all(one.reason == "no such file or folder" for one in left_out):
+        raise NoPoints("; ".join(str(one) for one in left_out[:_MOST_NAMED]))
     if not found:
         raise no_log(left_out)
     if len(left_out) == 1:
