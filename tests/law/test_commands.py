@@ -108,7 +108,7 @@ def test_forecast_ranks_descriptions_and_goes_to_a_later_step(tmp_path):
     assert "at step 80 a score of" in text
     assert "predicted this run" in text
     assert "to_step" not in parsed("forecast", log)
-    assert "--to-step 3: run: step 3 is not after the last one" in run("forecast", log, "--to-step", "3").output
+    assert "--to-step 3: run: step 3 is not after the last pair" in run("forecast", log, "--to-step", "3").output
 
 
 def test_fit_tells_the_headline_shares_and_least_squares(tmp_path):
