@@ -4,7 +4,7 @@
 #   recipes/ray.sh head                                  # on the first node; prints what the others need
 #   recipes/ray.sh worker 10.0.0.1                       # on each other node
 #   recipes/ray.sh submit sec4-32b/kl_cov [overrides]    # on the head, from a folder that all nodes see
-#   recipes/ray.sh stop                                  # on each node
+#   recipes/ray.sh stop                                  # on each node; ends all of Ray there, other clusters too
 #
 # PORT (6379) is Ray's, DASHBOARD (8265) is where jobs are submitted; the dashboard listens on the head only. Who can
 # reach a Ray cluster can run code on it, so it asks for a token: the one in ~/.ray/auth_token, the same on all nodes.
@@ -16,6 +16,7 @@ export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 answers() { timeout 10 bash -c '> "/dev/tcp/$0/$1"' "$1" "$2" 2> /dev/null; }
 case $1 in
   head)
+    [ $# -eq 1 ] || die "head takes no more words: recipes/ray.sh head (PORT and DASHBOARD are set in the environment)"
     need ray
     ! answers 127.0.0.1 "$port" || die "port $port is taken, by a cluster that runs already? \`recipes/ray.sh stop\`, or PORT=N"
     [ "$RAY_AUTH_MODE" != token ] || ray get-auth-token --generate > /dev/null || true
@@ -40,6 +41,7 @@ case $1 in
       -- verl-cov recipes run --data "$PWD/data" --toy "$PWD/runs/cache" --runs "$PWD/runs" "$@"
     ;;
   stop)
+    [ $# -eq 1 ] || die "stop takes no more words, and ends all of Ray on this node: recipes/ray.sh stop"
     need ray
     ray stop
     ;;

@@ -82,3 +82,12 @@ def test_the_help_of_each_command_ends_with_examples_that_it_accepts():
             )
             if "--config" not in given:  # whose file must exist
                 command.make_context(name, given)  # raises for an option that is not there
+
+
+def test_an_unknown_name_among_hundreds_prints_few_of_them() -> None:
+    from verl_cov.suggestions import did_you_mean, unknown
+
+    known = [f"actor.field_{number}" for number in range(900)]
+    for line in (unknown("field", "zzz", known), did_you_mean("zzz", known)):
+        assert len(line) < 300
+        assert "and 890 more" in line

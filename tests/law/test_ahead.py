@@ -78,7 +78,7 @@ def test_it_is_honest_when_it_says_nothing():
     assert guess.entropy.low >= 0
     with pytest.raises(ValueError, match="at least 6 points, got 5"):
         ahead(steps[:5], entropy[:5], score[:5], to=300)
-    with pytest.raises(ValueError, match="step 236 is not after the last one, 236"):
+    with pytest.raises(ValueError, match="step 236 is not after the last pair of score and entropy, at step 236"):
         ahead(steps, entropy, score, to=236)
     with pytest.raises(ValueError, match="above 0"):
         ahead(steps, entropy - 0.2, score, to=300)

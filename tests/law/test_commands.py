@@ -108,7 +108,7 @@ def test_forecast_ranks_descriptions_and_goes_to_a_later_step(tmp_path):
     assert "at step 80 a score of" in text
     assert "predicted this run" in text
     assert "to_step" not in parsed("forecast", log)
-    assert "--to-step 3: run: step 3 is not after the last one" in run("forecast", log, "--to-step", "3").output
+    assert "--to-step 3: run: step 3 is not after the last pair" in run("forecast", log, "--to-step", "3").output
 
 
 def test_fit_tells_the_headline_shares_and_least_squares(tmp_path):
@@ -491,3 +491,71 @@ def test_every_command_reads_a_log_as_it_is_told(tmp_path):
     assert result.exit_code == 0
     assert "0.60 [0.60, 0.60]" in result.output
     assert "--join sometimes: give same, next or auto" in run("fit", log, "--join", "sometimes").output
+
+
+@pytest.mark.parametrize("value", [1e300, 1e200, -1.7e308])
+@pytest.mark.parametrize("key", ["actor/entropy", "val-core/task/acc/mean@1"])
+def test_one_absurd_value_leaves_out_its_run_and_no_other(tmp_path, key, value):
+    good = write(tmp_path / "good" / "metrics.jsonl")
+    bad = write(tmp_path / "bad" / "metrics.jsonl", seed=1)
+    lines = [json.loads(line) for line in bad.read_text().splitlines()]
+    lines[20]["data"][key] = value
+    bad.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = run("fit", bad)
+    assert said.exit_code == 2
+    assert f"{key} is {value:g} at step 20" in said.stderr
+    assert run("fit", bad, good).exit_code == 0
+    page = tmp_path / "report.html"
+    assert run("report", bad, good, "-o", page).exit_code == 0
+    assert run("watch", bad, good, "--once").exit_code == 0
+
+
+def test_a_constant_score_is_one_sentence(tmp_path):
+    log = write(tmp_path / "run" / "metrics.jsonl", a=0, b=0.5, noise=0)
+    said = run("fit", log)
+    assert said.exit_code == 2
+    assert said.stderr.count("\n") == 1
+    assert "is 0.5 at every point" in said.stderr
+    assert "constant score" in run("watch", log, "--once").stdout
+
+
+@pytest.mark.parametrize("command", ["fit", "forecast", "plot", "report", "scale"])
+def test_runs_and_the_example_are_not_both_given(tmp_path, command):
+    log = write(tmp_path / "run" / "metrics.jsonl")
+    said = run(command, f"1B={log}" if command == "scale" else log, "--example")
+    assert said.exit_code == 2
+    assert "give runs or --example, not both" in said.stderr
+
+
+def test_compare_prints_the_warnings_and_notes_of_each_run(tmp_path):
+    logs = [write(tmp_path / name / "metrics.jsonl", seed=at, steps=12) for at, name in enumerate("ab")]
+    said = run("compare", *logs).stdout
+    assert "Warning: a: Only 7 points" in said
+    assert "Warning: b: Only 7 points" in said
+    assert "all runs: " in said
+
+
+@pytest.mark.parametrize("step", ["inf", "nan", "1e10", "40"])
+def test_forecast_refuses_an_absurd_step(tmp_path, step):
+    said = run("forecast", write(tmp_path / "run" / "metrics.jsonl"), "--to-step", step)
+    assert said.exit_code == 2
+    assert "last pair of score and entropy, at step 60" in said.stderr
+
+
+def test_a_table_of_sizes_names_the_missing_column(tmp_path):
+    table = tmp_path / "ok.csv"
+    table.write_text("step,score\n1,2\n")
+    said = run("scale", table)
+    assert said.exit_code == 2
+    assert "has no parameters" in said.stderr
+    assert "KeyError" not in said.stderr
+
+
+def test_one_degree_of_freedom_is_singular(tmp_path):
+    assert "have 1 degree of freedom" in run("fit", write(tmp_path / "run" / "metrics.jsonl", steps=4)).stdout
+
+
+def test_a_missing_log_is_said_in_three_words_more(tmp_path):
+    said = run("fit", tmp_path / "nosuch.log")
+    assert said.exit_code == 2
+    assert said.stderr.strip().endswith("nosuch.log: no such file or folder")

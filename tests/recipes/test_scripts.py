@@ -70,6 +70,8 @@ def test_no_word_at_all_is_help_with_code_2(name):
         ("sweep.sh", ["a=1", "e"], "the experiment comes first"),
         ("sweep.sh", ["e", "bad=1"], "verl-cov: bad"),
         ("ray.sh", ["start"], "there is no command 'start': give head, worker, submit or stop"),
+        ("ray.sh", ["head", "extra", "words"], "head takes no more words"),
+        ("ray.sh", ["stop", "extra"], "stop takes no more words"),
         ("ray.sh", ["worker"], "worker takes the head's address"),
         ("ray.sh", ["submit"], "submit takes a recipe"),
     ],

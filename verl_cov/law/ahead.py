@@ -17,6 +17,7 @@ from verl_cov.law.fit import Array, Interval
 from verl_cov.law.series import line_of, series
 
 _DRAWS = 4000
+_FARTHEST = 1e9  # steps; no training has as many
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ def ahead(
 
     steps, entropy (nats per token), score: [n]. level: of the intervals. seed: of the draws that they are made of.
 
-    Raises ValueError: as `fit`, `series` and `decay` do, or `to` is not after the last step.
+    Raises ValueError: as `fit`, `series` and `decay` do, or `to` is not after the last step or beyond any training.
     """
     points = series(entropy, score, steps)
     at = np.asarray(steps, dtype=np.float64)[points.order]
-    if not to > at[-1]:
-        raise ValueError(f"step {to:g} is not after the last one, {at[-1]:g}")
+    if not at[-1] < to <= _FARTHEST:
+        raise ValueError(
+            f"step {to:g} is not after the last pair of score and entropy, at step {at[-1]:g}, or beyond {_FARTHEST:g}"
+        )
     scores, entropies, gains, decays = draw(at, points.entropy, points.score, points.gap, np.array([to]), seed=seed)
     reached = _interval(scores[:, 0], level)
     warnings = []

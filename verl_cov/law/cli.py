@@ -160,6 +160,7 @@ def compare(
         printing.check_output(output, inputs.paths())
         loaded = inputs.load()
         comparison = commands.compare_runs(loaded)
+        warnings = [f"{run.name}: {text}" for run, law in commands.fit_each(loaded) for text in law.warnings]
         answer = to_json.compare_json(loaded, comparison, loaded.left_out)
         printing.give(answer, as_json, output, lambda: laws.comparison(comparison))
     if as_json:
@@ -167,6 +168,8 @@ def compare(
     terminal.console().print(tables.compare_table(comparison))
     for line in tables.compare_lines(loaded, comparison):
         printing.print_line(line)
+    printing.print_warnings(warnings)
+    printing.print_notes(loaded)
 
 
 def scale(
@@ -191,6 +194,8 @@ def scale(
 
     with terminal.one_line():
         printing.check_output(output, [])
+        if example and sizes:
+            raise ValueError("give runs or --example, not both")
         target = None if predict is None else arguments.size(predict)
         *small, largest = examples.qwen25_math()
         if example:

@@ -108,8 +108,11 @@ def _size_table(path: str) -> list[tuple[float, float, float, str]]:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     try:
         numbers = [(arguments.size(row["parameters"]), float(row["a"]), float(row["b"])) for row in rows]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: a table needs numbers in the columns parameters, a and b ({error!r})") from error
+    except KeyError as error:
+        message = f"{path}: a table needs the columns parameters, a and b, and has no {error.args[0]}"
+        raise ValueError(f"{message}; a run is given as SIZE=RUN") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: a table needs numbers in the columns parameters, a and b: {error}") from error
     return [(size, a, b, row.get("model") or f"{size:g}") for (size, a, b), row in zip(numbers, rows, strict=True)]
 
 
@@ -119,7 +122,7 @@ def _each(runs: Sequence[Points], answer: Callable[[Points], _Answer]) -> list[_
     for run in runs:
         try:
             answers.append(answer(run))
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             left_out.append(LeftOut(Path(run.name), str(error)))
     if not answers:
         raise ValueError("; ".join(map(str, left_out[:5])) or "there is no run")

@@ -76,7 +76,7 @@ def _about_the_fit(law: LawFit, a: Interval, points: Series) -> list[str]:
     n = points.score.size
     if n < FEW_POINTS:
         warnings.append(
-            f"Only {n} points: the intervals have {n - 2} degrees of freedom, and no test can detect a bend."
+            f"Only {n} points: the intervals have {_degrees(n - 2)} of freedom, and no test can detect a bend."
         )
     if law.a <= 0:
         warnings.append(
@@ -94,6 +94,10 @@ def _about_the_fit(law: LawFit, a: Interval, points: Series) -> list[str]:
             + (", and a constant would describe the score better." if law.r2 < 0 else ".")
         )
     return warnings
+
+
+def _degrees(number: int) -> str:
+    return f"{number} degree{'s' * (number != 1)}"
 
 
 def _about_the_ceiling(law: LawFit, ceiling: Interval, points: Series) -> list[str]:

@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Array: TypeAlias = NDArray[np.float64]
 
+LARGEST = 1e100  # of a score or of exp(H): the products of larger values leave float64
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -69,8 +71,8 @@ def fit(entropy: ArrayLike, score: ArrayLike) -> LawFit:
     entropy: [n], nats per token. score: [n], in any unit (the paper: accuracy from 0 to 1). The order of the points
     does not change a single bit of the result.
 
-    Raises ValueError: the lengths differ, a value is not finite, or there are fewer than three distinct entropies. (The
-    curve passes through any two points: such a fit would claim R2 = 1 and know nothing.)
+    Raises ValueError: the lengths differ, a value is not finite or absurdly large, or there are fewer than three distinct
+    entropies. (The curve passes through any two points: such a fit would claim R2 = 1 and know nothing.)
     """
     h = np.asarray(entropy, dtype=np.float64)
     r = np.asarray(score, dtype=np.float64)
@@ -82,12 +84,14 @@ def fit(entropy: ArrayLike, score: ArrayLike) -> LawFit:
             raise ValueError(
                 f"{name}[{bad[0]}] is {values[bad[0]]}: drop the points that lack a value, as `points` does"
             )
+    if r.size and np.abs(r).max() > LARGEST:
+        raise ValueError(f"a score is {r[np.abs(r).argmax()]:g}, no measured value: drop that point")
 
     order = np.lexsort((r, h))  # sums in float64 depend on the order: fix it
     h, r = h[order], r[order]
     with np.errstate(over="ignore"):
         x = np.exp(h)
-    if not np.all(np.isfinite(x)):
+    if not np.all(x <= LARGEST):
         raise ValueError(f"entropy {h[-1]:g} is too large for exp(H): entropy is in nats per token, 0 to about 12")
     distinct = np.unique(x).size
     if distinct < 3:

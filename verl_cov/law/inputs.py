@@ -24,8 +24,11 @@ class Inputs:
     example: bool = False
 
     def named(self) -> list[tuple[str, Path]]:
-        """The labels as (name, run). Raises ValueError: one is not NAME=RUN, or there is no run at all."""
+        """The labels as (name, run). Raises ValueError: one is not NAME=RUN, there is no run, or one is
+        beside the example."""
         named = [arguments.label(text) for text in self.labels or ()]
+        if self.example and (self.runs or named):
+            raise ValueError("give runs or --example, not both")
         if not (self.runs or named or self.example):
             raise ValueError("give a RUN: a log, a folder with a log, or a folder of such folders")
         return named

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from verl_cov.law.fit import LARGEST
 from verl_cov.law.keys import ENTROPY_KEYS
 from verl_cov.law.points import Points, points
 from verl_cov.law.readers import (
@@ -59,7 +60,10 @@ def load(arguments: Sequence[Path], wanted: Wanted = DETECTED, labels: Sequence[
     loaded: list[tuple[Points, Path]] = []
     for (name, path, _), run in zip(logs, shared, strict=True):
         try:
-            loaded.append((points(run, name), path))
+            _check_sizes(run)
+            one = points(run, name)
+            _check_varies(one)
+            loaded.append((one, path))
         except NoPoints as error:
             left_out.append(LeftOut(path, str(error).removeprefix(f"{name}: ")))
     runs = _without_earlier_states(loaded, left_out)
@@ -67,6 +71,24 @@ def load(arguments: Sequence[Path], wanted: Wanted = DETECTED, labels: Sequence[
         _refuse(found, left_out)
     say_left_out(left_out)
     return Loaded(runs, left_out)
+
+
+def _check_sizes(run: Run) -> None:
+    """Raise NoPoints, with the key and the step, if a score or an entropy is no measured value."""
+    reading = read(run)
+    for key, curve in ((reading.score_key, reading.scores), (reading.entropy_key, reading.entropies)):
+        if curve.values.size and np.abs(curve.values).max() > LARGEST:
+            worst = int(np.abs(curve.values).argmax())
+            raise NoPoints(f"{key} is {curve.values[worst]:g} at step {curve.steps[worst]}, which nothing measures")
+
+
+def _check_varies(run: Points) -> None:
+    """Raise NoPoints if the score is the same at every point, as :func:`points` does for the entropy."""
+    if np.ptp(run.score) == 0:
+        raise NoPoints(
+            f"{run.score_key} is {run.score[0]:g} at every point, so no law can be fitted: choose another key with "
+            "--score-key"
+        )
 
 
 def alike(runs: Sequence[Run]) -> list[Run]:
@@ -102,13 +124,16 @@ def say_left_out(left_out: Sequence[LeftOut]) -> None:
 
 
 def _refuse(found: Sequence[tuple[str, list[Path]]], left_out: Sequence[LeftOut]) -> NoReturn:
+    if left_out and all(one.reason == "no such file or folder" for one in left_out):
+        raise NoPoints("; ".join(str(one) for one in left_out[:_MOST_NAMED]))
     if not found:
         raise no_log(left_out)
     if len(left_out) == 1:
         raise NoPoints(str(left_out[0]))
     reasons = [str(one) for one in left_out]
     more = f"; and {len(reasons) - _MOST_NAMED} more" * (len(reasons) > _MOST_NAMED)
-    raise NoPoints(f"none of the {len(found)} runs can be used: {'; '.join(reasons[:_MOST_NAMED])}{more}")
+    none = "the run cannot be used" if len(found) == 1 else f"none of the {len(found)} runs can be used"
+    raise NoPoints(f"{none}: {'; '.join(reasons[:_MOST_NAMED])}{more}")
 
 
 def _without_earlier_states(loaded: Sequence[tuple[Points, Path]], left_out: list[LeftOut]) -> list[Points]:

@@ -104,9 +104,11 @@ def _law(joined: Joined) -> Estimate | str:
     steps, entropy, score = joined
     if not joined.usable():
         return f"{len(set(entropy))} of 3 points" if score.size else ""
+    if np.ptp(score) == 0:
+        return "constant score"
     try:
         law = estimate(entropy, score, steps)
-    except ValueError:
+    except (ValueError, ArithmeticError):
         return "no fit"
     except ModuleNotFoundError as error:  # the board needs no package of an extra, the interval does
         return f"needs {error.name}"
