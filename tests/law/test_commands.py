@@ -357,7 +357,7 @@ def test_odd_values_and_names_are_no_traceback(tmp_path):
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        (None, ["holds no metrics"]),
+        (None, ["no such file or folder"]),
         ("", ["not a known kind of log"]),
         ('{"step": 1, "data": {"loss": 1.0}}\n', ["no known score"]),
         ('{"step": 1, "data": {"val-core/x/acc/mean@1": 0.5, "policy_H": 1}}\n', ["no known entropy", "--entropy-key"]),

@@ -71,8 +71,8 @@ def fit(entropy: ArrayLike, score: ArrayLike) -> LawFit:
     entropy: [n], nats per token. score: [n], in any unit (the paper: accuracy from 0 to 1). The order of the points
     does not change a single bit of the result.
 
-    Raises ValueError: the lengths differ, a value is not finite or absurdly large, or there are fewer than three distinct
-    entropies. (The curve passes through any two points: such a fit would claim R2 = 1 and know nothing.)
+    Raises ValueError: the lengths differ, a value is not finite or absurdly large, or there are fewer than three
+    distinct entropies. (The curve passes through any two points: such a fit would claim R2 = 1 and know nothing.)
     """
     h = np.asarray(entropy, dtype=np.float64)
     r = np.asarray(score, dtype=np.float64)
