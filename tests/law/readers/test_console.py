@@ -69,8 +69,8 @@ def test_prefixes_bars_and_other_processes(tmp_path, records, before):
 
 
 def longest_of_several(lines):
-    """The greatest length, if several lines have it: a log that is cut there looks the same, so their last values may be
-    given up. Else None."""
+    """The greatest length, if several lines have it: a log that is cut there looks the same, so that their last values
+    may be given up. Else None."""
     lengths = [len(text.rstrip()) for text in lines]
     return max(lengths) if lengths and lengths.count(max(lengths)) > 1 else None
 
