@@ -32,7 +32,7 @@ def script(name: str, *words: str, **environment: str) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         env={**os.environ, **environment},
-        timeout=60,
+        timeout=600,
     )
 
 

@@ -125,6 +125,10 @@ class CovPolicyLossConfig(PolicyLossConfig):
         """Name of the field that :attr:`ratio` comes from."""
         return "clip_cov_ratio" if self.loss_mode == CLIP_COV else "kl_cov_ratio"
 
+    def dead_zone(self, measured: float) -> float:
+        """Returns the dead zone of the absolute penalty in nats: ``measured``, unless the field has a number."""
+        return measured if self.cov_kl_dead_zone == "auto" else float(self.cov_kl_dead_zone)
+
     def describe(self) -> str:
         """Describes the active control and its settings in one line."""
         metrics = f"cov_metrics={self.cov_metrics}"

@@ -153,13 +153,11 @@ def start_record(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_bat
         if adapter.group is not None:
             dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=adapter.group)
         horizon = int(longest)
-    zone = cov.cov_kl_dead_zone
-    if zone == "auto":
-        # The first update on log-probs that this very policy gave: all it has moved is rounding.
-        zone = dead_zone.ALL if state.log_probs_are_new else state.dead_zone
+    # The first update on log-probs that this very policy gave: all it has moved is rounding.
+    zone = cov.dead_zone(dead_zone.ALL if state.log_probs_are_new else state.dead_zone)
     state.log_probs_are_new = False
     slots = mini_batch.tokens.valid.numel() if mini_batch.reselect is not None else None
-    return UpdateRecord(slots, float(zone), horizon, measures=cov.controls and cov.cov_metrics != "off")
+    return UpdateRecord(slots, zone, horizon, measures=cov.controls and cov.cov_metrics != "off")
 
 
 def select_and_measure(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from verl_cov.core import losses
-from verl_cov.core.dead_zone import FLOOR
+from verl_cov.core.dead_zone import ALL, FLOOR
 from verl_cov.hooks import versions
 from verl_cov.hooks.asks import config_from_policy_loss
 from verl_cov.hooks.loss_modes import CLIP_COV, LOSS_MODES
@@ -93,8 +93,9 @@ def _policy_loss(
     else:
         penalty = dict(coefficient=cov.ppo_kl_coef, estimator=cov.cov_kl, dead_zone=update.dead_zone)
         control = functools.partial(losses.kl_cov, base_loss, selected, aggregate, **penalty, **inputs)
-        drift = torch.where(selected, losses.log_ratio(log_prob, old_log_prob), 0.0).detach().abs()
-        update.add(drift=drift.sum(), selected=selected.sum())
+        if update.dead_zone == ALL:  # the update that shows the noise
+            drift = torch.where(selected, losses.log_ratio(log_prob, old_log_prob), 0.0).detach().abs()
+            update.add(drift=drift.sum(), selected=selected.sum())
     loss, metrics = control(log_prob=log_prob)
     if update.measures:
         _measure(loss, functools.partial(base_loss, **inputs), control, log_prob, update)
@@ -145,8 +146,7 @@ def _context(cov: CovPolicyLossConfig, response_mask: Tensor) -> InLoss:
                 "it: run `verl-cov doctor` and, for a legacy actor, `verl-cov patch apply` on every node; or set "
                 "actor_rollout_ref.actor.policy_loss.cov_scope=micro_batch"
             )
-        dead_zone = FLOOR if cov.cov_kl_dead_zone == "auto" else float(cov.cov_kl_dead_zone)
-        return InLoss(_without_hook(), UpdateRecord(dead_zone=dead_zone))
+        return InLoss(_without_hook(), UpdateRecord(dead_zone=cov.dead_zone(FLOOR)))
     shape = getattr(context.selection, "shape", response_mask.shape)
     if shape != response_mask.shape:
         raise RuntimeError(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -28,9 +28,6 @@ from verl_cov.law.options import (
     StepKey,
     ToStep,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def watch(

@@ -23,10 +23,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from verl_cov.law.readers.lines import of_ray, plain
+from verl_cov.law.readers.lines import continues, plain
 from verl_cov.law.readers.run import Record
 
-_MOST_LINES = 500  # of a wrapped record: a table as wide as the record must not be tried line by line for ever
 _WIDEST = 1 << 14  # columns that anyone folds lines at
 
 # Where loggers, shells and job systems cut lines. One less: the line end counts there.
@@ -108,7 +107,7 @@ class Dashes:
             return False
         text = plain(line)
         if self._open:
-            if self._continues(text):
+            if continues(self._open, text) and _START.search(text) is None:
                 self._open.append(text)
                 return True
             self._close()
@@ -146,18 +145,6 @@ class Dashes:
                     yield items.step, items.data
                 if cut or items.lost or last is None:
                     yield None
-
-    def _continues(self, text: str) -> bool:
-        """Whether `text` may be the next line of the record that is open: its lines fill a width, and no one else wrote
-        it. The width may differ by one column, as copying from a terminal loses a blank at the edge."""
-        width = len(self._open[0])
-        return (
-            len(self._open) < _MOST_LINES
-            and abs(len(self._open[-1]) - width) <= 1
-            and 0 < len(text) <= width + 1
-            and not of_ray(text)
-            and _START.search(text) is None
-        )
 
     def _close(self) -> None:
         parts, self._open = self._open, []

@@ -22,10 +22,8 @@ import re
 import sys
 from dataclasses import dataclass, field
 
-from verl_cov.law.readers.lines import of_ray, plain
+from verl_cov.law.readers.lines import continues, plain
 from verl_cov.law.readers.run import FRACTION_KEY, Aside, Records, step_key, whole_step
-
-_MOST_LINES = 500
 
 _HEAD = re.compile(r"(?:(?P<kind>rollout|step|eval|[Gg]lobal step) (?P<number>\d{1,15})|metrics_tag): ?$")
 _BARE = re.compile(r"\s*(?:[^{}|]*\|[^{}]*\])?\s*")  # nothing but a progress bar may stand before a record
@@ -56,7 +54,7 @@ class Dictionaries:
         """Take the next line."""
         if self._open:
             text = plain(line)
-            if self._continues(text):
+            if continues(self._open, text) and not _begins(text):
                 self._open.append(text)
                 if "}" in text or not ended:
                     self._close()
@@ -97,16 +95,6 @@ class Dictionaries:
             yield Aside(
                 note="The log shows no step: its records were counted, so a step is one record, not one update."
             )
-
-    def _continues(self, text: str) -> bool:
-        width = len(self._open[0])
-        return (
-            len(self._open) < _MOST_LINES
-            and abs(len(self._open[-1]) - width) <= 1
-            and 0 < len(text) <= width + 1
-            and not of_ray(text)
-            and not _begins(text)
-        )
 
     def _close(self) -> None:
         text, self._open = "".join(self._open), []

@@ -69,7 +69,7 @@ def list_command() -> None:
     epilog=terminal.examples(
         "verl-cov data prepare gsm8k gsm8k_test -o data",
         "verl-cov data prepare omni_math --from omni_math_rule.jsonl -o data",
-        "verl-cov data prepare gsm8k --from sample -o /tmp/data",
+        "verl-cov data prepare gsm8k --from sample -o sample-data",
     )
 )
 def prepare(
