@@ -21,9 +21,8 @@ from verl_cov.core.dead_zone import FLOOR
 class Sums(NamedTuple):
     """Sums over the mini-batch, equal on every rank."""
 
-    drift: float = (
-        0.0  # of |log pi - log pi_old| over the selected tokens, in nats; like the next, where the zone is ALL
-    )
+    # The first two only where the dead zone holds every token.
+    drift: float = 0.0  # of |log pi - log pi_old| over the selected tokens, in nats
     selected: float = 0.0  # tokens
     changed: float = 0.0  # of |what the control added to the policy loss's gradient by a log-prob|
     gradient: float = 0.0  # of |that gradient without the control|
