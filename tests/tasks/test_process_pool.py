@@ -56,7 +56,7 @@ def gone(pid: int, seconds: float = 10) -> bool:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
                 return True
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # the second: it ended between open and read
             return True
         time.sleep(0.02)
     return False
