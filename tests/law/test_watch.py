@@ -361,6 +361,13 @@ def test_the_number_of_steps_is_found_where_trainers_leave_it(tmp_path, name, te
     assert re.search(r"3/435 ", CliRunner().invoke(cli.app, ["watch", str(path), "--once"]).output)
 
 
+def test_a_run_resumed_for_longer_is_not_done_at_the_number_of_steps_of_its_first_start(tmp_path):
+    path = write(tmp_path / "metrics.jsonl", records(3))
+    (tmp_path / "train.log").write_text("Total training steps: 2\n")
+    shown = CliRunner().invoke(cli.app, ["watch", str(path), "--once"]).output
+    assert "3/2" not in shown and "done" not in shown
+
+
 def test_the_sparklines_of_all_runs_have_one_scale(tmp_path):
     slow = Run(np.arange(1, 21), tuple({"actor/entropy": 1 - step / 40} for step in range(20)))
     fast = Run(np.arange(1, 41), tuple({"actor/entropy": 1 - step / 40} for step in range(40)))

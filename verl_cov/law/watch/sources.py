@@ -65,6 +65,8 @@ class Source:
             self._first = time.time(), self.step
         if self.total is None and self._tries < _TRIES:
             self.total, self._tries = total_steps(self.paths), self._tries + 1
+            if self.total is not None and self.step is not None and self.step > self.total:
+                self.total = None  # of an earlier start: the run was resumed for longer
 
     @property
     def step(self) -> int | None:
