@@ -85,15 +85,15 @@ def test_the_law_works_from_the_wheel_alone(wheel, tmp_path):
     assert not absent & home.packages().keys()
     one, other = (write_run(tmp_path / f"{name}.jsonl", seed) for seed, name in enumerate(("one", "other")))
 
-    found = json.loads(home.verl_cov("fit", one, "--json"))
+    (found,) = json.loads(home.verl_cov("fit", one, "--json"))["runs"]
     assert found["a"] == pytest.approx(0.2, abs=0.02)
     assert found["ceiling"] == pytest.approx(0.6, abs=0.02)
     for log in ("file.jsonl", "console.log"):  # of a real run
-        assert json.loads(home.verl_cov("fit", DATA / log, "--json"))["n"] == 3
+        assert json.loads(home.verl_cov("fit", DATA / log, "--json"))["runs"][0]["n"] == 3
     home.verl_cov("fit", one, other, "--pool")
-    assert json.loads(home.verl_cov("forecast", one, "--json"))["fraction"] == 0.15
+    assert json.loads(home.verl_cov("forecast", one, "--json"))["runs"][0]["fraction"] == 0.15
     assert json.loads(home.verl_cov("compare", one, other, "--json"))["wald_p"] > 0.001
-    assert "the line bends" in home.verl_cov("scale", "--example")
+    assert "it falls short of the line" in home.verl_cov("scale", "--example")
     home.verl_cov("plot", one, "-o", tmp_path / "law.png")
     home.verl_cov("report", one, other, "-o", tmp_path / "report.html")
     board = home.verl_cov("watch", one, "--once", "--png", tmp_path / "board.png")
