@@ -125,6 +125,13 @@ def test_runs_of_different_trainers_and_depths_in_one_folder(tmp_path):
     assert left_out == {"crashed.out": "no record of a training in it"}
 
 
+def test_the_pictures_beside_runs_are_no_run_that_is_missing(tmp_path):
+    put(tmp_path / "runs" / "one" / "metrics.jsonl")
+    for name in ("plots/law.png", "plots/demo.pdf", "other/law.png", "other/notes.md"):
+        put(tmp_path / "runs" / name, "x")
+    assert said(tmp_path / "runs") == (["one"], {"other": "no log of a known kind in it"})
+
+
 def test_another_runs_log_in_the_folder_of_a_run_or_below_it_is_named(tmp_path):
     put(tmp_path / "run" / "metrics.jsonl")
     put(tmp_path / "run" / "train.log", (DATA / "console.log").read_text())  # the run itself

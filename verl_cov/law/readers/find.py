@@ -87,6 +87,12 @@ def log_files(path: Path) -> list[Path]:
     return [path]
 
 
+def _only_pictures(folder: Path) -> bool:
+    """Tells whether a folder holds what `plot` and `report` write, and nothing else."""
+    names = list(folder.iterdir())
+    return bool(names) and all(path.suffix in _PICTURES for path in names)
+
+
 _Format = Callable[["_Search", Path, list[Path]], list[FoundRun]]
 
 
@@ -152,7 +158,7 @@ class _Search:
                 continue
             if self._walk(inner, depth + 1, own if whole else above):
                 found = True
-            else:
+            elif not _only_pictures(inner):
                 silent.append(inner)
         if above is None and not whole:
             looked = [path.name for path in files if path.suffix in _ENDINGS]
@@ -279,6 +285,7 @@ def _consoles(search: _Search, folder: Path, files: list[Path]) -> list[FoundRun
 
 
 _FORMATS: tuple[_Format, ...] = (_lines, _states, _events, _wandb, _tables, _consoles)
+_PICTURES = (".png", ".pdf", ".svg", ".html")
 _ENDINGS = (".jsonl", ".csv", ".tsv", ".log", ".out", ".txt", ".json", ".wandb")
 
 
