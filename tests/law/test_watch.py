@@ -365,7 +365,8 @@ def test_a_run_resumed_for_longer_is_not_done_at_the_number_of_steps_of_its_firs
     path = write(tmp_path / "metrics.jsonl", records(3))
     (tmp_path / "train.log").write_text("Total training steps: 2\n")
     shown = CliRunner().invoke(cli.app, ["watch", str(path), "--once"]).output
-    assert "3/2" not in shown and "done" not in shown
+    assert "3/2" not in shown
+    assert "done" not in shown
 
 
 def test_the_sparklines_of_all_runs_have_one_scale(tmp_path):
