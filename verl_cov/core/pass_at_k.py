@@ -52,7 +52,10 @@ def is_success(value: object, least: float | None = None) -> bool:
 
 
 def tally(
-    prompts: Iterable[str], values: Iterable[object], least: float | None = None, expected: Mapping[str, int] | None = None
+    prompts: Iterable[str],
+    values: Iterable[object],
+    least: float | None = None,
+    expected: Mapping[str, int] | None = None,
 ) -> list[tuple[int, int]]:
     """Counts (samples, successes) of each prompt of a set, from one entry a response.
 
