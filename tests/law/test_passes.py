@@ -86,7 +86,7 @@ def test_the_panel_has_one_sample_solid_and_the_most_that_all_runs_have_dashed()
     assert lines == [
         (dash, colour, value) for dash, value in (("-", 0.4), ("--", 0.7), (":", 0.5)) for colour in colours
     ]
-    assert axes.get_ylabel() == "pass@1 solid, pass@4 dashed, greedy dotted"
+    assert axes.get_ylabel() == "pass@1 solid, pass@4 dashed,\ngreedy dotted"
     assert axes.get_title(loc="left") == "pass@k"
     axes = Figure().subplots()
     draw_passes(axes, {"vanilla": log(VERLS)})

@@ -27,7 +27,7 @@ from verl_cov.hooks.loss_modes import POLICY_LOSS
 from verl_cov.hooks.reporting import reporting
 from verl_cov.hooks.seams import Seam, shadowed
 from verl_cov.hooks.trainers import other_trainer
-from verl_cov.hooks.validation.pass_at_k import counts_of_sets, named
+from verl_cov.hooks.validation.pass_at_k import counts_of_sets, lowest_success, named
 from verl_cov.hooks.validation.temperatures import AGENT_LOOP, AGENT_LOOP_FIELD
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def _wrap(trainer: type[PPOTrainer | RayPPOTrainer], asking: Callable) -> None:
         with asking(trainer, answers):
             metrics = original(trainer, *args, **kwargs)
         with reporting(GREEDY):
-            metrics |= answers.named(config_from_trainer(trainer.config).cov_val_success)
+            metrics |= answers.named(lowest_success(trainer.config))
         return metrics
 
     seam.wrap(trainer, "_validate", _validate)

@@ -66,7 +66,7 @@ def _val_metrics_update(
                 data_sources,
                 sample_uids,
                 reward_extra_infos_dict,
-                config_from_trainer(trainer.config).cov_val_success,
+                lowest_success(trainer.config),
                 requested or {(str(name), str(uid)): n for name, uid in zip(data_sources, sample_uids, strict=True)},
             )
             metrics |= named(counts, {k: f"pass@{k}" for k in ks})
@@ -87,6 +87,12 @@ def wanted(config: DictConfig) -> tuple[int, ...]:
 def samples_per_prompt(config: DictConfig) -> int:
     """Responses to each validation row."""
     return OmegaConf.select(config, f"{_SAMPLING}.n", default=None) or 1
+
+
+def lowest_success(config: DictConfig) -> float | None:
+    """Returns the lowest value of a reward function that is a success; None: 1 is, and 0 is not."""
+    cov = config_from_trainer(config)
+    return None if cov is None else cov.cov_val_success
 
 
 def refuse(config: DictConfig) -> None:

@@ -30,9 +30,9 @@ def draw_passes(axes: Axes, runs: Mapping[str, Run], known: Mapping[str, Look] |
     greedy = {name: its.greedy for name, its in found.items() if its.greedy.values.size}
     for name, curve in greedy.items():
         axes.plot(*curve, linestyle=":", linewidth=1.5, color=known[name]["color"])
-    drawn += ["greedy dotted"] * bool(greedy)
+    label = ", ".join(drawn) + ",\ngreedy dotted" * bool(greedy)
     title = f"{some.kind}@k" + (" (verl's bootstrap)" if some.kind == BEST else "")
-    dress(axes, title, "training step", ", ".join(drawn))
+    dress(axes, title, "training step", label)
     by_step(axes)
     from_zero(axes)
 
