@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_cov.core.pass_at_k import NoSuccess, is_success, mean_pass_at_k, pass_at_k, tally
+from verl_cov.core.pass_at_k import NoSuccess, NoThreshold, is_success, mean_pass_at_k, pass_at_k, tally
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.data())
@@ -54,8 +54,11 @@ def test_a_success_is_one_and_anything_else_must_be_said():
         assert is_success(value) is True
     for value in (0, 0.0, False, np.bool_(False), np.float32(0)):
         assert is_success(value) is False
-    for value in (0.5, 2, -1, 1 - 1e-9, math.nan, math.inf, "1", b"1", "yes", [1.0, 0.0], {}, None):
-        with pytest.raises(NoSuccess):
+    for value in (0.5, 2, -1, 1 - 1e-9):
+        with pytest.raises(NoThreshold, match="neither 0 nor 1"):
+            is_success(value)
+    for value in (math.nan, math.inf, "1", b"1", "yes", [1.0, 0.0], {}, None):
+        with pytest.raises(NoSuccess, match=r"no (finite )?number"):
             is_success(value)
     assert [is_success(value, 0.5) for value in (0.25, 0.5, 1, -3)] == [False, True, True, False]
     assert is_success(0, 0.0) is True  # the threshold counts, not 0 and 1

@@ -13,7 +13,11 @@ USUAL = (1, 4, 16, 64)
 
 
 class NoSuccess(ValueError):
-    """A reward function gave a value of which nobody said whether it is a success."""
+    """A reward function gave a value that is neither a success nor none."""
+
+
+class NoThreshold(NoSuccess):
+    """A reward function gave a number of which nobody said whether it is a success."""
 
 
 def pass_at_k(samples: int, successes: int, k: int) -> float:
@@ -36,7 +40,8 @@ def is_success(value: object, least: float | None = None) -> bool:
     least: the lowest value that is one. None: 1 is one and 0 is none.
 
     Raises:
-        NoSuccess: not a finite number; without ``least`` also anything but 0 and 1, such as a share of passed tests.
+        NoSuccess: not a finite number.
+        NoThreshold: without ``least``, neither 0 nor 1, such as a share of passed tests.
     """
     try:
         if isinstance(value, (str, bytes)):  # verl takes text for no number either, not even digits
@@ -47,7 +52,7 @@ def is_success(value: object, least: float | None = None) -> bool:
     if not math.isfinite(number):
         raise NoSuccess(f"{number} is no finite number")
     if least is None and number not in (0.0, 1.0):
-        raise NoSuccess(f"{number:g} is neither 0 nor 1")
+        raise NoThreshold(f"{number:g} is neither 0 nor 1")
     return number >= (1.0 if least is None else least)
 
 

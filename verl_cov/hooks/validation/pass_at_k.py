@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cov.core.pass_at_k import USUAL, NoSuccess, mean_pass_at_k, tally
+from verl_cov.core.pass_at_k import USUAL, NoSuccess, NoThreshold, mean_pass_at_k, tally
 from verl_cov.hooks.asks import config_from_trainer
 from verl_cov.hooks.loss_modes import POLICY_LOSS
 from verl_cov.hooks.reporting import reporting
@@ -142,8 +142,8 @@ def counts_of_sets(
             try:
                 counts[name] = tally([str(prompts[at]) for at in its], values, least, of_prompt)
             except NoSuccess as error:
-                fix = f"set {SUCCESS_FIELD} to the lowest {key} that is a success"
-                raise NoSuccess(f"{key} {error}: {fix}" if least is None else f"{key} {error}") from None
+                fix = f": set {SUCCESS_FIELD} to the lowest {key} that is a success"
+                raise NoSuccess(f"{key} {error}{fix * isinstance(error, NoThreshold)}") from None
     return counts
 
 
