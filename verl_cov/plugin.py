@@ -46,9 +46,11 @@ def seams() -> Iterator[ModuleType]:
     if release.v1:
         from verl_cov.hooks import fail_fast, group_filter
         from verl_cov.hooks.prime import registration
-        from verl_cov.hooks.validation import averages, entropy, sampling
+        from verl_cov.hooks.validation import averages, entropy, greedy, pass_at_k, sampling
 
-        yield from (registration, group_filter, sampling, averages, entropy, fail_fast)
+        yield from (registration, group_filter, sampling, averages, pass_at_k)
+        # Greedy last: it takes its responses out of each batch before the others see it.
+        yield from (entropy, greedy, fail_fast)
 
 
 def install() -> None:

@@ -1,5 +1,5 @@
-"""One training with everything an evaluation needs: sampled and greedy prompts in one validation, the averages, the
-entropy of the generations, and the filter of prompts that teach nothing."""
+"""One training with everything an evaluation needs: sampled and greedy prompts in one validation, the averages, pass@k
+and the greedy accuracy, the entropy of the generations, and the filter of prompts that teach nothing."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None, **kw
     return {"score": 0.25 + 0.5 * right, "acc": float(right)}
 """
 
-COPIES = {"sampled": (1.0, 6), "greedy": (0.0, 3), "as configured": (None, 4)}  # temperature, copies of each prompt
-PROMPTS = 2
-GENERATIONS = PROMPTS * sum(copies for _, copies in COPIES.values())
+COPIES = {"sampled": (1.0, 3), "greedy": (0.0, 2), "as configured": (None, 2)}  # temperature, rows of each prompt
+PROMPTS, SAMPLES = 2, 2  # of each set; of each row
+GENERATIONS = SAMPLES * PROMPTS * sum(copies for _, copies in COPIES.values())
 MEASURED = 20
 
 ROW = pyarrow.schema(
@@ -101,7 +101,10 @@ def test_a_validation_of_sampled_and_greedy_prompts_and_a_filtered_training(mode
         "actor_rollout_ref.rollout.agent.default_agent_loop=verl_cov.single_turn",
         "actor_rollout_ref.rollout.temperature=0.7",
         "actor_rollout_ref.rollout.val_kwargs.temperature=0.7",
+        f"actor_rollout_ref.rollout.val_kwargs.n={SAMPLES}",
         f"actor_rollout_ref.actor.policy_loss.cov_val_entropy={MEASURED}",
+        f"actor_rollout_ref.actor.policy_loss.cov_val_pass_at=[1,{SAMPLES}]",
+        "actor_rollout_ref.actor.policy_loss.cov_val_greedy=true",
         "algorithm.filter_groups.enable=true",
         "algorithm.filter_groups.metric=acc",
         "algorithm.filter_groups.max_num_gen_batches=10",
@@ -153,7 +156,7 @@ def check_validation(metrics: dict, dump: Path) -> list[tuple[str, list[str]]]:
         for question, outputs in answers.items()
     ]
     for source, outputs in by_prompt:
-        assert len(outputs) == COPIES[source][1]
+        assert len(outputs) == SAMPLES * COPIES[source][1]
 
     accuracy = {source: [found["acc"] for found in rows if found["gts"].endswith(source[:4])] for source in COPIES}
     every = [value for values in accuracy.values() for value in values]
@@ -162,7 +165,20 @@ def check_validation(metrics: dict, dump: Path) -> list[tuple[str, list[str]]]:
     assert metrics["val-cov/acc/plain_mean"] == pytest.approx(sum(means.values()) / len(means))
     assert metrics["val-cov/generations"] == GENERATIONS
     for source, mean in means.items():
-        assert metrics[f"val-core/{source}/acc/mean@1"] == pytest.approx(mean)
+        assert metrics[f"val-core/{source}/acc/mean@{SAMPLES}"] == pytest.approx(mean)
+
+    samples = defaultdict(list)  # of each row
+    for found in rows:
+        samples[found["gts"], found["uid"].split("_")[0]].append(found["acc"])
+    assert {len(of_row) for of_row in samples.values()} == {SAMPLES}
+    for source, mean in means.items():
+        some = [any(of_row) for (question, _), of_row in samples.items() if question.endswith(source[:4])]
+        assert metrics[f"val-cov/pass@1/{source}"] == pytest.approx(mean)
+        assert metrics[f"val-cov/pass@{SAMPLES}/{source}"] == pytest.approx(sum(some) / len(some))
+        assert metrics[f"val-cov/greedy/{source}"] in [count / PROMPTS for count in range(PROMPTS + 1)]
+    # The one greedy response more is the one that the rows at temperature 0 have given.
+    assert metrics["val-cov/greedy/greedy"] == pytest.approx(means["greedy"])
+    assert metrics["val-cov/greedy"] == pytest.approx(sum(metrics[f"val-cov/greedy/{name}"] for name in COPIES) / 3)
 
     assert metrics["val-cov/entropy_generations"] == MEASURED
     assert metrics["val-cov/entropy_seconds"] > 0

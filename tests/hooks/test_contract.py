@@ -17,6 +17,7 @@ from verl_cov.hooks.status import status
 
 RELEASE = versions.installed_release()
 LOSS = "actor_rollout_ref.actor.policy_loss"
+VALIDATING = ("entropy=all", "pass_at=[1]", "greedy=true")
 
 
 def compose(*overrides: str):
@@ -72,7 +73,7 @@ def test_the_loss_mode_alone_is_enough():
     [
         ("kl_cov_ratio=0.2", "not a percentage"),
         ("ppo_kl_coef=-1", "must not be negative"),
-        *([] if RELEASE.v1 else [("cov_val_entropy=all", "needs verl 0.9 or later")]),
+        *([] if RELEASE.v1 else [(f"cov_val_{what}", "needs verl 0.9 or later") for what in VALIDATING]),
         ("+cov_sede=1", "cov_sede"),
     ],
 )

@@ -9,11 +9,12 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 
-from verl_cov.hooks.seams import Seam
+from verl_cov.hooks.seams import Seam, shadowed
 
 
 def call(original, *args):
@@ -45,6 +46,21 @@ def test_a_coroutine_function_stays_one():
     seam.wrap(owner, "double", await_it)
     assert inspect.iscoroutinefunction(owner.double)
     assert asyncio.run(owner.double(3)) == ("wrapped", 6)
+
+
+def test_a_shadowed_attribute_shows_again_also_after_an_error_and_within_another_block():
+    class Owner:
+        name = "of the class"
+
+    owner = Owner()
+    with suppress(ZeroDivisionError), shadowed(owner, "name", "outer"), shadowed(owner, "name", "inner"):
+        assert owner.name == "inner"
+        1 / 0  # noqa: B018
+    assert (owner.name, vars(owner)) == ("of the class", {})
+    with shadowed(owner, "name", "outer"):
+        with shadowed(owner, "name", "inner"):
+            pass
+        assert owner.name == "outer"
 
 
 def test_uninstall_undoes_the_newest_change_first():

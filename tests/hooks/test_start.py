@@ -91,6 +91,17 @@ def test_a_sound_configuration_says_that_we_are_active(capsys):
         (f"{LOSS}cov_dump_tokens=0", ("cov_dump_tokens=0", "at least 1")),
         (f"{LOSS}cov_val_entropy=some", ("cov_val_entropy='some'", "off, all or a positive number")),
         (f"{LOSS}cov_val_entropy=0", ("cov_val_entropy=0", "off, all or a positive number")),
+        (f"{LOSS}cov_val_pass_at=16", ("cov_val_pass_at=16", "off, auto or a list", "[1,4,16]")),
+        (f"{LOSS}cov_val_pass_at=all", ("cov_val_pass_at='all'", "off, auto or a list")),
+        (f"{LOSS}cov_val_pass_at=[]", ("cov_val_pass_at=[]", "off, auto or a list")),
+        (f"{LOSS}cov_val_pass_at=[0,1]", ("cov_val_pass_at=[0, 1]", "whole numbers from 1 on")),
+        (f"{LOSS}cov_val_pass_at=[1.5]", ("cov_val_pass_at=[1.5]", "whole numbers from 1 on")),
+        (f"{LOSS}cov_val_pass_at=[true]", ("cov_val_pass_at=[True]", "whole numbers from 1 on")),
+        (f"{LOSS}cov_val_pass_at=[1,4,4]", ("cov_val_pass_at=[1, 4, 4]", "has 4 twice")),
+        (f"{LOSS}cov_val_pass_at=[1,4]", ("cov_val_pass_at=[1, 4] needs 4 samples", "val_kwargs.n=1: set", "=auto")),
+        (f"{LOSS}cov_val_greedy=3", ("cov_val_greedy=3", "False, True")),
+        (f"{LOSS}cov_val_success=yes", ("cov_val_success='yes'", "null or a finite number")),
+        (f"{LOSS}cov_val_success=nan", ("cov_val_success=nan", "null or a finite number")),
         (f"{LOSS}loss_mode=VERL-COV.KL_COV", ("did you mean verl_cov.kl_cov?",)),
         (f"{LOSS}loss_mode=vanila", ("loss_mode=vanila", "did you mean vanilla?")),
         (f"{LOSS}loss_mode=verl_cov.klcov", ("verl_cov.klcov", "did you mean verl_cov.kl_cov?")),
@@ -503,6 +514,37 @@ def test_the_entropy_of_a_validation_needs_the_synchronous_trainer():
     assert "needs cov_metrics=basic or full" in refused(*wanted, f"{LOSS}cov_metrics=off")
 
 
+def test_pass_at_k_needs_so_many_samples_that_differ():
+    sampling = "actor_rollout_ref.rollout.val_kwargs"
+    drawn = (f"{sampling}.n=16", f"{sampling}.do_sample=True", f"{sampling}.temperature=1.0")
+    wanted = (*RUN, f"{LOSS}cov_val_pass_at=[1,16]")
+    validate(*wanted, *drawn)
+    validate(*RUN, *drawn, f"{LOSS}cov_val_pass_at=off")
+    for n, said in (("15", "n=15"), ("null", "n=1")):
+        message = refused(*wanted, *drawn, f"{sampling}.n={n}")
+        assert (
+            f"cov_val_pass_at=[1, 16] needs 16 samples a prompt, and {sampling}.{said}: set {sampling}.n=16" in message
+        )
+    message = refused(*wanted, f"{sampling}.n=16", f"{sampling}.temperature=0")
+    assert f"set {sampling}.temperature=1.0" in message
+    rows_may_say = "actor_rollout_ref.rollout.agent.default_agent_loop=verl_cov.single_turn"
+    validate(*wanted, f"{sampling}.n=16", f"{sampling}.temperature=0", rows_may_say)
+    assert "needs cov_metrics=basic or full" in refused(*wanted, *drawn, f"{LOSS}cov_metrics=off")
+    validate(*RUN, *drawn, f"{LOSS}cov_metrics=off")  # auto asks for nothing that is not there
+    validate(*RUN, f"{sampling}.n=null")
+
+
+def test_greedy_responses_need_our_agent_loop_and_rewards_at_once():
+    loop = "actor_rollout_ref.rollout.agent.default_agent_loop"
+    wanted, ours = (*RUN, f"{LOSS}cov_val_greedy=True"), f"{loop}=verl_cov.single_turn"
+    for trainer in ("trainer.use_v1=False", "trainer.v1.trainer_mode=colocate_async", "trainer.v1.trainer_mode=sync"):
+        validate(*wanted, ours, trainer)
+    assert f"{loop}=single_turn_agent does not: set {loop}=verl_cov.single_turn" in refused(*wanted)
+    assert "needs cov_metrics=basic or full" in refused(*wanted, ours, f"{LOSS}cov_metrics=off")
+    model = "reward.reward_model.enable=True"
+    assert "set reward.reward_model.enable_resource_pool=True" in refused(*wanted, ours, model)
+
+
 # --- verl's trainers with an entry point of their own -----------------------------------------------------------------
 
 ONE_STEP = ("one_step_off_policy", "one_step_off_ppo_trainer", "main_ppo")
@@ -552,6 +594,8 @@ def test_other_trainers_are_checked_before_they_start(trainer, gpus, monkeypatch
     for override, parts in (
         (f"{LOSS}kl_cov_ratio=0.2", ("not a percentage",)),
         (f"{LOSS}cov_val_entropy=all", ("needs verl's synchronous V1 trainer", f"{name} is not", "set it to off")),
+        (f"{LOSS}cov_val_greedy=True", ("needs the trainers of verl's main_ppo", f"{name} is not", "set it to False")),
+        (f"{LOSS}cov_val_pass_at=[64]", ("needs 64 samples a prompt",)),
         ("algorithm.filter_groups.enable=True", (f"does nothing in {name}", "trains on every prompt")),
         ("trainer.v1.trainer_mode=verl_cov.prime", (f"does nothing in {name}", "main_ppo")),
     ):

@@ -155,23 +155,39 @@ def test_a_dataset_class_of_the_users_own_cannot_be_checked(folder, caplog, loop
     assert all("cannot be checked" in line for line in said)
 
 
-@pytest.mark.parametrize("version", ["V1", "legacy"])
-def test_both_trainers_check_their_data(folder, version):
+def load(folder, version, train, validation, *overrides):
+    """Has a trainer of verl load these files."""
+    from transformers import AutoTokenizer
+
     from tests.hooks.test_validation_metrics import trainer
 
-    rows = [{"index": at, "temperature": 0.6} for at in range(16)]
-    dataset(folder, "rows", rows)
     made = trainer(
         version,
         f"actor_rollout_ref.rollout.agent.default_agent_loop={AGENT_LOOP}",
-        f"data.train_files={folder / 'rows.parquet'}",
-        f"data.val_files={folder / 'rows.parquet'}",
+        f"data.train_files={folder / train}.parquet",
+        f"data.val_files={folder / validation}.parquet",
         f"+data.cache_dir={folder / 'cache'}",
         f"actor_rollout_ref.model.path={folder / 'model'}",
+        *overrides,
     )
-    from transformers import AutoTokenizer
-
     made.tokenizer, made.processor = AutoTokenizer.from_pretrained(folder / "model"), None
     made.trainer_mode, made.parameter_sync_step = "sync", 1
+    made._init_dataloader() if version == "V1" else made._create_dataloader(None, None, None, None)
+
+
+@pytest.mark.parametrize("version", ["V1", "legacy"])
+def test_both_trainers_check_their_data(folder, version):
+    dataset(folder, "rows", [{"index": at, "temperature": 0.6} for at in range(16)])
     with pytest.raises(ValueError, match=r"16 training rows have an extra_info.temperature"):
-        made._init_dataloader() if version == "V1" else made._create_dataloader(None, None, None, None)
+        load(folder, version, "rows", "rows")
+
+
+@pytest.mark.parametrize("version", ["V1", "legacy"])
+def test_greedy_responses_need_rows_that_leave_the_agent_loop_to_the_configuration(folder, version):
+    dataset(folder, "plain", [{"index": at} for at in range(16)])
+    dataset(folder, "named", [{"index": at} for at in range(16)], agent_name="tool_agent")
+    greedy = "actor_rollout_ref.actor.policy_loss.cov_val_greedy=True"
+    load(folder, version, "named", "plain", greedy)
+    load(folder, version, "plain", "named")
+    with pytest.raises(ValueError, match=r"cov_val_greedy=True .* leave out the column agent_name, or set .*=False"):
+        load(folder, version, "plain", "named", greedy)

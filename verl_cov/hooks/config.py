@@ -9,12 +9,13 @@ import: :mod:`.asks` does so in the runs that need it.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from verl.workers.config import PolicyLossConfig
 
 from verl_cov.hooks import versions
 from verl_cov.hooks.loss_modes import CLIP_COV, KL_COV, LOSS_MODES, POLICY_LOSS
-from verl_cov.hooks.policy_loss_values import NUMBERS, check_ratio, check_value
+from verl_cov.hooks.policy_loss_values import NUMBERS, OFF, check_ratio, check_value
 from verl_cov.hooks.status import require_working_plugin
 
 DEFAULT_BASE_LOSS = {CLIP_COV: "vanilla", KL_COV: "ratio"}
@@ -56,6 +57,11 @@ class CovPolicyLossConfig(PolicyLossConfig):
         cov_dump_dir: folder of that file.
         cov_val_entropy: number of a validation's generations whose entropy is measured, by one forward over them:
             ``off``, ``all`` or a number.
+        cov_val_pass_at: the k whose pass@k is estimated from a validation's ``val_kwargs.n`` samples a prompt
+            (:mod:`.validation.pass_at_k`): ``auto`` (those of 1, 4, 16, 64 that n allows), ``off`` or a list.
+        cov_val_greedy: whether each validation prompt is answered once more, greedily (:mod:`.validation.greedy`).
+        cov_val_success: the lowest ``acc`` (or score, where there is none) that counts as a success in both. None: 1
+            does and 0 does not, and a validation set with other values has neither.
 
     Raises:
         ValueError: a field is out of range; the message names the field and the fix.
@@ -73,6 +79,9 @@ class CovPolicyLossConfig(PolicyLossConfig):
     cov_dump_tokens: int = 64
     cov_dump_dir: str | None = None
     cov_val_entropy: str | int = "off"
+    cov_val_pass_at: Any = "auto"  # str | list[int], of which OmegaConf can make no structured configuration
+    cov_val_greedy: bool = False
+    cov_val_success: float | None = None
 
     @classmethod
     def extend(cls, policy_loss: PolicyLossConfig) -> CovPolicyLossConfig:
@@ -81,7 +90,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
 
     def __post_init__(self) -> None:
         require_working_plugin()
-        for name in ("cov_metrics", "cov_val_entropy"):
+        for name in OFF:
             if getattr(self, name) is False:  # what YAML makes of a bare "off"
                 object.__setattr__(self, name, "off")
         for field in fields(self):
@@ -90,7 +99,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
         if self.controls:
             self._check_control()
         _check_dump(self)
-        _check_val_entropy(self)
+        _check_validation(self)
 
     def _check_control(self) -> None:
         check_ratio(self.ratio_field, self.ratio)
@@ -164,9 +173,13 @@ def _check_dump(config: CovPolicyLossConfig) -> None:
         )
 
 
-def _check_val_entropy(config: CovPolicyLossConfig) -> None:
-    value = config.cov_val_entropy
-    if value != "off" and not versions.installed_release().v1:
-        raise ValueError(f"{POLICY_LOSS}.cov_val_entropy={value} needs verl 0.9 or later: set it to off")
-    if value != "off" and config.cov_metrics == "off":
-        raise ValueError(f"{POLICY_LOSS}.cov_val_entropy={value} needs cov_metrics=basic or full, not off")
+def _check_validation(config: CovPolicyLossConfig) -> None:
+    asked = [(name, getattr(config, name)) for name in ("cov_val_entropy", "cov_val_pass_at", "cov_val_greedy")]
+    for name, value in asked:
+        off = {"cov_val_greedy": False}.get(name, "off")
+        if value in (off, "auto"):
+            continue
+        if not versions.installed_release().v1:
+            raise ValueError(f"{POLICY_LOSS}.{name}={value} needs verl 0.9 or later: set it to {off}")
+        if config.cov_metrics == "off":
+            raise ValueError(f"{POLICY_LOSS}.{name}={value} needs cov_metrics=basic or full, not off")

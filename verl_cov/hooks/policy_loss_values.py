@@ -19,8 +19,11 @@ CHOICES = {
     "cov_scope": ("mini_batch", "micro_batch"),
     "cov_log_prob": (None, "old", "current"),
     "cov_metrics": ("off", "basic", "full"),
+    "cov_val_greedy": (False, True),
 }
-FIELDS = (*NUMBERS, *WHOLE_NUMBERS, *CHOICES, "cov_seed", "cov_kl_dead_zone", "cov_val_entropy")
+OFF = ("cov_metrics", "cov_val_entropy", "cov_val_pass_at")  # may be off, of which YAML makes False
+FIELDS = (*NUMBERS, *WHOLE_NUMBERS, *CHOICES, "cov_seed", "cov_kl_dead_zone", "cov_val_entropy", "cov_val_pass_at")
+FIELDS += ("cov_val_success",)
 
 # The paper takes 2e-4 and 2e-3. The authors' scripts write 0.2 *percent*; read as a fraction that is a hundred times
 # more.
@@ -40,7 +43,7 @@ def check_value(name: str, value: object, field: str = "") -> None:
         if name == "ppo_kl_coef" and value < 0:
             raise ValueError(f"{field}={value} must not be negative: it would reward moving away")
     elif name in CHOICES and value not in CHOICES[name]:
-        names = ", ".join(each or "null" for each in CHOICES[name])
+        names = ", ".join("null" if each is None else str(each) for each in CHOICES[name])
         raise ValueError(f"{field}={value!r} is unknown: use one of {names}")
     elif name in WHOLE_NUMBERS and not _whole(value, WHOLE_NUMBERS[name]):
         raise ValueError(f"{field}={value!r} must be a whole number of at least {WHOLE_NUMBERS[name]}")
@@ -50,6 +53,10 @@ def check_value(name: str, value: object, field: str = "") -> None:
         raise ValueError(f"{field}={value!r} must be auto or a number of nats that is not negative")
     elif name == "cov_val_entropy" and not (value in ("off", "all") or _whole(value, 1)):
         raise ValueError(f"{field}={value!r} must be off, all or a positive number of generations")
+    elif name == "cov_val_pass_at":
+        _check_pass_at(value, field)
+    elif name == "cov_val_success" and not (value is None or _finite(value)):
+        raise ValueError(f"{field}={value!r} must be null or a finite number, the lowest acc or score of a success")
 
 
 def check_ratio(name: str, value: float, field: str = "") -> None:
@@ -59,6 +66,15 @@ def check_ratio(name: str, value: float, field: str = "") -> None:
             f"{field or f'{POLICY_LOSS}.{name}'}={value} must be a fraction of the tokens, above 0 and at most "
             f"{MAX_RATIO}, not a percentage{_for_percent(value)} (the paper takes 0.0002 to 0.002)"
         )
+
+
+def _check_pass_at(value: object, field: str) -> None:
+    if value in ("off", "auto"):
+        return
+    if not isinstance(value, list | tuple) or not value or not all(_whole(k, 1) for k in value):
+        raise ValueError(f"{field}={value!r} must be off, auto or a list of whole numbers from 1 on, such as [1,4,16]")
+    if double := next((k for k in value if value.count(k) > 1), None):
+        raise ValueError(f"{field}={list(value)} has {double} twice: leave one out")
 
 
 def _finite(value: object) -> TypeGuard[int | float]:

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -80,3 +80,20 @@ class Seam:
         """Undoes every change, the newest first."""
         while self._undo:
             self._undo.pop()()
+
+
+@contextmanager
+def shadowed(owner: object, name: str, value: object) -> Iterator[None]:
+    """Gives one object another attribute ``name`` inside this block; what it had before shows again after it."""
+    before = vars(owner).get(name, _NONE)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is _NONE:
+            delattr(owner, name)  # that of the class shows again
+        else:
+            setattr(owner, name, before)
+
+
+_NONE = object()

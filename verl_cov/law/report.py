@@ -123,6 +123,8 @@ def _section(
     colour = known[run.name]["color"]
     parts = [f'<h2 id="{place[run.name]}" class="run" style="border-left-color: {colour}">{_text(run.name)}</h2>']
     parts.append(f'<p class="big">{_text(tables.gain_line(run, law))}.</p>')
+    if (line := tables.passes_line(run.run)) is not None:
+        parts.append(f"<p>{_text(line)}</p>")
     parts += [f'<p class="warning">{_text(warning)}</p>' for warning in law.warnings]
     parts.append(_table(tables.FIT_COLUMNS, [tuple(map(_text, tables.fit_row(run, law)))]))
     if not alone:

@@ -16,7 +16,9 @@ from verl_cov.law.estimate import Estimate
 from verl_cov.law.fit import Interval
 from verl_cov.law.forecast import Forecast
 from verl_cov.law.keys import listed
+from verl_cov.law.passes import BEST, passes
 from verl_cov.law.points import Points
+from verl_cov.law.readers import Run
 from verl_cov.law.scale import Scaling
 
 FIT_COLUMNS = ("run", "a", "b", "ceiling b - a", "R²", "RMSE", "points")
@@ -58,6 +60,17 @@ def gain_line(run: Points, law: Estimate) -> str:
         f"{start}; at {now:.3g} nats per token the law gives {here.value:.3g}, and the remaining entropy buys "
         f"{gain.value:.2g} more ({gain.low:.2g} to {gain.high:.2g}), to {law.ceiling.value:.3g} at H = 0"
     )
+
+
+def passes_line(run: Run) -> str | None:
+    """How often one sample and several have a success, at the first and the last validation; None without pass@k."""
+    found = passes(run)
+    if found is None:
+        return None
+    curves = {found.name(k): curve for k, curve in found.curves.items()} | {"greedy accuracy": found.greedy}
+    parts = [f"{name} {one.values[0]:.3f} → {one.values[-1]:.3f}" for name, one in curves.items() if one.values.size]
+    how = " (verl's best of k draws with replacement, a bootstrap)" if found.kind == BEST else ""
+    return f"From the first validation to the last: {', '.join(parts)}{how}."
 
 
 def remarks(runs: Sequence[Points]) -> list[tuple[str, tuple[str, ...]]]:

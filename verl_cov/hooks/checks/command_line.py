@@ -13,7 +13,7 @@ from importlib import resources
 
 from verl_cov.hooks.asks import names_verl_cov
 from verl_cov.hooks.loss_modes import POLICY_LOSS
-from verl_cov.hooks.policy_loss_values import FIELDS, NUMBERS, RATIOS, check_ratio, check_value
+from verl_cov.hooks.policy_loss_values import FIELDS, NUMBERS, OFF, RATIOS, check_ratio, check_value
 from verl_cov.suggestions import did_you_mean
 
 GROUP = "verl_cov"
@@ -58,7 +58,7 @@ def refuse(words: Sequence[str]) -> None:
 
 def _refuse_value(name: str, value: object, key: str, control: str | None) -> None:
     """control: the loss's, "" if it is none of ours, None if the words do not tell."""
-    if (isinstance(value, str) and "${" in value) or (value is False and name in ("cov_metrics", "cov_val_entropy")):
+    if (isinstance(value, str) and "${" in value) or (value is False and name in OFF):
         return
     if control == "" and name in (*NUMBERS, "cov_seed"):  # the numbers of verl's own losses are verl's business
         return

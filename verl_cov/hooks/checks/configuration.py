@@ -15,7 +15,7 @@ from verl_cov.hooks.cpu import refusals as cpu_refusals
 from verl_cov.hooks.loss_modes import POLICY_LOSS
 from verl_cov.hooks.prime import refusals as prime_refusals
 from verl_cov.hooks.status import status
-from verl_cov.hooks.validation import entropy, sampling
+from verl_cov.hooks.validation import entropy, greedy, pass_at_k, sampling
 
 
 def refuse(config: DictConfig) -> None:
@@ -29,6 +29,8 @@ def refuse(config: DictConfig) -> None:
         legacy_actor.refuse,
         cpu_refusals.refuse,
         entropy.refuse,
+        pass_at_k.refuse,
+        greedy.refuse,
         group_filter.refuse,
         sampling.refuse,
         reward.refuse,

@@ -31,7 +31,7 @@ from verl_cov.core.prime.prime_config import TRAINER_MODE
 from verl_cov.hooks.asks import config_from_trainer
 from verl_cov.hooks.loss_modes import POLICY_LOSS
 from verl_cov.hooks.reporting import reporting
-from verl_cov.hooks.seams import Seam
+from verl_cov.hooks.seams import Seam, shadowed
 from verl_cov.hooks.trainers import other_trainer
 from verl_cov.hooks.validation.averages import PREFIX
 
@@ -98,11 +98,8 @@ def _measuring_each_batch(trainer: PPOTrainer, wanted: str | int, entropies: Ent
         entropies.seconds += time.perf_counter() - started
         return batch, metrics
 
-    buffer.sample = sample_and_measure
-    try:
+    with shadowed(buffer, "sample", sample_and_measure):
         yield
-    finally:
-        del buffer.sample  # the method of the class shows again
 
 
 def share_of(wanted: str | int, generations: int) -> float:

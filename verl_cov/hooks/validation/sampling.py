@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from verl_cov import suggestions
 from verl_cov.hooks.asks import asks_for_verl_cov, names_verl_cov
 from verl_cov.hooks.seams import Seam
-from verl_cov.hooks.validation.temperatures import AGENT_LOOP, AGENT_LOOP_FIELD, check_temperatures
+from verl_cov.hooks.validation.greedy import refuse_other_agent_loops
+from verl_cov.hooks.validation.temperatures import AGENT_LOOP, AGENT_LOOP_FIELD, check_temperatures, columns
 
 if TYPE_CHECKING:
     from verl.trainer.ppo.ray_trainer import RayPPOTrainer
@@ -55,6 +56,7 @@ def _create_dataloader(
     if asks_for_verl_cov(trainer.config):
         loop = OmegaConf.select(trainer.config, AGENT_LOOP_FIELD, default=None)
         check_temperatures(loop, trainer.train_dataset, trainer.val_dataset)
+        refuse_other_agent_loops(trainer.config, columns(trainer.val_dataset))
 
 
 def refuse(config: DictConfig) -> None:

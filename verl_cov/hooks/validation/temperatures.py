@@ -24,7 +24,7 @@ AGENT_LOOP_FIELD = "actor_rollout_ref.rollout.agent.default_agent_loop"
 
 def check_temperatures(agent_loop: str | None, train: RLHFDataset, validation: RLHFDataset) -> None:
     """Raises ValueError for temperatures that ``agent_loop`` would misapply; warn of ones that nothing applies."""
-    if agent_loop != AGENT_LOOP or "agent_name" in getattr(_frame(validation), "column_names", ()):
+    if agent_loop != AGENT_LOOP or "agent_name" in columns(validation):
         with reporting("the look for temperatures in the validation rows"):
             if rows := len(temperatures(validation)):
                 logger.warning(
@@ -66,6 +66,11 @@ def _check_type(field: str, dataset: RLHFDataset) -> None:
             f"{AGENT_LOOP} needs numbers: write the column as double, with null for prompts that are sampled as "
             "configured"
         )
+
+
+def columns(dataset: RLHFDataset) -> list[str]:
+    """The columns of a verl dataset; none if it cannot be looked into."""
+    return getattr(_frame(dataset), "column_names", [])
 
 
 def temperatures(dataset: RLHFDataset) -> list[float]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from verl_cov.law.display import Fitted, baseline_first, by_unit, unit_label
 from verl_cov.law.estimate import Estimate
+from verl_cov.law.plots.passes import draw_passes, has_passes
 from verl_cov.law.plots.style import (
     TEXT,
     Look,
@@ -55,13 +56,20 @@ def laws(fitted: Fitted) -> Figure:
 
 
 def training(fitted: Fitted, known: Mapping[str, Look]) -> Figure:
-    """Score and entropy of at most twelve runs against the step, and the one against the other with the laws."""
+    """Score, pass@k where a log has it, and entropy of at most twelve runs against the step, and score against entropy
+    with the laws."""
+    runs = [run for run, _ in fitted]
+    logs = {run.name: run.run for run in runs}
+    more = int(has_passes(logs))
     with rc_context(TEXT):
-        figure = Figure(figsize=(14, _height(fitted)), layout="constrained")
+        figure = Figure(figsize=(14 + 4 * more, _height(fitted)), layout="constrained")
         law, strip = _widths(fitted)
-        score, entropy, axes, ceilings = figure.subplots(1, 4, width_ratios=(law, law, law, strip))
+        score, *passing, entropy, axes, ceilings = figure.subplots(
+            1, 4 + more, width_ratios=(law,) * (3 + more) + (strip,)
+        )
         ceilings.sharey(axes)
-        runs = [run for run, _ in fitted]
+        for panel in passing:
+            draw_passes(panel, logs, known)
         draw_curves(score, {run.name: run.scores for run in runs}, known)
         dress(score, "Score", "training step", score_label(runs))
         draw_curves(entropy, {run.name: run.entropies for run in runs}, known)

@@ -19,6 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from verl_cov.law.estimate import Estimate, estimate
 from verl_cov.law.keys import is_validation
+from verl_cov.law.plots.passes import draw_passes, has_passes
 from verl_cov.law.plots.style import (
     TEXT,
     Look,
@@ -67,24 +68,27 @@ def plot_law(runs: Mapping[str, Run], path: str | PathLike[str], fit_run: str = 
 
 
 def plot_demo(runs: Mapping[str, Run], path: str | PathLike[str], fit_run: str = FIT_RUN) -> Path:
-    """The three figures side by side, for a README: 1800 x 675 pixels, to be shown 1200 wide."""
+    """Entropy, pass@1 and pass@k (without them the score) and the law side by side, for a README: 1800 x 675 pixels, to
+    be shown 1200 wide."""
     with rc_context(TEXT):
         figure = Figure(figsize=(12, 4.5), layout=ConstrainedLayoutEngine(wspace=0.06))
         left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.12))
         draw_entropy(left, runs)
-        draw_score(middle, runs)
+        (draw_passes if has_passes(runs) else draw_score)(middle, runs)
         draw_law(right, runs, fit_run)
         _legends(figure, runs, right)
         return save(figure, path, dpi=150)
 
 
 def plot_all(runs: Mapping[str, Run], folder: str | PathLike[str], fit_run: str = FIT_RUN) -> list[Path]:
-    """Write entropy.png, score.png, law.png and demo.png to `folder` (created if missing); return their paths."""
+    """Write entropy.png, score.png, pass.png (if a run has pass@k), law.png and demo.png to `folder` (created if
+    missing); return their paths."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return [
         plot_entropy(runs, folder / "entropy.png"),
         plot_score(runs, folder / "score.png"),
+        *([_single(draw_passes, runs, folder / "pass.png")] if has_passes(runs) else []),
         plot_law(runs, folder / "law.png", fit_run),
         plot_demo(runs, folder / "demo.png", fit_run),
     ]

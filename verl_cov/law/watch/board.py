@@ -13,6 +13,7 @@ from rich.text import Text
 from verl_cov.core.metric_table import LADDER, PREFIX
 from verl_cov.core.update_kinds import UPDATE_KINDS
 from verl_cov.law.display import shortened
+from verl_cov.law.passes import GREEDY_KEY, last_values, passes
 from verl_cov.law.readers import Run
 from verl_cov.law.watch.overview import overview
 from verl_cov.law.watch.sources import Source
@@ -61,12 +62,16 @@ def _notes(sources: Sequence[Source]) -> list[Text]:
         f"{source.name}: {source.run.damaged} damaged lines" for source in sources if source.run and source.run.damaged
     ]
     known = [source.run for source in sources if source.run is not None and source.run.steps.size]
-    if known and not any(map(_explains, known)):
+    if known and not any(map(_has_metrics, known)):
         notes.append("no actor/cov/ metrics in these runs: train with +verl_cov=metrics to see why entropy falls")
     return [Text(note, style="yellow", no_wrap=True, overflow="ellipsis") for note in notes]
 
 
 def _explains(run: Run) -> bool:
+    return _has_metrics(run) or passes(run) is not None
+
+
+def _has_metrics(run: Run) -> bool:
     return any(key.startswith(PREFIX) for key in run.keys())  # noqa: SIM118
 
 
@@ -98,10 +103,21 @@ def _rows() -> list[tuple[str, str, Cell]]:
     rows.append(("covariance", "mean", _series("mean", "{:+.3g}")))
     rows += [(f"  top {100 * share:g} %", f"top_{share:g}", _series(f"top_{share:g}", "{:+.3g}")) for share in LADDER]
     rows += [(kind, "", _kind(kind, _DOWN if kind in UPDATE_KINDS[:2] else _UP)) for kind in UPDATE_KINDS]
-    return [*rows, ("prompts", "", _difficulties), ("acted on", "selected_tokens", _selected)]
+    rows += [("prompts", "", _difficulties), ("acted on", "selected_tokens", _selected)]
+    return [("pass@k", "", _passes), ("  greedy", "", _greedy), *rows]
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
+
+
+def _passes(run: Run, width: int, scale: Scale | None) -> Text:
+    found = passes(run)
+    return Text("-") if found is None else _line(found.curves[found.most].values, width, last_values(found), scale)
+
+
+def _greedy(run: Run, width: int, scale: Scale | None) -> Text:
+    values = run.values(GREEDY_KEY)
+    return _line(values, width, f"{values[-1]:.3f}", scale) if values.size else Text("-")
 
 
 def _error(run: Run, width: int, scale: Scale | None) -> Text:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from verl_cov.core.metric_table import PREFIX
 from verl_cov.law.plots.covariance import draw_covariance, has_metrics
 from verl_cov.law.plots.fits import MOST_RUNS
+from verl_cov.law.plots.passes import draw_passes, has_passes
 from verl_cov.law.plots.runs import draw_entropy, draw_law, draw_score
 from verl_cov.law.plots.style import TEXT, Look, by_step, dress, labels, legend_below, looks, marks, save, say_empty
 from verl_cov.law.readers import Run
@@ -27,11 +28,14 @@ def plot(runs: Mapping[str, Run], path: str | PathLike[str]) -> Path:
     groups, explained = _groups(runs), [name for name, run in runs.items() if has_metrics(run)]
     with rc_context(TEXT):
         heights = [*(4.4 + 0.25 * len(group) for group in groups), *(4.3 for _ in explained)]
-        figure = Figure(figsize=(17, sum(heights)), layout="constrained")
+        more = int(has_passes(runs))
+        figure = Figure(figsize=(17 + 4 * more, sum(heights)), layout="constrained")
         rows = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
         for group, row in zip(groups, rows, strict=False):
-            score, entropy, law, selected = row.subplots(1, 4)
+            score, *passing, entropy, law, selected = row.subplots(1, 4 + more)
             draw_score(score, group, known)
+            for panel in passing:
+                draw_passes(panel, group, known)
             draw_entropy(entropy, group, known)
             draw_law(law, group, _fitted(group), known)
             _selected(selected, group, known)
