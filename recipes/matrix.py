@@ -39,12 +39,16 @@ ALIASES = ("math",)  # the same as another task
 
 
 def cells(model: str | None = None) -> Iterator[Selection]:
-    """Every cell of the paper's models (of one, if named), and of the tiny one with the toy task."""
+    """Every cell of the paper's models (of one, if named), and of the tiny one with the toy tasks."""
     algorithms, controls = catalogue.options("algorithm"), catalogue.options("entropy")
     for name in [model] if model else catalogue.options("model"):
-        tasks = ["toy"] if name == "tiny" else [t for t in catalogue.options("task") if t not in ("toy", *ALIASES)]
+        tasks = list(catalogue.TOYS) if name == "tiny" else papers_tasks()
         for words in itertools.product([name], algorithms, controls, tasks):
             yield catalogue.parse(words)
+
+
+def papers_tasks() -> list[str]:
+    return [task for task in catalogue.options("task") if task not in (*catalogue.TOYS, *ALIASES)]
 
 
 def trained() -> dict[str, Selection]:
@@ -138,7 +142,7 @@ def tables() -> str:
         marks = ["ran" if f"{algorithm}/{control}" in ran else "composed" for control in controls]
         lines.append(f"| `{algorithm}` | " + " | ".join(marks) + " |")
 
-    tasks = [task for task in catalogue.options("task") if task not in ("toy", *ALIASES)]
+    tasks = papers_tasks()
     per_task = len(catalogue.options("algorithm")) * len(controls)
     scales = [scale for scale in catalogue.options("scale") if scale != "cpu"]
     lines += ["", "| model | " + " | ".join(f"`{task}`" for task in tasks) + " | " + " | ".join(scales) + " |"]

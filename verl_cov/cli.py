@@ -12,6 +12,7 @@ from verl_cov.doctor.cli import EXAMPLES as doctor_examples
 from verl_cov.doctor.cli import doctor
 from verl_cov.law import cli as law
 from verl_cov.recipes import cli as recipes
+from verl_cov.study import cli as study
 from verl_cov.tasks.data import cli as data
 from verl_cov.tokens import EXAMPLES as token_examples
 from verl_cov.tokens import tokens
@@ -28,6 +29,7 @@ app = typer.Typer(
     help="Clip-Cov and KL-Cov for verl; where a run's entropy goes, and where its score ends.",
 )
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(study.app, name="study")
 app.add_typer(data.app, name="data")
 app.add_typer(patch.app, name="patch")
 # A user may paste a whole command, with options of Python's and Hydra's.

@@ -42,7 +42,7 @@ def toy(tmp_path_factory) -> Path:
 
 # The toy's folder is the fixture's: `recipes run` itself would teach the tiny model for another minute.
 COMMAND = (
-    "from verl_cov.cli import main; from verl_cov.recipes import plan; plan.make_toy = lambda folder: None; main()"
+    "from verl_cov.cli import main; from verl_cov.recipes import plan; plan.make_toy = lambda *start: None; main()"
 )
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from verl_cov.cli import app
 from verl_cov.law.readers import find_runs, read_metrics
-from verl_cov.recipes import catalogue, cli, launch, plan
+from verl_cov.recipes import catalogue, child, launch, plan
 
 TOY = ["tiny", "grpo", "kl_cov", "toy"]
 
@@ -25,7 +25,7 @@ def run(*words: str):
 @pytest.fixture(autouse=True)
 def _in_this_process(monkeypatch):
     """Not in a fork of it: pytest's process has torch, with threads."""
-    monkeypatch.setattr(cli, "_in_child", lambda function, *arguments, **options: function(*arguments, **options))
+    monkeypatch.setattr(child, "in_child", lambda function, *arguments, **options: function(*arguments, **options))
 
 
 def test_list_has_every_name():
@@ -109,7 +109,7 @@ LOSS = "actor_rollout_ref.actor.policy_loss."
     ],
 )
 def test_a_dry_run_refuses_what_a_start_would_and_a_start_makes_nothing_before(override, says, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "make_toy", lambda folder: pytest.fail("made"))
+    monkeypatch.setattr(plan, "make_toy", lambda *start: pytest.fail("made"))
     done = run("run", *TOY, "--dry-run", "--runs", tmp_path, override)
     assert (done.exit_code, done.stdout) == (2, "")
     assert says in done.stderr
@@ -173,7 +173,7 @@ def test_run_refuses_what_is_missing(tmp_path):
 @pytest.fixture
 def demo(stand_in, tmp_path, monkeypatch):
     """demo(*words, **do): `recipes run` of two recipes in tmp_path, with a stand-in for the trainer that does so."""
-    monkeypatch.setattr(plan, "make_toy", lambda folder: None)
+    monkeypatch.setattr(plan, "make_toy", lambda *start: None)
     monkeypatch.setattr(plan.machine, "check", lambda config: [])
 
     def call(*words, recipes=("demo/vanilla", "demo/kl_cov"), **do):

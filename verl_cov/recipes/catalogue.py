@@ -18,6 +18,7 @@ from verl_cov.suggestions import unknown
 
 CONF = Path(__file__).parent.parent / "conf"
 GROUPS = ("model", "algorithm", "entropy", "task", "scale")
+TOYS = ("toy", "pointer")  # the tasks that are made on this machine
 
 
 class UnknownRecipe(ValueError):
@@ -54,8 +55,8 @@ class Selection:
 
     @property
     def uses_toy(self) -> bool:
-        """Whether it reads the tiny model or the toy task, which are made on this machine."""
-        return self.choices["model"] == "tiny" or self.choices["task"] == "toy"
+        """Whether it reads the tiny model or a toy task, which are made on this machine."""
+        return self.choices["model"] == "tiny" or self.choices["task"] in TOYS
 
     def groups(self) -> list[str]:
         """Hydra's overrides that select the files."""

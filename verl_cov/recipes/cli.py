@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from verl_cov import terminal
-from verl_cov.recipes import completion
+from verl_cov.recipes import child, completion
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="The paper's runs: list, show, check, run.")
 
-Result = TypeVar("Result")
 Words = Annotated[
     list[str],
     typer.Argument(
@@ -211,7 +207,7 @@ def run(
             return
         if report:
             import matplotlib  # noqa: F401  # missed now, not after the trainings
-        planned, findings = _in_child(plan.prepare, selections, *where, again=not skip_finished, changed=changed)
+        planned, findings = child.in_child(plan.prepare, selections, *where, again=not skip_finished, changed=changed)
         for run in planned:
             console.print(run.note, markup=False, soft_wrap=True)
         if _print(findings, console, only_missing=True) and not unchecked:
@@ -279,15 +275,6 @@ def _print_next(
 
 def _give(answer: dict[str, Any]) -> None:
     typer.echo(json.dumps(answer, indent=1, default=str))
-
-
-def _in_child(function: Callable[..., Result], *arguments: object, **options: object) -> Result:
-    """Call `function` in a child process: verl and torch stay out of this one, which lives as long as the trainings."""
-    # SIG_DFL: Ctrl-C ends the child without a traceback of its own.
-    with ProcessPoolExecutor(
-        1, mp_context=get_context("fork"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_DFL)
-    ) as pool:
-        return pool.submit(function, *arguments, **options).result()
 
 
 def _text(value: object) -> str:

@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from verl_cov.recipes.catalogue import Selection
+from verl_cov.recipes.catalogue import TOYS, Selection
 
 METRICS_KEY = "ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH"
 RECORD = "launches.jsonl"
@@ -72,11 +72,11 @@ class Launch:
 
     def has_finished(self, digest: str) -> bool:
         """Whether a launch with this configuration has reached its end, also one that saved no checkpoints."""
-        return any(entry.get("finished") == digest for entry in self._entries())
+        return any(entry.get("finished") == digest for entry in self.entries())
 
     def other_settings(self, digest: str) -> str | None:
         """How the folder's last launch differs from this one, or None: verl would go on from its checkpoint."""
-        before = [entry for entry in self._entries() if "config" in entry]
+        before = [entry for entry in self.entries() if "config" in entry]
         if not before or before[-1]["config"] == digest:
             return None
         lost = [word for word in before[-1]["overrides"] if word not in self.settings()]
@@ -91,7 +91,8 @@ class Launch:
         with path.open("a") as file:
             file.write("\n" * cut + json.dumps(entry) + "\n")
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[dict[str, Any]]:
+        """The folder's record of launches and of ends, without damaged lines."""
         path = self.folder / RECORD
         entries = []
         for line in path.read_text().splitlines() if path.is_file() else []:
@@ -103,7 +104,7 @@ class Launch:
 def launch(selection: Selection, data: Path, toy: Path, runs: Path, number: int = 1) -> Launch:
     """The next launch of a recipe.
 
-    data: where `verl-cov data prepare` wrote; toy: the folder of the tiny model and the toy task; runs: the folder of
+    data: where `verl-cov data prepare` wrote; toy: the folder of the tiny models and the toy tasks; runs: the folder of
     runs; number: 2 for the second run of this name (NAME-2), and so on.
     """
     suffix = f"-{number}" if number > 1 else ""
@@ -130,7 +131,7 @@ def _overrides(selection: Selection, name: str, data: Path, toy: Path, folder: P
     own = [f"recipe.name={quote(Path(name))}"]
     if selection.uses_toy:
         own.append(f"recipe.toy={quote(toy.absolute())}")
-    if selection.choices["task"] != "toy":
+    if selection.choices["task"] not in TOYS:
         own.append(f"recipe.data={quote(data.absolute())}")
     own.append(f"trainer.default_local_dir={quote(folder / 'checkpoints')}")
     own.append(f"hydra.run.dir={quote(folder / 'hydra')}")

@@ -100,16 +100,26 @@ def prepare(
     todo = [run for run in made if not run.finished]
     if not todo or any(finding.missing for finding in findings):
         return made, findings
-    if any(selection.uses_toy for selection in selections):
-        make_toy(toy)
+    for start in dict.fromkeys(str(run.config.recipe.get("start", "model")) for run in todo if _uses_toy(run)):
+        make_toy(toy, start)
     with terminal.working("checking this machine"):
         return made, list(dict.fromkeys(finding for run in todo for finding in machine.check(run.config)))
 
 
-def make_toy(folder: Path) -> None:
-    """Make the toy task and the tiny model in `folder`; what is there already is kept."""
-    for module, part in (("countdown", "countdown"), ("tiny_model", "model")):
-        argv = [sys.executable, "-m", f"verl_cov.tasks.{module}", str(folder / part)]
+def _uses_toy(run: Planned) -> bool:
+    return "toy" in run.config.get("recipe", {})
+
+
+def make_toy(folder: Path, start: str = "model") -> None:
+    """Make a start (`recipe.start`) and its task's data in `folder`; what is there already is kept.
+
+    Raises ValueError: there is no such start, or it could not be made.
+    """
+    from verl_cov.tasks.tiny_model.starts import task_of  # loads transformers
+
+    task = task_of(start)
+    for module, part, more in ((task, task, []), ("tiny_model", start, ["--start", start])):
+        argv = [sys.executable, "-m", f"verl_cov.tasks.{module}", str(folder / part), *more]
         if subprocess.run(argv, stdout=subprocess.DEVNULL).returncode != 0:
             raise ValueError(f"could not make {folder / part}: the error stands above")
 

@@ -187,6 +187,13 @@ def _lock(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a training of this machine holds the folder. Asks for its processes: trying the lock would take it."""
+    lock = folder / ".lock"
+    words = lock.read_text().split() if lock.is_file() else []
+    return bool(words) and words[-1].isdigit() and bool(session_members(int(words[-1])))
+
+
 @contextmanager
 def signals_as_interrupt() -> Iterator[None]:
     """SIGTERM (`scancel`, `ray job stop`) and a closed terminal stop the training as Ctrl-C does.

@@ -22,16 +22,16 @@ The module knows nothing of a model, and needs only the standard library (to wri
 import argparse
 import hashlib
 import itertools
-import json
 import os
 import random
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from verl_cov.tasks import toy_files
 
 DATA_SOURCE = "verl_cov/countdown"
 MAX_TERMS = 6  # digits of the longest answer the rules allow
@@ -187,13 +187,7 @@ def generate(settings: Settings, split: str) -> list[Problem]:
 def rows(problems: Iterable[Problem], split: str) -> list[dict[str, Any]]:
     """The rows in verl's format. extra_info.answers: how many answers are right, so how easy it is."""
     return [
-        {
-            "data_source": DATA_SOURCE,
-            "prompt": [{"role": "user", "content": problem.text}],
-            "ability": "math",
-            "reward_model": {"style": "rule", "ground_truth": problem.text},
-            "extra_info": {"split": split, "index": index, "answers": count_answers(problem)},
-        }
+        toy_files.row(DATA_SOURCE, problem.text, split, index, answers=count_answers(problem))
         for index, problem in enumerate(problems)
     ]
 
@@ -201,30 +195,10 @@ def rows(problems: Iterable[Problem], split: str) -> list[dict[str, Any]]:
 def write_parquet(directory: str | os.PathLike[str], settings: Settings = LEVELS["medium"]) -> tuple[Path, Path]:
     """Write `train.parquet` and `validation.parquet`; returns their paths. A second call does nothing.
 
-    A reader never sees half a file (each is renamed into place), nor a stamp beside files of other settings (it is
-    removed first and written last).
+    Whole files only, and a stamp `countdown.json` beside them (:mod:`verl_cov.tasks.toy_files`).
     """
-    import pyarrow
-    import pyarrow.parquet
-
-    directory = Path(directory)
-    stamp = directory / "countdown.json"
-    paths = {split: directory / f"{split}.parquet" for split in ("train", "validation")}
-    content = json.dumps({"format": FORMAT, "settings": asdict(settings)}, indent=2, sort_keys=True) + "\n"
-    if stamp.is_file() and stamp.read_text() == content and all(path.is_file() for path in paths.values()):
-        return paths["train"], paths["validation"]
-
-    tables = {split: pyarrow.Table.from_pylist(rows(generate(settings, split), split)) for split in paths}
-    directory.mkdir(parents=True, exist_ok=True)
-    stamp.unlink(missing_ok=True)
-    # The scratch folder is in the directory: within one file system a rename is atomic.
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".countdown-") as scratch:
-        for split, path in paths.items():
-            pyarrow.parquet.write_table(tables[split], Path(scratch) / split)
-            os.replace(Path(scratch) / split, path)
-        (Path(scratch) / "stamp").write_text(content)
-        os.replace(Path(scratch) / "stamp", stamp)
-    return paths["train"], paths["validation"]
+    stamp = {"format": FORMAT, "settings": asdict(settings)}
+    return toy_files.write_parquet(directory, "countdown", stamp, lambda split: rows(generate(settings, split), split))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from verl_cov.tasks.countdown import MAX_TERMS, Problem
+from verl_cov.tasks import countdown, pointer
 
 PAD, END, USER, ASSISTANT = "<|endoftext|>", "<|im_end|>", "<|user|>", "<|assistant|>"
-MAX_RESPONSE_TOKENS = MAX_TERMS + 1  # the longest answer within the rules, and the end token
+# The longest answer within the rules of a task, and the end token.
+MAX_RESPONSE_TOKENS = max(countdown.MAX_TERMS, pointer.MAX_ANSWER) + 1
 SPECIAL = {PAD: 256, END: 257, USER: 258, ASSISTANT: 259}
 
 # One special token opens a turn, `<|im_end|>` and a newline close it: four tokens beside the prompt's own. verl's
@@ -26,7 +27,7 @@ CHAT_TEMPLATE = (
 def tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE without merges: one token for each byte, its id the byte's value."""
     # The folder's model type makes transformers open it as a Qwen2Tokenizer, which first brings text to NFC. That does
-    # not change ASCII, which is all that the task uses.
+    # not change ASCII, which is all that the tasks use.
     # Byte-level BPE spells bytes as printable characters: these spell themselves, the others move up from U+0100.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
@@ -45,6 +46,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def prompt_ids(problem: Problem) -> list[int]:
+def prompt_ids(problem: countdown.Problem | pointer.Problem) -> list[int]:
     """The token ids of a prompt up to where the answer begins: as `apply_chat_template` gives, without its cost."""
     return [SPECIAL[USER], *problem.text.encode(), SPECIAL[END], ord("\n"), SPECIAL[ASSISTANT]]

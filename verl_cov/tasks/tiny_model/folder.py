@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from verl_cov.tasks import countdown
 from verl_cov.tasks.tiny_model.byte_tokenizer import tokenizer
 from verl_cov.tasks.tiny_model.measuring import measure
 from verl_cov.tasks.tiny_model.model import DEFAULT, Settings, new_model
@@ -27,7 +26,7 @@ REPORT = "tiny_model.json"  # in the folder: fingerprint, settings, and what was
 
 def fingerprint(settings: Settings) -> str:
     """A name for the model that `settings` give, by which the folder is found to be up to date."""
-    text = json.dumps([FORMAT, countdown.FORMAT, asdict(settings)], sort_keys=True)
+    text = json.dumps([FORMAT, settings.rules.FORMAT, asdict(settings)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

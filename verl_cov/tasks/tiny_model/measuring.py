@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import Qwen2ForCausalLM
 
-from verl_cov.tasks import countdown
-from verl_cov.tasks.countdown import Problem
 from verl_cov.tasks.tiny_model.byte_tokenizer import END, MAX_RESPONSE_TOKENS, PAD, SPECIAL, prompt_ids
+from verl_cov.tasks.tiny_model.lessons import Problem
 from verl_cov.tasks.tiny_model.model import Settings
 
 
@@ -54,16 +53,17 @@ def measure(model: Qwen2ForCausalLM, settings: Settings, *, seed: int = 0) -> di
     accuracy: of four answers to each prompt, sampled at temperature 1, 0 to 1. greedy_accuracy: of a greedy answer.
     entropy: mean over the response tokens, in nats. response_tokens: mean length, the end token included.
     """
-    problems = countdown.generate(settings.task, "validation")
+    problems = settings.rules.generate(settings.task, "validation")
     greedy, _, _ = sample(model, problems)
     drawn, entropy, mask = sample(model, problems * 4, generator=torch.Generator().manual_seed(seed))
     return {
-        "accuracy": _accuracy(drawn, problems * 4),
-        "greedy_accuracy": _accuracy(greedy, problems),
+        "accuracy": _accuracy(drawn, problems * 4, settings),
+        "greedy_accuracy": _accuracy(greedy, problems, settings),
         "entropy": entropy[mask].mean().item(),
         "response_tokens": mask.sum(1).float().mean().item(),
     }
 
 
-def _accuracy(texts: list[str], problems: list[Problem]) -> float:
-    return sum(countdown.verify(text, problem) for text, problem in zip(texts, problems, strict=True)) / len(problems)
+def _accuracy(texts: list[str], problems: list[Problem], settings: Settings) -> float:
+    verify = settings.rules.verify
+    return sum(verify(text, problem) for text, problem in zip(texts, problems, strict=True)) / len(problems)

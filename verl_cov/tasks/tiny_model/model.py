@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import ModuleType
 
 import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-from verl_cov.tasks import countdown
+from verl_cov.tasks import countdown, pointer
 from verl_cov.tasks.tiny_model.byte_tokenizer import END, MAX_RESPONSE_TOKENS, PAD, SPECIAL
 
 
@@ -15,18 +16,22 @@ from verl_cov.tasks.tiny_model.byte_tokenizer import END, MAX_RESPONSE_TOKENS, P
 class Settings:
     """What to build. The demo's curves were measured with the defaults.
 
+    task: what it learns, countdown or pointer chasing.
+
     hidden, layers, heads, inner: sizes of the Qwen2. vLLM's CPU attention wants hidden/heads to be a multiple of 32.
     steps, batch: optimizer steps, and demonstrations in each. lr: AdamW's peak learning rate (warm-up, then cosine to a
         tenth).
     slips: in the last part of the training, the probability that a token of a demonstration is taught as a random one
-        (a digit of the prompt, or the end). Raises the model's entropy and lowers its accuracy, not what it knows.
+        (a digit of the prompt, a node, or the end). Raises the model's entropy and lowers its accuracy, not what it
+        knows.
     slips_from: where the last part begins, as a share of the steps. Slips from the start would slow the learning down.
-    habit: share of the demonstrations that follow `pretraining.habit`, right or wrong; the others are drawn evenly from
-        all right answers. The higher, the deeper the trap, and the lower the entropy that a policy can fall to.
+    habit: share of the demonstrations that follow the habit (`lessons`): countdown's, right or wrong, where the others
+        are drawn evenly from all right answers; pointer's, in the last part, where the others write out the hops. The
+        higher, the deeper the trap, and the lower the entropy that a policy can fall to.
     seed: of the weights and of the demonstrations. The same kind of machine gives the same bits.
     """
 
-    task: countdown.Settings = field(default_factory=countdown.Settings)
+    task: countdown.Settings | pointer.Settings = field(default_factory=countdown.Settings)
     hidden: int = 64
     layers: int = 3
     heads: int = 2
@@ -47,6 +52,11 @@ class Settings:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if min(self.steps, self.batch, self.layers) < 1:
             raise ValueError(f"steps, batch and layers must be positive, got {self.steps}, {self.batch}, {self.layers}")
+
+    @property
+    def rules(self) -> ModuleType:
+        """The task's module: `generate`, `verify`, `FORMAT`."""
+        return countdown if isinstance(self.task, countdown.Settings) else pointer
 
 
 DEFAULT = Settings()

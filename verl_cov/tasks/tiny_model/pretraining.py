@@ -1,60 +1,18 @@
-"""What the tiny model is taught, and its training: a good habit's answers, all right answers, and in the end slips."""
+"""The tiny model's training on demonstrations."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import random
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 from rich.progress import track
 from transformers import Qwen2ForCausalLM
 
-from verl_cov.tasks import countdown
-from verl_cov.tasks.countdown import Problem
-from verl_cov.tasks.tiny_model.byte_tokenizer import END, PAD, SPECIAL, prompt_ids
+from verl_cov.tasks.tiny_model.byte_tokenizer import PAD, SPECIAL, prompt_ids
+from verl_cov.tasks.tiny_model.lessons import Demonstration, demonstrations
 from verl_cov.tasks.tiny_model.model import Settings
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """An answer to learn from: the model reads `answer`, and is taught a token for each of its places and the next."""
-
-    problem: Problem
-    answer: str
-    taught: list[int]
-
-
-def habit(problem: Problem) -> str:
-    """The largest digit that still fits, again and again, never looking ahead: right for two prompts in three."""
-    answer, rest = "", problem.target
-    while len(answer) < countdown.MAX_TERMS:
-        fitting = [number for number in problem.numbers if number <= rest]
-        if not fitting:
-            break
-        answer += str(fitting[-1])
-        rest -= fitting[-1]
-    return answer
-
-
-def demonstrations(settings: Settings) -> Iterator[Demonstration]:
-    """Yields `settings.steps * settings.batch` demonstrations, of training problems only."""
-    dice = random.Random(f"{settings.seed}:demonstrations")
-    problems = countdown.all_problems(settings.task, "train")
-    shown = [countdown.answers(problem, settings.task.max_terms) for problem in problems]
-    for step in range(settings.steps):
-        slips = settings.slips if step >= settings.slips_from * settings.steps else 0.0
-        for _ in range(settings.batch):
-            pick = dice.randrange(len(problems))
-            answer = habit(problems[pick]) if dice.random() < settings.habit else dice.choice(shown[pick])
-            wrong = [*(ord(str(number)) for number in problems[pick].numbers), SPECIAL[END]]
-            right = [*answer.encode(), SPECIAL[END]]
-            # Only what is taught slips: the answer that the model reads stays right, and so do its sums.
-            taught = [dice.choice(wrong) if dice.random() < slips else token for token in right]
-            yield Demonstration(problems[pick], answer, taught)
 
 
 def collate(batch: list[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:

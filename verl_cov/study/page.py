@@ -1,0 +1,98 @@
+"""docs/study.md: what was claimed, what was seen, what could not be told. Made from protocols and results alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from verl_cov.law import files
+from verl_cov.study.protocol import Protocol
+from verl_cov.study.results import Found
+from verl_cov.study.statistics import STATISTICS
+from verl_cov.study.verdicts import LEVEL, WAITS, Verdict, judge
+
+HEAD = f"""# The study
+
+The claims of [the paper](https://arxiv.org/abs/2505.22617), put to the test on models small enough for many runs with
+seeds on a CPU. Each protocol (which runs, which claims, which thresholds) was written before its first result. A claim
+holds if the whole {LEVEL:.0%} interval of its mean (Student's, over the starts) lies on the predicted side of the
+threshold, and does not if the whole interval lies on the other; in between, the study cannot tell. The intervals are
+not corrected for their number: of twenty claims without any truth, one would be expected to get a verdict by chance.
+Small models on a CPU can show a mechanism, or that it does not show at this scale; they say nothing of AIME.
+
+`verl-cov study report` makes this page, its numbers and its figures from the files in [data](data); `verl-cov study
+run NAME` makes the files.
+"""
+
+
+def write(output: Path, studies: Sequence[tuple[Protocol, Found]]) -> list[Path]:
+    """Write the page, and its figures into a folder of the page's name beside it. Returns the paths."""
+    from verl_cov.study import figures  # matplotlib
+
+    written = []
+    parts = [HEAD]
+    for protocol, found in studies:
+        parts += _study(protocol, found)
+        for figure in protocol.figures:
+            path = output.parent / output.stem / protocol.name / f"{figure.name}.png"
+            if figures.draw(protocol, figure, found.results, path):
+                written.append(path)
+                parts.append(f"![{figure.says}]({path.relative_to(output.parent)})\n\n{figure.says}\n")
+            else:
+                parts.append(f"No run yet for: {figure.says}\n")
+        if protocol.settings:
+            parts.append(f"### How the runs of {protocol.name} were made\n\n" + _listed(protocol.settings))
+        if protocol.tried:
+            parts.append(
+                f"### What was tried before {protocol.name}\n\n" + "".join(f"- {one}\n" for one in protocol.tried)
+            )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    files.write(output, "\n".join(parts).encode())
+    return [output, *written]
+
+
+def _study(protocol: Protocol, found: Found) -> Iterator[str]:
+    yield f"## {protocol.name}\n\n{protocol.about}\n"
+    done, every = len(found.results), len(protocol.cells)
+    so_far = f"{done} of {every} runs so far" if done < every else f"all {every} runs"
+    yield f"Protocol version {protocol.version} (`{protocol.digest}`), {so_far}.\n"
+    for problem in found.problems:
+        yield f"**Left out:** {problem}\n"
+    verdicts = [judge(protocol, claim, found.results) for claim in protocol.claims]
+    yield "\n".join(_table(protocol, verdicts)) + "\n"
+    notes = [f"- {verdict.claim.name}: {note}\n" for verdict in verdicts for note in verdict.notes]
+    if notes:
+        yield "Numbers that runs did not give:\n\n" + "".join(notes)
+
+
+def _table(protocol: Protocol, verdicts: Sequence[Verdict]) -> Iterator[str]:
+    yield "| claim | in the paper | predicted | statistic | seen | n | verdict | command |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for verdict in verdicts:
+        claim = verdict.claim
+        minus = "" if claim.minus is None else ", less that of " + " ".join(" ".join(v) for v in claim.minus.values())
+        cells = (
+            claim.name,
+            claim.paper,
+            f"{claim.predicts}: {claim.relation} {claim.threshold:g}",
+            STATISTICS[claim.statistic][0] + minus,
+            _seen(verdict),
+            f"{len(verdict.values)} of {verdict.wanted}",
+            verdict.text + (f" ({verdict.done} of {verdict.runs} runs)" if verdict.text == WAITS else ""),
+            f"`verl-cov study run {protocol.name} --claim {claim.name}`",
+        )
+        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _seen(verdict: Verdict) -> str:
+    """`0.12 ± 0.03 (0.05 to 0.19)`: mean, standard error, interval."""
+    if math.isnan(verdict.mean):
+        return "-"
+    if math.isnan(verdict.se):
+        return f"{verdict.mean:.3g}"
+    return f"{verdict.mean:.3g} ± {verdict.se:.2g} ({verdict.low:.3g} to {verdict.high:.3g})"
+
+
+def _listed(settings: Mapping[str, str]) -> str:
+    return "".join(f"- {what}: {why}\n" for what, why in settings.items())

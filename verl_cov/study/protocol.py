@@ -1,0 +1,276 @@
+"""A study's protocol: what is run, and what is claimed of it, decided before the first result.
+
+A protocol is a file `recipes/study/NAME.yaml`:
+
+    version: 1                     # raised whenever anything below changes; results say which one made them
+    about: one sentence
+    tried: [what was tried before, a sentence each]
+    settings: {key: why}           # prose for the report
+    base: [overrides of every run; {factor} stands for a level]
+    recipe: tiny/{algorithm}/{control}/{task}
+    factors:                       # factor -> level -> overrides, or a list of levels without any
+      control: {none: [], kl_cov: [recipe.ppo_kl_coef=2]}
+      start: [0, 1, 2]
+    usual: {control: none, start: 0}          # the level of a factor that a block or a claim does not name
+    replicate: start               # the factor whose levels are the pairs of every test
+    runs: [{start: [0, 1, 2], control: [none, kl_cov]}, ...]    # blocks; in a block the first factor changes slowest
+    claims: ...                    # see `Claim`
+    figures: ...                   # see `Figure`
+
+A factor's level may name a file of the recipes in `{factor}` of `recipe`, by its overrides `recipe/GROUP=FILE`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from verl_cov.recipes import catalogue
+from verl_cov.recipes.catalogue import Selection
+from verl_cov.study.statistics import STATISTICS
+from verl_cov.suggestions import unknown
+
+Levels = Mapping[str, str]  # factor -> level
+Chosen = Mapping[str, tuple[str, ...]]  # factor -> levels
+
+FIGURES = ("curves", "consumption", "law", "forecast", "sizes", "covariance")  # of `figures`, which needs matplotlib
+FOLDER = Path(__file__).parents[2] / "recipes" / "study"  # of a checkout; a wheel has no studies
+
+
+class BadProtocol(ValueError):
+    """The protocol's file is not one. The message names the file, the field and the fix."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study. name: of its folder and its file. levels: of every factor. words: the recipe's."""
+
+    name: str
+    levels: Levels = field(hash=False)
+    words: tuple[str, ...]
+
+    @property
+    def selection(self) -> Selection:
+        """The recipe. Raises UnknownRecipe."""
+        return catalogue.parse([*self.words, f"recipe.name={self.name}"])
+
+    @property
+    def steps(self) -> int | None:
+        """Training steps, if the words say so."""
+        said = [word.partition("=")[2] for word in self.words if word.startswith("trainer.total_training_steps=")]
+        return int(said[-1]) if said else None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper, and how it is put to the test.
+
+    paper: where it stands. predicts: in words. statistic: a name of :mod:`verl_cov.study.statistics`. runs: the runs
+    that it is computed of, for each level of `Protocol.replicate`. minus: levels that the other run of each pair has
+    instead; the value is then the difference. relation, threshold: what is predicted of the mean, such as > 0.
+    """
+
+    name: str
+    paper: str
+    predicts: str
+    statistic: str
+    runs: Chosen
+    minus: Chosen | None
+    relation: str
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure as the paper draws it. kind: a name of :mod:`verl_cov.study.figures`. by: the factor whose levels are
+    drawn apart. runs: the runs in it. says: its caption."""
+
+    name: str
+    kind: str
+    says: str
+    by: str
+    runs: Chosen
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol as it was read. digest: names its content, comments left out. cells: in the order to be run in."""
+
+    name: str
+    version: int
+    digest: str
+    about: str
+    tried: tuple[str, ...]
+    settings: Mapping[str, str]
+    reported: bool
+    replicate: str
+    usual: Levels
+    cells: tuple[Cell, ...]
+    claims: tuple[Claim, ...]
+    figures: tuple[Figure, ...]
+    path: Path = field(compare=False)
+
+    def chosen(self, runs: Chosen) -> list[Cell]:
+        """The cells that `runs` means, in the order of its levels; of the replicate all that there are."""
+        others = {name: (level,) for name, level in self.usual.items() if name != self.replicate}
+        wanted = {**others, **runs}
+        found = [cell for cell in self.cells if all(cell.levels[name] in wanted[name] for name in wanted)]
+        return sorted(found, key=lambda cell: [wanted[name].index(cell.levels[name]) for name in runs])
+
+    def cells_of(self, claim: Claim) -> list[Cell]:
+        """The cells that a claim needs."""
+        other = [] if claim.minus is None else self.chosen({**claim.runs, **claim.minus})
+        return list(dict.fromkeys([*self.chosen(claim.runs), *other]))
+
+    def claim(self, name: str) -> Claim:
+        """Raises ValueError for an unknown name."""
+        known = {claim.name: claim for claim in self.claims}
+        if name not in known:
+            raise ValueError(unknown(f"claim of {self.name}", name, known))
+        return known[name]
+
+
+def names(folder: Path = FOLDER) -> list[str]:
+    """The studies in `folder`."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def load(name: str, folder: Path = FOLDER) -> Protocol:
+    """The study of that name, or the protocol in the file `name`. Raises ValueError: unknown, or no protocol."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not path.is_file():
+        if not names(folder):
+            raise ValueError(f"there are no studies in {folder}: give the file of one, such as my.yaml")
+        raise ValueError(unknown("study", name, names(folder)))
+    return read(path)
+
+
+def read(path: Path) -> Protocol:
+    """The protocol in a file. Raises BadProtocol."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise BadProtocol("it must be a mapping with version, runs and claims")
+        return _protocol(path, content)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadProtocol(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    except KeyError as error:
+        raise BadProtocol(f"{path}: the field {error.args[0]} is missing") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadProtocol(f"{path}: {error}") from None
+
+
+_FIELDS = {
+    *("version", "about", "tried", "settings", "report", "base", "recipe", "factors", "usual", "replicate"),
+    *("runs", "claims", "figures"),
+}
+
+
+def _protocol(path: Path, content: dict[str, Any]) -> Protocol:
+    for name in content:
+        if name not in _FIELDS:
+            raise ValueError(unknown("field", str(name), sorted(_FIELDS)))
+    if not isinstance(content["version"], int):
+        raise ValueError(f"version={content['version']} must be a whole number")
+    factors = {str(name): _levels(levels) for name, levels in content["factors"].items()}
+    usual = {name: str(content["usual"].get(name, next(iter(levels)))) for name, levels in factors.items()}
+    replicate = str(content["replicate"])
+    if replicate not in factors:
+        raise ValueError(unknown("factor (replicate)", replicate, factors))
+    _check({name: (level,) for name, level in usual.items()}, factors, "usual")
+    recipe, base = str(content["recipe"]), [str(word) for word in content.get("base", [])]
+    cells: dict[str, Cell] = {}
+    for block in content["runs"]:
+        for levels in _product(_chosen(block, factors, "runs"), usual):
+            name = "-".join(levels.values())
+            words = [word for factor, level in levels.items() for word in factors[factor][level]]
+            filled = tuple(word.format(**levels) for word in (recipe, *base, *words))
+            cells.setdefault(name, Cell(name, levels, filled))
+    protocol = Protocol(
+        name=path.stem,
+        version=content["version"],
+        digest=hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        about=str(content.get("about", "")),
+        tried=tuple(map(str, content.get("tried", ()))),
+        settings={str(key): str(why) for key, why in content.get("settings", {}).items()},
+        reported=bool(content.get("report", True)),
+        replicate=replicate,
+        usual=usual,
+        cells=tuple(cells.values()),
+        claims=tuple(_claim(str(name), claim, factors) for name, claim in content.get("claims", {}).items()),
+        figures=tuple(_figure(str(name), figure, factors) for name, figure in content.get("figures", {}).items()),
+        path=path,
+    )
+    for claim in protocol.claims:
+        for part in (claim.runs, {**claim.runs, **(claim.minus or {})}):
+            if not protocol.chosen(part):
+                raise ValueError(f"the claim {claim.name} is of runs that are not among `runs`: {dict(part)}")
+    for cell in protocol.cells:
+        cell.selection.folder  # noqa: B018  a recipe or name that cannot be is told now, and not after a night
+    return protocol
+
+
+def _levels(given: Any) -> dict[str, list[str]]:
+    """level -> overrides."""
+    if isinstance(given, dict):
+        return {str(level): [str(word) for word in words or []] for level, words in given.items()}
+    return {str(level): [] for level in given}
+
+
+def _chosen(given: Mapping[str, Any], factors: Mapping[str, Mapping[str, object]], where: str) -> dict[str, tuple]:
+    chosen = {
+        str(name): tuple(map(str, levels if isinstance(levels, list) else [levels])) for name, levels in given.items()
+    }
+    _check(chosen, factors, where)
+    return chosen
+
+
+def _check(chosen: Chosen, factors: Mapping[str, Mapping[str, object]], where: str) -> None:
+    """Raise ValueError for a factor or level that is not there."""
+    for name, levels in chosen.items():
+        if name not in factors:
+            raise ValueError(unknown(f"factor ({where})", name, factors))
+        for level in levels:
+            if level not in factors[name]:
+                raise ValueError(unknown(f"level of {name} ({where})", level, factors[name]))
+
+
+def _product(block: Chosen, usual: Levels) -> Iterator[Levels]:
+    """The cells' levels, in the factors' order, the block's first factor changing slowest."""
+    for levels in itertools.product(*block.values()):
+        yield {**usual, **dict(zip(block, levels, strict=True))}
+
+
+def _claim(name: str, given: Mapping[str, Any], factors: Mapping[str, Mapping[str, object]]) -> Claim:
+    relation, _, threshold = str(given["holds"]).partition(" ")
+    if relation not in ("<", ">"):
+        raise ValueError(f"the claim {name}: holds={given['holds']!r} must be like '> 0' or '< 0.05'")
+    if given["statistic"] not in STATISTICS:
+        raise ValueError(unknown(f"statistic (claim {name})", str(given["statistic"]), STATISTICS))
+    minus = given.get("minus")
+    return Claim(
+        name=name,
+        paper=str(given["paper"]),
+        predicts=str(given["predicts"]),
+        statistic=str(given["statistic"]),
+        runs=_chosen(given["runs"], factors, f"claim {name}"),
+        minus=None if minus is None else _chosen(minus, factors, f"claim {name}"),
+        relation=relation,
+        threshold=float(threshold),
+    )
+
+
+def _figure(name: str, given: Mapping[str, Any], factors: Mapping[str, Mapping[str, object]]) -> Figure:
+    runs = _chosen(given["runs"], factors, f"figure {name}")
+    by, kind = str(given["by"]), str(given["kind"])
+    _check({by: ()}, factors, f"figure {name}")
+    if kind not in FIGURES:
+        raise ValueError(unknown(f"kind (figure {name})", kind, FIGURES))
+    return Figure(name, kind, str(given["says"]), by, runs)
