@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 
 from verl_cov.tasks import countdown, tiny_model  # noqa: E402
 from verl_cov.tasks.countdown import Problem  # noqa: E402
-from verl_cov.tasks.tiny_model import Settings, measuring, pretraining  # noqa: E402
+from verl_cov.tasks.tiny_model import Settings, lessons, measuring, pretraining  # noqa: E402
 from verl_cov.tasks.tiny_model import folder as model_folder  # noqa: E402
 from verl_cov.tasks.tiny_model.byte_tokenizer import END, MAX_RESPONSE_TOKENS, PAD, SPECIAL, prompt_ids  # noqa: E402
 from verl_cov.tasks.tiny_model.model import new_model  # noqa: E402
@@ -132,21 +132,21 @@ class TestVerl:
 
 class TestTraining:
     def test_the_habit_takes_the_largest_digit_that_fits(self):
-        assert pretraining.habit(Problem((2, 4, 9), 15)) == "942"
-        assert pretraining.habit(Problem((2, 4, 9), 16)) == "942"  # one is left over
-        assert pretraining.habit(Problem((2, 4, 9), 9)) == "9"  # an answer has two digits
-        assert pretraining.habit(Problem((1, 2, 3), 54)) == "333333"
+        assert lessons.habit(Problem((2, 4, 9), 15)) == "942"
+        assert lessons.habit(Problem((2, 4, 9), 16)) == "942"  # one is left over
+        assert lessons.habit(Problem((2, 4, 9), 9)) == "9"  # an answer has two digits
+        assert lessons.habit(Problem((1, 2, 3), 54)) == "333333"
         drawn = countdown.all_problems(countdown.Settings(), "train")
-        right = sum(countdown.verify(pretraining.habit(problem), problem) for problem in drawn)
+        right = sum(countdown.verify(lessons.habit(problem), problem) for problem in drawn)
         assert right / len(drawn) == pytest.approx(0.67, abs=0.05)
 
     def test_demonstrations_follow_the_habit_or_the_rules_before_the_slips(self):
         settings = replace(SHORT, slips_from=1.0, habit=0.5)
-        shown = list(pretraining.demonstrations(settings))
+        shown = list(lessons.demonstrations(settings))
         assert len(shown) == settings.steps * settings.batch
         assert {one.problem for one in shown} <= set(countdown.all_problems(TASK, "train"))
         assert all(one.taught == [*one.answer.encode(), SPECIAL[END]] for one in shown)
-        habitual = [one.answer == pretraining.habit(one.problem) for one in shown]
+        habitual = [one.answer == lessons.habit(one.problem) for one in shown]
         assert all(
             countdown.verify(one.answer, one.problem) for one, same in zip(shown, habitual, strict=True) if not same
         )
@@ -155,7 +155,7 @@ class TestTraining:
     def test_slips_come_late_and_as_often_as_asked(self):
         settings = replace(SHORT, steps=200, slips=0.4, slips_from=0.5)
         wrong, tokens = Counter(), Counter()
-        for index, one in enumerate(pretraining.demonstrations(settings)):
+        for index, one in enumerate(lessons.demonstrations(settings)):
             late = index >= settings.steps * settings.batch // 2
             right = [*one.answer.encode(), SPECIAL[END]]
             tokens[late] += len(right)
@@ -167,8 +167,8 @@ class TestTraining:
 
     def test_collate_teaches_the_answer_and_nothing_else(self):
         batch = [
-            pretraining.Demonstration(Problem((2, 4, 9), 13), "94", [57, 52, SPECIAL[END]]),
-            pretraining.Demonstration(Problem((2, 4, 9), 6), "222", [50, SPECIAL[END], 50, SPECIAL[END]]),
+            lessons.Demonstration(Problem((2, 4, 9), 13), "94", [57, 52, SPECIAL[END]]),
+            lessons.Demonstration(Problem((2, 4, 9), 6), "222", [50, SPECIAL[END], 50, SPECIAL[END]]),
         ]
         ids, wanted = pretraining.collate(batch)
         for row, one in enumerate(batch):

@@ -1,8 +1,8 @@
 """Pointer chasing, a toy task: follow the arrows of a cycle for some hops, and say where you arrive.
 
-A prompt is `2bktCLNU:35`: the table of a cycle over the nodes 0 to 7, then how many hops (3), then the start (5). Each
+A prompt is `2bktCEN:35`: the table of a cycle over the nodes 0 to 6, then how many hops (3), then the start (5). Each
 character of the table is an arrow: number 8 x + y of `ALPHABET` is the arrow from x to y, at place x. An answer is one
-to six nodes, of which only the last one counts: `2` at once, or `702`, each node on the way. The rules, which only
+to six nodes, of which only the last one counts: `4` at once, or `024`, each node on the way. The rules, which only
 `verify` enforces:
 
 - one to six digits, all of them nodes of the table;
@@ -55,7 +55,7 @@ class Problem:
 
     @property
     def text(self) -> str:
-        """The prompt as text, which is also the ground truth that `compute_score` gets: `2bktCLNU:35`."""
+        """The prompt as text, which is also the ground truth that `compute_score` gets: `2bktCEN:35`."""
         arrows = (ALPHABET[MOST_NODES * node + to] for node, to in enumerate(self.table))
         return "".join(arrows) + f":{self.hops}{self.start}"
 
@@ -87,7 +87,7 @@ class Problem:
         return len(set(around)) == nodes
 
 
-EXAMPLE = Problem((2, 3, 4, 5, 6, 7, 1, 0), 3, 5).text
+EXAMPLE = Problem((2, 3, 4, 5, 6, 0, 1), 3, 5).text
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Settings:
     sees, with all their starts and hops. seed: decides which prompts are drawn, and which tables are held out.
     """
 
-    nodes: int = MOST_NODES
+    nodes: int = 7
     max_hops: int = 4
     train: int = 4096
     validation: int = 256

@@ -15,7 +15,7 @@ Problem: TypeAlias = countdown.Problem | pointer.Problem
 
 # The share of pointer's early demonstrations that answer at once: with `Settings.habit` of them, most of which are
 # guesses, the model would not learn to follow an arrow.
-EARLY_HABIT = 0.4
+EARLY_HABIT = 0.1
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 TASKS = {
     "countdown": Settings(),
-    "pointer": Settings(task=pointer.Settings(), steps=3600, habit=0.8, slips=0.3, slips_from=0.85),
+    "pointer": Settings(task=pointer.Settings(), steps=3000, habit=0.8, slips=0.3, slips_from=0.85),
 }
 DEFAULT_NAME = "model"
 
