@@ -13,7 +13,7 @@ from scipy import stats
 from tests.study.conftest import keep, trained
 from verl_cov.law import points
 from verl_cov.study import protocol, results, verdicts
-from verl_cov.study.results import Damaged, OtherProtocol
+from verl_cov.study.results import OtherProtocol
 
 
 def test_a_run_comes_back_as_it_was_logged(study, tmp_path):

@@ -149,7 +149,8 @@ class TestDemonstrations:
         shown = list(lessons.demonstrations(settings))
         assert len(shown) == 4000
         assert all(pointer.verify(one.answer, one.problem) for one in shown)
-        longer = [[len(one.answer) > 1 for one in half if one.problem.hops > 1] for half in (shown[:2000], shown[2000:])]
+        halves = (shown[:2000], shown[2000:])
+        longer = [[len(one.answer) > 1 for one in half if one.problem.hops > 1] for half in halves]
         early, late = (sum(half) / len(half) for half in longer)
         assert early == pytest.approx(1 - lessons.EARLY_HABIT, abs=0.03)
         assert late == pytest.approx(0.2, abs=0.03)
