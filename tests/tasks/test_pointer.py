@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from verl_cov.tasks import pointer
 from verl_cov.tasks.pointer import EXAMPLE, Problem, Settings
 
-SMALL = Settings(nodes=4, train=20, validation=10)
+SMALL = Settings(nodes=5, train=20, validation=10)
 
 
 @st.composite
@@ -114,6 +114,8 @@ def test_settings_are_checked(bad, says):
 def test_too_many_prompts_are_an_error():
     with pytest.raises(ValueError, match="validation=1000 prompts are too many"):
         pointer.generate(replace(SMALL, validation=1000), "validation")
+    with pytest.raises(ValueError, match="validation owns no table of 3 nodes"):
+        pointer.generate(replace(SMALL, nodes=3, validation_share=1e-9), "validation")
     with pytest.raises(ValueError, match="split must be"):
         pointer.generate(SMALL, "test")
 
@@ -149,8 +151,9 @@ class TestDemonstrations:
         shown = list(lessons.demonstrations(settings))
         assert len(shown) == 4000
         assert all(pointer.verify(one.answer, one.problem) for one in shown)
-        halves = (shown[:2000], shown[2000:])
-        longer = [[len(one.answer) > 1 for one in half if one.problem.hops > 1] for half in halves]
+        longer = [
+            [len(one.answer) > 1 for one in half if one.problem.hops > 1] for half in (shown[:2000], shown[2000:])
+        ]
         early, late = (sum(half) / len(half) for half in longer)
         assert early == pytest.approx(1 - lessons.EARLY_HABIT, abs=0.03)
         assert late == pytest.approx(0.2, abs=0.03)

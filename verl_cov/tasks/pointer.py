@@ -39,6 +39,7 @@ DATA_SOURCE = "verl_cov/pointer"
 ALPHABET = string.digits + string.ascii_lowercase + string.ascii_uppercase + "-_"  # an arrow each
 MOST_NODES = 8
 MAX_ANSWER = 6  # nodes of the longest answer that the rules allow
+_MOST_MISSES = 10_000  # one after the other: a side that owns one table of a hundred is never missed so often
 FORMAT = 1  # raise it when the same settings would give other files: it is part of the fingerprints
 
 _PROBLEM = re.compile(r"([\w-]{2,8}):([1-9])([0-7])", re.ASCII)
@@ -136,16 +137,27 @@ def compute_score(
 
 
 def draw(settings: Settings, split: str, dice: random.Random) -> Iterator[Problem]:
-    """Problems of one side ("train" or "validation"), without end. Raises ValueError on another `split`."""
+    """Problems of one side ("train" or "validation"), without end.
+
+    Raises ValueError on another `split`, and if that side owns no table.
+    """
     if split not in toy_files.SPLITS:
         raise ValueError(f"split must be 'train' or 'validation', got {split!r}")
-    while True:
+    misses = 0
+    while misses < _MOST_MISSES:
         order = dice.sample(range(settings.nodes), settings.nodes)
         table = [0] * settings.nodes
         for node, to in zip(order, order[1:] + order[:1], strict=True):
             table[node] = to
-        if _held_out(tuple(table), settings) == (split == "validation"):
-            yield Problem(tuple(table), dice.randint(1, settings.max_hops), dice.randrange(settings.nodes))
+        if _held_out(tuple(table), settings) != (split == "validation"):
+            misses += 1
+            continue
+        misses = 0
+        yield Problem(tuple(table), dice.randint(1, settings.max_hops), dice.randrange(settings.nodes))
+    raise ValueError(
+        f"{split} owns no table of {settings.nodes} nodes at validation_share={settings.validation_share} and "
+        f"seed={settings.seed}: raise nodes, or change the other two"
+    )
 
 
 def _held_out(table: tuple[int, ...], settings: Settings) -> bool:
