@@ -1,4 +1,4 @@
-"""The demo's step on a CPU with fast rollouts and with verl's own way, in turns: ``python -m benchmarks.cpu_step``."""
+"""The demo's start and step on a CPU, fast and in verl's own way, in turns: ``python -m benchmarks.cpu_step``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import typer
 from benchmarks.timing import ratio, table
 
 ROOT = Path(__file__).parents[1]
-WAYS = {"verl's own": {"VERL_COV_FAST_ROLLOUTS": "0"}, "fast": {"VERL_COV_FAST_ROLLOUTS": "1"}}
+SWITCHES = ("VERL_COV_FAST_ROLLOUTS", "VERL_COV_WARM_START")
+WAYS = {"verl's own": dict.fromkeys(SWITCHES, "0"), "fast": dict.fromkeys(SWITCHES, "1")}
 PARTS = {
     "generation": "timing_s/gen",
     "old log-probs": "timing_s/old_log_prob",

@@ -12,6 +12,7 @@ verl 0.9 has no CPU platform. Each obstacle between it and a CPU has one module 
 :mod:`.weight_receiver`    verl closes the shared memory of a weight update while CPU tensors still view it
 :mod:`.replay_poll`        the V1 trainer looks for finished rollouts every 2 s, longer than a small rollout takes
 :mod:`.fast_rollouts`      verl's agent loop takes 10 ms of Python a response, most of a tiny model's step
+:mod:`.warm_start`         ten workers import the same packages one after the other: most of the minute before a step
 :mod:`.unpadding`          verl 0.9.0 unpads with flash-attn alone (0.9.1 does without)
 =========================  ==========================================================================================
 """
@@ -52,6 +53,7 @@ def _pieces() -> list[ModuleType]:
         unpadding,
         vllm_linear,
         vllm_package,
+        warm_start,
         weight_receiver,
     )
 
@@ -65,5 +67,6 @@ def _pieces() -> list[ModuleType]:
         weight_receiver,
         replay_poll,
         fast_rollouts,
+        warm_start,
         unpadding,
     ]
