@@ -96,9 +96,10 @@ update there is, so the largest share. vLLM stands still meanwhile. Per rollout:
 
 ## The demo's step on a CPU
 
-The vanilla run of `make demo` with [fast rollouts](cpu.md#fast-rollouts) and with verl's own way
-(`VERL_COV_FAST_ROLLOUTS=0`), run after run in turns; medians over the steps of a run and over the runs, `ratio` of the
-paired ones. The start is from the launch to the first step, without a validation.
+The vanilla run of `make demo` with [fast rollouts and a warm start](cpu.md#fast-rollouts) and in verl's own way
+(`VERL_COV_FAST_ROLLOUTS=0 VERL_COV_WARM_START=0`), run after run in turns; medians over the steps of a run and over the
+runs, `ratio` of the paired ones. The start is from the launch to the first step. Seconds of CPU depend little on what
+else the machine does.
 
 {tables["step"]}
 

@@ -1,6 +1,6 @@
 """Imports what a run's workers import, once, and forks a worker whenever :mod:`.fork_worker` asks for one.
 
-    python -m verl_cov.hooks.cpu.fork_server SOCKET
+    python -m verl_cov.hooks.cpu.fork_server SOCKET [MODULE ...]
 
 Ends when its standard input does, which the driver holds. A worker ends when the connection of the script that stands
 for it does. Leans on Ray calling ``ray._private.utils.set_omp_num_threads_if_unset`` before an actor's class is loaded.
@@ -19,6 +19,7 @@ import selectors
 import signal
 import socket
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -41,14 +42,14 @@ TICK_SECONDS = 0.05
 FIRST_JOB = "01000000"  # the only one on a Ray that a trainer starts
 
 
-def main(path: str) -> None:
+def main(path: str, *modules: str) -> None:
     """Serves until standard input ends. Returns in a forked worker only, which is then to run (:func:`run`)."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # as Ray's processes: the driver ends the run
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
     environment = dict(os.environ)
-    _import(FIRST)
+    _import(() if modules else FIRST)
     # Ray reads its variables when it is imported, two of them once and for all: they have to be a worker's by then.
     if sys.stdin.buffer in select.select([listener, sys.stdin.buffer], [], [])[0]:
         _end(path)
@@ -59,7 +60,7 @@ def main(path: str) -> None:
     environment.update(rays)
     os.environ.update(rays)
     _refuse(connection, files)
-    _import(THEN)
+    _import(modules or THEN)
     imported = {key: value for key, value in os.environ.items() if environment.get(key) != value}
     gc.collect()
     gc.freeze()  # or each worker copies the pages that it collects in
@@ -106,7 +107,7 @@ def _end(path: str) -> NoReturn:
     os._exit(0)
 
 
-def _import(modules: tuple[str, ...]) -> None:
+def _import(modules: Iterable[str]) -> None:
     for module in modules:
         with suppress(ImportError):
             importlib.import_module(module)
@@ -180,5 +181,5 @@ def run() -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
     run()

@@ -55,16 +55,19 @@ def _env_vars(config: DictConfig) -> dict[str, str]:
     return {**queue, **{str(key): str(value) for key, value in users.items()}}
 
 
-def start_server(env_vars: dict[str, str]) -> None:
-    """Starts a fork server for workers with these variables, and has the Ray that is started next use it."""
+def start_server(env_vars: dict[str, str], *modules: str) -> None:
+    """Starts a fork server for workers with these variables, and has the Ray that is started next use it.
+
+    modules: what it imports; without any, what verl's workers import.
+    """
     from ray._private import ray_constants
 
-    folder = Path(tempfile.mkdtemp(prefix="verl-cov-"))
+    folder = Path(tempfile.mkdtemp(prefix="verl_cov_"))
     os.environ[fork_worker.SOCKET] = str(folder / "fork-server")
     # It ends when this process does, which holds the other end of its standard input. In a process group of its own:
     # Ctrl-C in the terminal is the driver's to handle.
     seam.server = subprocess.Popen(  # type: ignore[attr-defined]  # kept: closing the pipe would end it
-        [sys.executable, "-m", "verl_cov.hooks.cpu.fork_server", os.environ[fork_worker.SOCKET]],
+        [sys.executable, "-m", "verl_cov.hooks.cpu.fork_server", os.environ[fork_worker.SOCKET], *modules],
         stdin=subprocess.PIPE,
         env={**os.environ, **env_vars},
         preexec_fn=os.setpgrp,
