@@ -39,8 +39,8 @@ def measure(rounds: int = 2, steps: int = 8, toy: Path = ROOT / "runs" / "cache"
     seconds: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for at in range(rounds):
-            for way, environment in WAYS.items():
-                for part, found in _run(Path(folder) / f"{at}{way[0]}", environment, steps, toy).items():
+            for way in sorted(WAYS, reverse=bool(at % 2)):
+                for part, found in _run(Path(folder) / f"{at}{way[0]}", WAYS[way], steps, toy).items():
                     seconds.setdefault(part, {}).setdefault(way, []).append(found)
     rows = [
         [part, *(f"{statistics.median(own[way]):.2f}" for way in WAYS), f"{ratio(own, *WAYS):.1f}"]

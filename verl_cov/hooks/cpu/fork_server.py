@@ -48,22 +48,7 @@ def main(path: str, *modules: str) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
-    environment = dict(os.environ)
-    _import(() if modules else FIRST)
-    # Ray reads its variables when it is imported, two of them once and for all: they have to be a worker's by then.
-    if sys.stdin.buffer in select.select([listener, sys.stdin.buffer], [], [])[0]:
-        _end(path)
-    connection = listener.accept()[0]
-    wanted, files = _receive(connection)
-    rays = {key: value for key, value in wanted["environment"].items() if key.startswith("RAY_")}
-    rays["RAY_JOB_ID"] = FIRST_JOB
-    environment.update(rays)
-    os.environ.update(rays)
-    _refuse(connection, files)
-    _import(modules or THEN)
-    imported = {key: value for key, value in os.environ.items() if environment.get(key) != value}
-    gc.collect()
-    gc.freeze()  # or each worker copies the pages that it collects in
+    environment, imported = _warm_up(path, listener, modules)
     workers: dict[int, socket.socket] = {}
     selector = selectors.DefaultSelector()
     selector.register(listener, selectors.EVENT_READ)
@@ -77,7 +62,8 @@ def main(path: str, *modules: str) -> None:
                     _refuse(connection, files)
                     continue
                 if pid := os.fork():
-                    connection.sendall(str(pid).encode())
+                    with suppress(OSError):  # the script is gone: seen below
+                        connection.sendall(str(pid).encode())
                     workers[pid] = connection
                     selector.register(connection, selectors.EVENT_READ)
                 else:
@@ -98,6 +84,26 @@ def main(path: str, *modules: str) -> None:
                         with suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGKILL)
         _reap(workers, selector)
+
+
+def _warm_up(path: str, listener: socket.socket, modules: tuple[str, ...]) -> tuple[dict[str, str], dict[str, str]]:
+    """Imports. Returns the environment that a worker has to have, and what the imports added to it."""
+    environment = dict(os.environ)
+    _import(() if modules else FIRST)
+    # Ray reads its variables when it is imported, two of them once and for all: they have to be a worker's by then.
+    # The first to ask is one of the spare workers that Ray starts before its driver is there.
+    if sys.stdin.buffer in select.select([listener, sys.stdin.buffer], [], [])[0]:
+        _end(path)
+    connection = listener.accept()[0]
+    wanted, files = _receive(connection)
+    _refuse(connection, files)
+    rays = {key: value for key, value in wanted["environment"].items() if key.startswith("RAY_")}
+    environment |= {**rays, "RAY_JOB_ID": FIRST_JOB}
+    os.environ.update(environment)
+    _import(modules or THEN)
+    gc.collect()
+    gc.freeze()  # or each worker copies the pages that it collects in
+    return environment, {key: value for key, value in os.environ.items() if environment.get(key) != value}
 
 
 def _end(path: str) -> NoReturn:
@@ -122,11 +128,12 @@ def _refuse(connection: socket.socket, files: list[int]) -> None:
 
 
 def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
+    """What a script asks for, and its standard files; an environment that nobody has if it is gone."""
     header, files, _, _ = socket.recv_fds(connection, 8, 3)
     message = b""
-    while len(message) < int.from_bytes(header, "big"):
-        message += connection.recv(1 << 20)
-    return json.loads(message), list(files)
+    while len(message) < int.from_bytes(header, "big") and (part := connection.recv(1 << 20)):
+        message += part
+    return json.loads(message or b'{"environment": {}}'), list(files)
 
 
 def _reap(workers: dict[int, socket.socket], selector: selectors.BaseSelector) -> None:
