@@ -16,7 +16,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import engine, loss, selection, training
+from benchmarks import cpu_step, engine, loss, selection, training
 from tests.conftest import save_untrained_model
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -36,6 +36,7 @@ def main(
             "traffic": selection.traffic,
             "share": lambda: engine.share(model),
             "metrics": training.metrics,
+            "step": cpu_step.measure,
             "scope": lambda: engine.micro_batch_scope(model),
         }
         tables = {}
@@ -92,6 +93,15 @@ The demo's training (0.2 M parameters, 8 updates a rollout of 1,000 tokens) on o
 update there is, so the largest share. vLLM stands still meanwhile. Per rollout: entropy, the theorems and Figure 8.
 
 {tables["metrics"]}
+
+## The demo's step on a CPU
+
+The vanilla run of `make demo` with [fast rollouts and a warm start](cpu.md#fast-rollouts) and in verl's own way
+(`VERL_COV_FAST_ROLLOUTS=0 VERL_COV_WARM_START=0`), run after run in turns; medians over the steps of a run and over the
+runs, `ratio` of the paired ones. The start is from the launch to the first step. Seconds of CPU depend little on what
+else the machine does.
+
+{tables["step"]}
 
 ## How far off is a selection within micro-batches?
 

@@ -11,6 +11,8 @@ verl 0.9 has no CPU platform. Each obstacle between it and a CPU has one module 
 :mod:`.vllm_linear`        vLLM packs linear weights for oneDNN and drops the originals: no in-place weight update
 :mod:`.weight_receiver`    verl closes the shared memory of a weight update while CPU tensors still view it
 :mod:`.replay_poll`        the V1 trainer looks for finished rollouts every 2 s, longer than a small rollout takes
+:mod:`.fast_rollouts`      verl's agent loop takes 10 ms of Python a response, most of a tiny model's step
+:mod:`.warm_start`         ten workers import the same packages one after the other: most of the minute before a step
 :mod:`.unpadding`          verl 0.9.0 unpads with flash-attn alone (0.9.1 does without)
 =========================  ==========================================================================================
 """
@@ -43,6 +45,7 @@ def uninstall() -> None:
 def _pieces() -> list[ModuleType]:
     from verl_cov.hooks.cpu import (
         engines,
+        fast_rollouts,
         platform,
         process_group,
         reference,
@@ -50,6 +53,7 @@ def _pieces() -> list[ModuleType]:
         unpadding,
         vllm_linear,
         vllm_package,
+        warm_start,
         weight_receiver,
     )
 
@@ -62,5 +66,7 @@ def _pieces() -> list[ModuleType]:
         vllm_linear,
         weight_receiver,
         replay_poll,
+        fast_rollouts,
+        warm_start,
         unpadding,
     ]

@@ -1,4 +1,4 @@
-"""Polls the replay buffer ten times a second.
+"""Polls the replay buffer some thirty times a second.
 
 The V1 trainer sleeps 2 s between two looks at whether the rollouts are done; on a laptop model a whole rollout takes
 less. Leans on the default of ``poll_interval`` of ``verl.trainer.ppo.v1.replay_buffer.ReplayBuffer``.
@@ -15,7 +15,7 @@ from verl_cov.hooks.seams import Seam
 if TYPE_CHECKING:
     from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.03
 
 
 seam = Seam()
