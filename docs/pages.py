@@ -19,7 +19,7 @@ def metrics_table() -> str:
     lines = ["| key | unit | meaning | `cov_metrics` | reduction | paper |", "|---|---|---|---|---|---|"]
     reductions = {"update": "mean over a rollout's updates", "rollout": "one value a rollout"}
     for metric in TABLE:
-        level = {"off": "any, with a control", "basic": "basic, full", "full": "full"}[metric.level]
+        level = {"off": "any, with a control", "basic": "basic, full", "full": "full", "target": "any, with a target"}[metric.level]
         if metric.key in ("tokens", "non_finite_tokens"):
             level = "any"
         if metric.key == "threshold":
