@@ -17,6 +17,7 @@ WINDOW = 50  # rollouts over which it is counted how often the target was held
 CLAMPED_ROLLOUTS = 20  # in a row at an end of the knob before the user is told
 # So many times from one side of the target to the other, within so many rollouts, is an oscillation.
 SWINGS, SWING_ROLLOUTS = 3, 20
+SWING_NOISE = 1.5  # standard errors that a swing must exceed, where that is more than the band
 # ln(target / entropy) that counts at most: for the proportional part, and for the integral, which otherwise would wind
 # up while a far target is approached.
 _FAR, _NEAR = 1.0, 0.2
@@ -205,9 +206,9 @@ def _rounded(value: float) -> float:
 def _watch_swings(
     settings: TargetSettings, state: TargetState, error: float, target: float, noise: float | None
 ) -> tuple[TargetState, str | None]:
-    """Notes when the entropy comes to the other side of the target by more than the band and twice its noise. Where it
+    """Notes when the entropy comes to the other side of the target by more than the band and its noise. Where it
     does so again and again, halves the gains and returns what to tell the user."""
-    far = max(math.log1p(BAND), 2 * (noise or 0.0) / target)
+    far = max(math.log1p(BAND), SWING_NOISE * (noise or 0.0) / target)
     side = 0 if abs(error) <= far else -1 if error > 0 else 1
     if side == 0:
         return state, None

@@ -68,7 +68,7 @@ class TargetSettings:
     min: float | None = None
     max: float | None = None
     rule: str = "pi"
-    gain: float = 5.0
+    gain: float = 8.0
     integral: float = 0.5
     delta: float | None = None
     measure: str = "exact"
@@ -91,7 +91,7 @@ class TargetSettings:
             if not (is_number(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{NODE}.{name}={getattr(self, name)!r} must be a number of at least 0")
         if self.gain == self.integral == 0:
-            raise ValueError(f"{NODE}.gain and {NODE}.integral are both 0: the knob would never move. Raise gain (5)")
+            raise ValueError(f"{NODE}.gain and {NODE}.integral are both 0: the knob would never move. Raise gain (8)")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"{NODE}.min={self.min:g} is above {NODE}.max={self.max:g}: swap them")
 
