@@ -22,7 +22,7 @@ from verl_cov.hooks.worker_state import WorkerState
 GOAL = dict(target_entropy=1.0, start=0.7, min=0.01, max=50.0)
 HELD = {**KL, "cov_target": GOAL}
 ANNEALED = {**KL, "ppo_kl_coef": dict(start=0.8, end=0.2, over=3)}
-BONUS = dict(loss_mode="vanilla", cov_metrics="off", cov_target={**GOAL, "knob": "entropy_coeff", "start": None})
+BONUS = dict(loss_mode="vanilla", cov_metrics="off", cov_target=dict(target_entropy=1.0, knob="entropy_coeff"))
 
 
 def without_entropy(rows):
@@ -60,7 +60,7 @@ CASES = {
 def by_pi(seeds, start: float, goal: float = 1.0) -> list[float]:
     """The knob at each rollout, by the formula, from numpy's entropies."""
     errors = np.array([np.log(goal / expected(seed)["entropy"]) for seed in seeds])
-    return (start * np.exp(8 * errors + 0.5 * np.cumsum(np.clip(errors, -0.2, 0.2)))).tolist()
+    return (start * np.exp(6 * errors + 1.5 * np.cumsum(np.clip(errors, -0.2, 0.2)))).tolist()
 
 
 FIXED = {
@@ -129,7 +129,7 @@ def test_the_target_may_change_on_resumption(found):
     level = np.sum(np.clip([np.log(1 / expected(seed)["entropy"]) for seed in (0, 1)], -0.2, 0.2))
     error = np.log(0.6 / expected(2)["entropy"])
     assert logged(report, "knob")[2] == pytest.approx(
-        0.7 * np.exp(0.5 * (level + max(error, -0.2)) + 8 * error), rel=1e-5
+        0.7 * np.exp(1.5 * (level + max(error, -0.2)) + 6 * error), rel=1e-5
     )
 
 

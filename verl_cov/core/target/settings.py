@@ -68,8 +68,8 @@ class TargetSettings:
     min: float | None = None
     max: float | None = None
     rule: str = "pi"
-    gain: float = 8.0
-    integral: float = 0.5
+    gain: float = 6.0
+    integral: float = 1.5
     delta: float | None = None
     measure: str = "exact"
     points: Path | None = field(default=None, init=False, repr=False, compare=False)
@@ -91,7 +91,7 @@ class TargetSettings:
             if not (is_number(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{NODE}.{name}={getattr(self, name)!r} must be a number of at least 0")
         if self.gain == self.integral == 0:
-            raise ValueError(f"{NODE}.gain and {NODE}.integral are both 0: the knob would never move. Raise gain (8)")
+            raise ValueError(f"{NODE}.gain and {NODE}.integral are both 0: the knob would never move. Raise gain (6)")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"{NODE}.min={self.min:g} is above {NODE}.max={self.max:g}: swap them")
 
