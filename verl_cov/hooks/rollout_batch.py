@@ -75,7 +75,8 @@ def _train_mini_batch(
     theorems: dict[str, Theorem] = {}
     responses = None
     if cov.cov_metrics == "full" or cov.cov_target is not None:
-        responses = gather_responses(worker, data, batch.data_parallel_group(worker.engine))
+        with nullcontext() if cov.cov_target is not None else reporting(ROLLOUT):
+            responses = gather_responses(worker, data, batch.data_parallel_group(worker.engine))
     if responses is not None and cov.cov_metrics == "full":
         values, theorems = rollout_metrics(responses)
     if cov.moves:
@@ -236,7 +237,7 @@ def _take_kept_entropies(worker: TrainingWorker, tokens: RankTokens) -> Tensor |
 
 
 def _read_state(local_path: str) -> str | None:
-    # Whatever is wrong with the file: a rank that stopped here would leave the others waiting in _shared_state.
+    # Whatever is wrong with the file: a rank that stopped here would leave the others waiting in _shared.
     with suppress(OSError, ValueError):
         return (Path(str(local_path)) / STATE_FILE).read_text()
     return None

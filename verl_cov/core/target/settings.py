@@ -13,6 +13,7 @@ NODE = "target"
 RULES = ("pi", "double_half", "delta")
 MEASURES = ("exact", "sampled")
 _NUMBERS = ("target_entropy", "hold", "fraction", "start", "min", "max", "gain", "integral", "delta")
+_NO_ROLLOUT = f"{NODE}.hold={{}} must be a whole number of rollouts, at least 1"
 _WORDS = ("shape", "knob", "rule", "measure")
 GOALS = ("target_entropy", "path", "hold", "fraction")
 BAND = 0.1  # of the target: what counts as held
@@ -76,17 +77,14 @@ class TargetSettings:
 
     def __post_init__(self) -> None:
         for name, known in (("rule", RULES), ("measure", MEASURES)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{NODE}.{name}={getattr(self, name)!r} is unknown{did_you_mean(str(self.rule), known)}"
-                )
+            given = getattr(self, name)
+            if given not in known:
+                raise ValueError(f"{NODE}.{name}={given!r} is unknown{did_you_mean(given, known)}")
         self._check_goal()
         for name in ("start", "min", "max", "delta"):
             value = getattr(self, name)
             if value is not None and not (is_number(value) and value >= 0):
-                raise ValueError(
-                    f"{NODE}.{name}={value!r} must be a number of at least 0, the knob's unit{_percent(value)}"
-                )
+                raise ValueError(f"{NODE}.{name}={value!r} must be a number of at least 0")
         for name in ("gain", "integral"):
             if not (is_number(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{NODE}.{name}={getattr(self, name)!r} must be a number of at least 0")
@@ -111,11 +109,11 @@ class TargetSettings:
                 raise ValueError(f"{NODE}.path has {lowest:g}, and entropies are above 0 nats per token: raise it")
             object.__setattr__(self, "points", points)
         elif self.hold is not None:
-            if not is_whole(value) or value < 1:
-                raise ValueError(f"{NODE}.hold={value!r} must be a whole number of rollouts, at least 1")
+            if value < 1:
+                raise ValueError(_NO_ROLLOUT.format(value))
         elif not (is_number(value) and value > 0):
             unit = "nats per token" if self.fraction is None else "a fraction of the first rollout's entropy"
-            raise ValueError(f"{NODE}.{given[0]}={value!r} must be a number above 0, {unit}{_percent(value)}")
+            raise ValueError(f"{NODE}.{given[0]}={value!r} must be a number above 0, {unit}")
         elif self.fraction is not None and self.fraction > _LARGEST_FRACTION:
             raise ValueError(
                 f"{NODE}.fraction={value:g} must be a fraction of the first rollout's entropy, not a percentage: for "
@@ -149,6 +147,8 @@ class TargetSettings:
             value = values.get(name)
             if value is not None and not is_number(value):
                 raise ValueError(f"{NODE}.{name}={value!r} must be a number{_percent(value)}")
+        if not is_whole(values.get("hold") or 0):
+            raise ValueError(_NO_ROLLOUT.format(values["hold"]))
         for name in _WORDS:
             if not isinstance(values.get(name, ""), str):
                 raise ValueError(f"{NODE}.{name}={values[name]!r} must be a word, without which it has its default")
