@@ -144,7 +144,7 @@ def update(
     target = _target(settings, state, rollout)
     if target is None:
         return Step(state, last, None, measured)
-    error = math.log(target / max(measured, _SMALLEST))
+    error = math.log(max(target, _SMALLEST) / max(measured, _SMALLEST))
     state, swings = _watch_swings(settings, state, error, target, noise)
     level, value, clamped = _RULES[settings.rule](settings, knob, state, error)
     within = (*state.within, abs(measured - target) <= BAND * target)[-WINDOW:]
@@ -208,7 +208,7 @@ def _watch_swings(
 ) -> tuple[TargetState, str | None]:
     """Notes when the entropy comes to the other side of the target by more than the band and its noise. Where it
     does so again and again, halves the gains and returns what to tell the user."""
-    far = max(math.log1p(BAND), SWING_NOISE * (noise or 0.0) / target)
+    far = max(math.log1p(BAND), SWING_NOISE * (noise or 0.0) / max(target, _SMALLEST))
     side = 0 if abs(error) <= far else -1 if error > 0 else 1
     if side == 0:
         return state, None
