@@ -1,5 +1,5 @@
 # make setup         .venv with the pinned CPU stack (idempotent)
-# make demo          trains vanilla GRPO, Clip-Cov and KL-Cov on this CPU; then a table, and report and plots in runs/demo
+# make demo          trains vanilla GRPO, Clip-Cov, KL-Cov and a target on this CPU; then a table, and report and plots in runs/demo
 # make check         ruff, mypy, and lint-imports: no arrow between the rooms points up
 # make test          everything that a change can break, in at most 10 minutes on 2 cores
 # make wheel-test    the wheel in an empty environment; needs a package index
@@ -20,7 +20,7 @@ setup:
 	@$(PYTHON) requirements/setup.py --venv $(VENV)
 
 demo: setup
-	@$(VENV)/bin/verl-cov recipes run demo/vanilla demo/clip_cov demo/kl_cov --report $(ARGS)
+	@$(VENV)/bin/verl-cov recipes run demo/vanilla demo/clip_cov demo/kl_cov demo/target --report $(ARGS)
 
 check: setup
 	$(VENV)/bin/ruff check .

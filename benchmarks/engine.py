@@ -115,6 +115,7 @@ def _main(path: Path) -> None:
 
     timed(mini_batch.MiniBatchHook, "__init__", "hook")
     timed(mini_batch.MiniBatchHook, "metrics", "hook")
+    timed(rollout_batch, "gather_responses", "rollout")
     timed(rollout_batch, "rollout_metrics", "rollout")
     timed(policy_losses, "_measure", "loss")
     timed(UpdateRecord, "add_log_probs", "loss")
@@ -143,7 +144,7 @@ def _main(path: Path) -> None:
     if seconds["loss"]:
         hook = hook + np.array(seconds["loss"]).reshape(len(hook), -1).sum(1)
     if seconds["rollout"]:  # each of these rollouts is one optimizer step
-        hook = hook + np.array(seconds["rollout"])
+        hook = hook + np.array(seconds["rollout"]).reshape(-1, 2).sum(1)
     found = dict(
         hook=statistics.median(hook[1:]),
         update=statistics.median(seconds["update"][1:]),

@@ -17,9 +17,10 @@ _BEGIN, _END = "<!-- table of metrics: begin -->", "<!-- table of metrics: end -
 def metrics_table() -> str:
     """The metrics as a Markdown table."""
     lines = ["| key | unit | meaning | `cov_metrics` | reduction | paper |", "|---|---|---|---|---|---|"]
+    levels = {"off": "any, with a control", "basic": "basic, full", "full": "full", "target": "any, with a target"}
     reductions = {"update": "mean over a rollout's updates", "rollout": "one value a rollout"}
     for metric in TABLE:
-        level = {"off": "any, with a control", "basic": "basic, full", "full": "full"}[metric.level]
+        level = levels[metric.level]
         if metric.key in ("tokens", "non_finite_tokens"):
             level = "any"
         if metric.key == "threshold":

@@ -131,12 +131,14 @@ def check_first_of_prime(step: dict) -> None:
 
 
 def test_prime_with_kl_cov_trains_is_killed_and_goes_on(untrained_model, tmp_path):
+    # The knob is twice or half the rollout before's.
+    target = ("+verl_cov=[prime,target]", *PRIME[1:], "target.target_entropy=1.0", "target.rule=double_half")
     first = train(
         tmp_path,
         untrained_model,
         "+experiment=demo",
         "recipe/entropy=kl_cov",
-        *PRIME,
+        *target,
         "trainer.total_training_steps=1000",
         "trainer.save_freq=2",
         segment="first",
@@ -156,7 +158,7 @@ def test_prime_with_kl_cov_trains_is_killed_and_goes_on(untrained_model, tmp_pat
         untrained_model,
         "+experiment=demo",
         "recipe/entropy=kl_cov",
-        *PRIME,
+        *target,
         f"trainer.total_training_steps={at + 1}",
         "trainer.save_freq=-1",
         "trainer.test_freq=1",
@@ -170,6 +172,9 @@ def test_prime_with_kl_cov_trains_is_killed_and_goes_on(untrained_model, tmp_pat
     change = second[0]["actor/cov/entropy"] - first[at - 1]["actor/cov/entropy"]
     assert second[0]["actor/cov/entropy_change"] == pytest.approx(change)
     assert any(key.startswith("val-core/") for key in second[0])
+    assert first[at - 1]["actor/cov/target"] == second[0]["actor/cov/target"] == 1
+    times = 2 if second[0]["actor/cov/target_measured"] < 1 else 0.5
+    assert second[0]["actor/cov/knob"] == times * first[at - 1]["actor/cov/knob"]
 
 
 @pytest.mark.parametrize("v1", [True, False], ids=["V1 trainer, PRIME", "legacy trainer"])

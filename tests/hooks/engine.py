@@ -245,8 +245,7 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -
         share = [*share, {**share[0], "mask": np.zeros_like(share[0]["mask"]), "index": -1}]
         share = [*share, {**share[-1]}] if len(share) % 2 else share
     data = to_tensordict(share, dense=layout.dense)
-    tu.assign_non_tensor(
-        data,
+    settings = dict(
         mini_batch_size=len(share) * spec.ranks,
         global_batch_size=ROWS,
         epochs=1,
@@ -257,8 +256,8 @@ def _update(worker: Any, spec: Spec, layout: Layout, rank: int, seed: int = 0) -
         use_remove_padding=layout.remove_padding,
         max_token_len_per_gpu=layout.tokens,
         micro_batch_size_per_gpu=min(layout.micro, len(share)),
-        **spec.extra,
     )
+    tu.assign_non_tensor(data, **{**settings, **spec.extra})
 
     if spec.old_by is not None:
         from verl.workers.utils.padding import response_from_nested

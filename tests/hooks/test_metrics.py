@@ -93,7 +93,9 @@ def test_current_measures_the_present_policys_covariance(untrained_model):
 def test_the_outputs_of_a_session_are_measured_as_one_response():
     def measured(rows):
         data = engine.to_tensordict(rows, dense=False)
-        return rollout_batch.rollout_metrics(SimpleNamespace(), data, None)[0]
+        responses = rollout_batch.gather_responses(SimpleNamespace(), data, None)
+        assert responses is not None
+        return rollout_batch.rollout_metrics(responses)[0]
 
     rows = [{**row, "session_id": number % 4} for number, row in enumerate(engine.mini_batch())]
     halves = []
@@ -173,7 +175,7 @@ def _load(rank, world, group, folder):
     from verl_cov.hooks import rollout_batch
 
     text = rollout_batch._read_state(folder if rank == 0 else folder / "not here")
-    return rollout_batch._shared_state(text).state_dict()
+    return rollout_batch._entropy_change(rollout_batch._shared(text)).state_dict()
 
 
 @pytest.mark.parametrize("damage", [None, b"\xff\xfe", b'{"last": []', b'{"last": [], "pairs": []}', b'{"last": 1}'])

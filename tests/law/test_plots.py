@@ -90,6 +90,24 @@ def test_the_figure_says_why_there_is_no_fit(tmp_path, drawn, case, message):
     assert message in words(drawn[0]).replace("\n", " ")
 
 
+def test_a_target_is_drawn_with_its_band_in_the_demo_the_watch_and_the_report(tmp_path, drawn):
+    held = run()
+    for record in held.records[1:]:
+        record["actor/cov/target"] = 0.6
+    runs = {"target": held, "vanilla": run()}
+    plots.plot_demo(runs, tmp_path / "demo.png")
+    watch.plot(runs, tmp_path / "watch.png")
+    report = fits.training(fitted(runs), style.looks(runs))
+    panels = [drawn[0].axes[0], drawn[1].subfigs[0].axes[1], report.axes[1]]
+    for axes in panels:
+        (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
+        assert set(line.get_ydata()) == {0.6}
+        assert line.get_color() == style.looks(runs)["target"]["color"]
+        (band,) = axes.collections
+        ends = band.get_paths()[0].vertices[:, 1]
+        assert (ends.min(), ends.max()) == pytest.approx((0.54, 0.66))
+
+
 def test_entropy_falls_from_left_to_right(tmp_path, drawn):
     for case in ("three runs", "narrow entropies", "one point"):
         plots.plot_law(CASES[case], tmp_path / "law.png")

@@ -137,7 +137,7 @@ def test_json_of_list_show_and_check(tmp_path):
     listed = json.loads(run("list", "--json").stdout)
     assert [option["name"] for option in listed["entropy"]] == list(catalogue.options("entropy"))
     (demo,) = (each for each in listed["experiment"] if each["name"] == "demo")
-    assert demo["runs"] == ["vanilla", "clip_cov", "kl_cov"]
+    assert demo["runs"] == ["vanilla", "clip_cov", "kl_cov", "target"]
     shown = json.loads(run("show", "sec4-7b/kl_cov", "--json").stdout)
     assert (shown["model"], shown["entropy"]) == ("qwen2.5-7b", "kl_cov")
     changes = {change["key"]: change for change in shown["changes"]}

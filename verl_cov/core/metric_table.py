@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PREFIX = "actor/cov/"
-LEVELS = ("off", "basic", "full")
+LEVELS = ("off", "basic", "full", "target")
 # Shares of the tokens with the largest covariance whose mean is reported (paper Table 1).
 LADDER = (0.0002, 0.002, 0.02, 0.2, 0.5)
 
@@ -23,7 +23,7 @@ class Metric:
         unit: "1" for shares and correlations.
         meaning: over one optimizer mini-batch (per update) or one rollout batch (per rollout), of all ranks.
         level: the lowest ``cov_metrics`` that reports it. Metrics at "off", the counts of the selection, are reported
-            only in runs with a control.
+            only in runs with a control; those at "target" at any ``cov_metrics``, in runs with a target.
         per: "update": computed at each optimizer step, and verl logs the mean over the steps of a rollout; "rollout":
             computed once per rollout.
         source: equation or table of the paper (arXiv 2505.22617).
@@ -281,4 +281,33 @@ def _rollouts() -> list[Metric]:
     return table
 
 
-TABLE: tuple[Metric, ...] = (*_updates(), *_rollouts())
+def _targets() -> list[Metric]:
+    return [
+        Metric("target", _NATS, "entropy that this rollout should have", "target", "rollout"),
+        Metric(
+            "target_measured",
+            _NATS,
+            "entropy that it has: `entropy`, or `entropy_sampled` with `target.measure=sampled`",
+            "target",
+            "rollout",
+        ),
+        Metric("target_error", _NATS, "`target_measured` less `target`", "target", "rollout"),
+        Metric(
+            "target_held",
+            "1",
+            "share of the last 50 rollouts in which the entropy was within 10 % of the target",
+            "target",
+            "rollout",
+        ),
+        Metric("knob", "the knob's", "what `target.knob` names, in this rollout's updates", "target", "rollout"),
+        Metric(
+            "knob_clamped",
+            "1",
+            "1 where the controller wanted to go beyond `target.min` or `target.max`",
+            "target",
+            "rollout",
+        ),
+    ]
+
+
+TABLE: tuple[Metric, ...] = (*_updates(), *_rollouts(), *_targets())

@@ -8,15 +8,19 @@ import: :mod:`.asks` does so in the runs that need it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from verl.workers.config import PolicyLossConfig
 
+from verl_cov.core.target.path import Path, read_schedule
+from verl_cov.core.target.settings import NODE, Knob, TargetSettings
 from verl_cov.hooks import versions
-from verl_cov.hooks.loss_modes import CLIP_COV, KL_COV, LOSS_MODES, POLICY_LOSS
-from verl_cov.hooks.policy_loss_values import NUMBERS, OFF, check_ratio, check_value
+from verl_cov.hooks.loss_modes import CLIP_COV, ENTROPY_BONUS, KL_COV, KNOBS_OF, LOSS_MODES, NUMBERS_OF, POLICY_LOSS
+from verl_cov.hooks.policy_loss_values import MAX_RATIO, NUMBERS, OFF, RATIOS, check_ratio, check_value
 from verl_cov.hooks.status import require_working_plugin
+from verl_cov.suggestions import did_you_mean
 
 DEFAULT_BASE_LOSS = {CLIP_COV: "vanilla", KL_COV: "ratio"}
 
@@ -62,6 +66,10 @@ class CovPolicyLossConfig(PolicyLossConfig):
         cov_val_greedy: whether each validation prompt is answered once more, greedily (:mod:`.validation.greedy`).
         cov_val_success: the lowest ``acc`` (or score, where there is none) that counts as a success in both. None: 1
             does and 0 does not, and a validation set with other values has neither.
+        cov_target: the node ``target``: which entropy to hold, and by which number; None: no target.
+
+    A number of the control may be a schedule, ``{start, end, over, shape}``: it goes from start to end in so many
+    rollouts (:func:`verl_cov.core.target.path.read_schedule`). The field then has its start, :attr:`schedules` all.
 
     Raises:
         ValueError: a field is out of range; the message names the field and the fix.
@@ -82,24 +90,60 @@ class CovPolicyLossConfig(PolicyLossConfig):
     cov_val_pass_at: Any = "auto"  # str | list[int], of which OmegaConf can make no structured configuration
     cov_val_greedy: bool = False
     cov_val_success: float | None = None
+    cov_target: Any = None
+    schedules: dict[str, Path] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def extend(cls, policy_loss: PolicyLossConfig) -> CovPolicyLossConfig:
         """Takes over the fields of verl's configuration; the fields that verl-cov adds get their defaults."""
-        return cls(**{field.name: getattr(policy_loss, field.name) for field in fields(PolicyLossConfig)})
+        return cls(**{each.name: getattr(policy_loss, each.name) for each in fields(PolicyLossConfig)})
 
     def __post_init__(self) -> None:
         require_working_plugin()
         for name in OFF:
             if getattr(self, name) is False:  # what YAML makes of a bare "off"
                 object.__setattr__(self, name, "off")
-        for field in fields(self):
-            if self.controls or field.name not in (*NUMBERS, "cov_seed"):  # verl's own losses' are verl's business
-                check_value(field.name, getattr(self, field.name))
+        for each in fields(self):
+            if self.controls or each.name not in (*NUMBERS, "cov_seed"):  # verl's own losses' are verl's business
+                check_value(each.name, getattr(self, each.name))
+        self._read_schedules()
         if self.controls:
             self._check_control()
         _check_dump(self)
         _check_validation(self)
+        if isinstance(self.cov_target, Mapping):
+            object.__setattr__(self, "cov_target", TargetSettings.from_node(self.cov_target))
+        if self.cov_target is not None:
+            self._check_knob()
+
+    def _read_schedules(self) -> None:
+        for name in NUMBERS:
+            value = getattr(self, name)
+            if not isinstance(value, Mapping):
+                continue
+            known = NUMBERS_OF.get(self.loss_mode, ())
+            if name not in known:
+                can = f"{self.loss_mode} has {', '.join(known) or 'none of ours (+verl_cov=kl_cov or clip_cov)'}"
+                raise ValueError(f"{POLICY_LOSS}.{name} is a schedule, and no number of the run's control: {can}")
+            if name.endswith("_ratio"):
+                check_ratio(name, value)
+            schedule = read_schedule(f"{POLICY_LOSS}.{name}", value)
+            self.schedules[name] = schedule
+            object.__setattr__(self, name, schedule.at(0))
+
+    def _check_knob(self) -> None:
+        name, own = self.knob_name, KNOBS_OF.get(self.loss_mode, ())
+        if name not in (*own, ENTROPY_BONUS):
+            if other := next((mode for mode, knobs in KNOBS_OF.items() if name in knobs), None):
+                whose = f"a number of {other}, and the run's loss_mode is {self.loss_mode}"
+                raise ValueError(f"{NODE}.knob={name} is {whose}: use {' or '.join((*own, ENTROPY_BONUS))}")
+            raise ValueError(f"{NODE}.knob={name} is unknown{did_you_mean(str(name), (*own, 'ratio', ENTROPY_BONUS))}")
+        if name in self.schedules:
+            raise ValueError(
+                f"{POLICY_LOSS}.{name} is a schedule, and {NODE}.knob={name} moves it too: give it a number"
+            )
+        if name != ENTROPY_BONUS:
+            self.knob()
 
     def _check_control(self) -> None:
         check_ratio(self.ratio_field, self.ratio)
@@ -134,6 +178,22 @@ class CovPolicyLossConfig(PolicyLossConfig):
         """Name of the field that :attr:`ratio` comes from."""
         return "clip_cov_ratio" if self.loss_mode == CLIP_COV else "kl_cov_ratio"
 
+    @property
+    def knob_name(self) -> str:
+        """Name of the number that the target moves."""
+        return self.ratio_field if self.controls and self.cov_target.knob == "ratio" else self.cov_target.knob
+
+    def knob(self, entropy_coeff: float = 0.0) -> Knob:
+        """Returns what the target moves; ``entropy_coeff`` is the actor's. Raises ValueError for impossible ends."""
+        name = self.knob_name
+        configured = entropy_coeff if name == ENTROPY_BONUS else getattr(self, name)
+        return self.cov_target.knob_of(name, configured, MAX_RATIO if name in RATIOS else None)
+
+    @property
+    def moves(self) -> bool:
+        """True if a number changes from rollout to rollout."""
+        return self.cov_target is not None or bool(self.schedules)
+
     def dead_zone(self, measured: float) -> float:
         """Returns the dead zone of the absolute penalty in nats: ``measured``, unless the field has a number."""
         return measured if self.cov_kl_dead_zone == "auto" else float(self.cov_kl_dead_zone)
@@ -141,6 +201,9 @@ class CovPolicyLossConfig(PolicyLossConfig):
     def describe(self) -> str:
         """Describes the active control and its settings in one line."""
         metrics = f"cov_metrics={self.cov_metrics}"
+        metrics += "".join(f", {name} {path.describe()}" for name, path in self.schedules.items())
+        if self.cov_target is not None:
+            metrics += f", target: {self.cov_target.describe()} by {self.knob_name} ({self.cov_target.rule})"
         if not self.controls:
             return f"{metrics} on loss_mode={self.loss_mode}, which is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
         if self.loss_mode == CLIP_COV:
@@ -159,7 +222,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
 
 def known_fields() -> list[str]:
     """Returns the names of all fields of ``policy_loss``."""
-    return [field.name for field in fields(CovPolicyLossConfig)]
+    return [each.name for each in fields(CovPolicyLossConfig) if each.init]
 
 
 def _check_dump(config: CovPolicyLossConfig) -> None:

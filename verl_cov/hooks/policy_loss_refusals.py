@@ -98,7 +98,7 @@ def without_effect(config: DictConfig) -> str | None:
         )
     if cov.loss_mode != KL_COV:
         return None
-    if cov.ppo_kl_coef == 0:
+    if cov.ppo_kl_coef == 0 and not cov.moves:
         return f"{POLICY_LOSS}.ppo_kl_coef=0 is a penalty of nothing. Raise it, or use +verl_cov=metrics"
     on_one_policy = update_calls_on_one_policy(config)[0] == 1 and not bypasses_old_log_probs(config)
     if updates_per_rollout(config) <= 1 and on_one_policy:

@@ -7,8 +7,10 @@ same words as in a configuration (:mod:`verl_cov.hooks.config`).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TypeGuard
 
+from verl_cov.core.target.path import read_schedule
 from verl_cov.hooks.loss_modes import POLICY_LOSS
 
 NUMBERS = ("clip_cov_ratio", "clip_cov_lb", "clip_cov_ub", "kl_cov_ratio", "ppo_kl_coef")
@@ -37,7 +39,10 @@ def check_value(name: str, value: object, field: str = "") -> None:
         field: what the message calls it; default: its full name in verl's configuration.
     """
     field = field or f"{POLICY_LOSS}.{name}"
-    if name in NUMBERS:
+    if name in NUMBERS and isinstance(value, Mapping):
+        for end, number in _ends(field, value):
+            check_value(name, number, end)
+    elif name in NUMBERS:
         if not _finite(value):
             raise ValueError(f"{field}={value!r} must be a finite number{_meant(name, value)}")
         if name == "ppo_kl_coef" and value < 0:
@@ -59,11 +64,15 @@ def check_value(name: str, value: object, field: str = "") -> None:
         raise ValueError(f"{field}={value!r} must be null or a finite number, the lowest acc or score of a success")
 
 
-def check_ratio(name: str, value: float, field: str = "") -> None:
+def check_ratio(name: str, value: float | Mapping[str, object], field: str = "") -> None:
     """Raises ValueError if the ratio of the control that is on is no fraction of the tokens, or a percentage."""
-    if not 0 < value <= MAX_RATIO:
+    field = field or f"{POLICY_LOSS}.{name}"
+    if isinstance(value, Mapping):
+        for end, number in _ends(field, value):
+            check_ratio(name, number, end)
+    elif not 0 < value <= MAX_RATIO:
         raise ValueError(
-            f"{field or f'{POLICY_LOSS}.{name}'}={value} must be a fraction of the tokens, above 0 and at most "
+            f"{field}={value} must be a fraction of the tokens, above 0 and at most "
             f"{MAX_RATIO}, not a percentage{_for_percent(value)} (the paper takes 0.0002 to 0.002)"
         )
 
@@ -75,6 +84,12 @@ def _check_pass_at(value: object, field: str) -> None:
         raise ValueError(f"{field}={value!r} must be off, auto or a list of whole numbers from 1 on, such as [1,4,16]")
     if double := next((k for k in value if value.count(k) > 1), None):
         raise ValueError(f"{field}={list(value)} has {double} twice: leave one out")
+
+
+def _ends(field: str, schedule: Mapping[str, object]) -> list[tuple[str, float]]:
+    """Returns the two numbers of a schedule, with their names."""
+    (_, start), (_, end) = read_schedule(field, schedule).points
+    return [(f"{field}.start", start), (f"{field}.end", end)]
 
 
 def _finite(value: object) -> TypeGuard[int | float]:

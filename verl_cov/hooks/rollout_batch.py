@@ -1,17 +1,18 @@
-"""The rollout hook: entropy, the theorems and Figure 8 over each whole rollout batch (``cov_metrics=full``).
+"""The rollout hook: entropy, the theorems and Figure 8 over each whole rollout batch (``cov_metrics=full``), and what a
+target or a schedule sets for its updates (:mod:`.target`).
 
 Leans on ``verl.workers.engine_workers.TrainingWorker``: ``train_mini_batch(data)`` gets a rank's share of the rollout
 batch before it is dealt out into mini-batches; ``infer_batch(data)`` is where the legacy trainer has its entropies
 computed, which its driver then drops (the V1 trainer sends them along as ``entropy``); ``save_checkpoint`` and
-``load_checkpoint`` carry what the running correlation has seen. For the size of a step also on ``grad_norm`` in the
-metrics of each update and on ``engine.optimizer_config.clip_grad``.
+``load_checkpoint`` carry what the running correlation and the controller have seen. For the size of a step also on
+``grad_norm`` in the metrics of each update and on ``engine.optimizer_config.clip_grad``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from torch.distributed import ProcessGroup
 from verl_cov.core import metrics, rollout
 from verl_cov.core.entropy_change import EntropyChange
 from verl_cov.core.rollout import Theorem
-from verl_cov.hooks import batch
+from verl_cov.hooks import batch, target
 from verl_cov.hooks.asks import config_from_loss
 from verl_cov.hooks.batch import RankTokens
 from verl_cov.hooks.reporting import agreed, reporting
@@ -34,6 +35,8 @@ from verl_cov.hooks.worker_state import state_of
 if TYPE_CHECKING:
     from tensordict import TensorDict
     from verl.workers.engine_workers import TrainingWorker
+
+    from verl_cov.hooks.config import CovPolicyLossConfig
 
 STATE_FILE = "verl_cov.json"
 ROLLOUT = "the measurement of a rollout batch"
@@ -53,22 +56,35 @@ def _wrap(engine_workers: ModuleType) -> None:
     seam.wrap(worker, "load_checkpoint", _load_checkpoint)
 
 
-def _measures_rollouts(worker: TrainingWorker) -> bool:
-    """Returns True for a worker that trains an actor in a run with ``cov_metrics=full``."""
+def _sees_rollouts(worker: TrainingWorker) -> CovPolicyLossConfig | None:
+    """Returns the configuration of a worker that trains an actor, if it measures or moves something once a rollout."""
     cov = config_from_loss(worker.loss_fn)
-    return cov is not None and cov.cov_metrics == "full"
+    return cov if cov is not None and (cov.cov_metrics == "full" or cov.moves) else None
 
 
 def _train_mini_batch(
     original: Callable[..., TensorDict | None], worker: TrainingWorker, data: TensorDict
 ) -> TensorDict | None:
     """In place of ``TrainingWorker.train_mini_batch``: all updates on a rank's share of a rollout batch."""
-    if "advantages" not in data or not _measures_rollouts(worker):
+    cov = _sees_rollouts(worker)
+    if "advantages" not in data or cov is None:
         return original(worker, data)
     from verl.utils import tensordict_utils as tu
 
-    values, theorems = rollout_metrics(worker, data, batch.data_parallel_group(worker.engine))
-    output = original(worker, data)
+    values: dict[str, float] = {}
+    theorems: dict[str, Theorem] = {}
+    responses = None
+    if cov.cov_metrics == "full" or cov.cov_target is not None:
+        with nullcontext() if cov.cov_target is not None else reporting(ROLLOUT):
+            responses = gather_responses(worker, data, batch.data_parallel_group(worker.engine))
+    if responses is not None and cov.cov_metrics == "full":
+        values, theorems = rollout_metrics(responses)
+    if cov.moves:
+        with target.moved(worker, cov, responses) as moved:
+            output = original(worker, data)
+        values |= moved
+    else:
+        output = original(worker, data)
     with reporting(ROLLOUT):
         # No output on the ranks of a model-parallel group that return nothing.
         update_metrics = {} if output is None else tu.get(output, "metrics")
@@ -88,7 +104,7 @@ def _infer_batch(
     if not data.get("no_lora_adapter", False):  # with it the reference policy is asked
         state_of(worker).log_probs_are_new = True
     output = original(worker, data)
-    if output is not None and "entropy" in output and _measures_rollouts(worker):
+    if output is not None and "entropy" in output and _sees_rollouts(worker):
         with reporting("the entropy of a rollout batch"):
             _keep_entropies(worker, data, output)
     return output
@@ -96,47 +112,51 @@ def _infer_batch(
 
 def _save_checkpoint(original: Callable, worker: TrainingWorker, local_path: str, *args: Any, **kwargs: Any) -> Any:
     result = original(worker, local_path, *args, **kwargs)
+    cov = _sees_rollouts(worker)
     # From a rank that has the metrics: under pipeline parallelism rank 0 has none.
-    if (
-        _measures_rollouts(worker)
-        and worker.engine.is_mp_src_rank_with_outputs()
-        and worker.engine.get_data_parallel_rank() == 0
-    ):
-        with reporting(f"{STATE_FILE} in a checkpoint"):
-            (Path(local_path) / STATE_FILE).write_text(json.dumps(state_of(worker).entropy_change.state_dict()))
+    if cov is not None and worker.engine.is_mp_src_rank_with_outputs() and worker.engine.get_data_parallel_rank() == 0:
+        state = state_of(worker)
+        text = json.dumps(state.entropy_change.state_dict() | target.state_dict(state))
+        with nullcontext() if cov.moves else reporting(f"{STATE_FILE} in a checkpoint"):
+            (Path(local_path) / STATE_FILE).write_text(text)
     return result
 
 
 def _load_checkpoint(original: Callable, worker: TrainingWorker, local_path: str, *args: Any, **kwargs: Any) -> Any:
-    if not _measures_rollouts(worker):
+    cov = _sees_rollouts(worker)
+    if cov is None:
         return original(worker, local_path, *args, **kwargs)
     text = _read_state(local_path)  # before verl, which may delete the folder
     result = original(worker, local_path, *args, **kwargs)
-    state_of(worker).entropy_change = _shared_state(text)
+    state, saved = state_of(worker), _shared(text)
+    state.entropy_change = _entropy_change(saved)
+    if cov.moves:
+        target.load_state(state, cov, saved)
     return result
 
 
-def rollout_metrics(
-    worker: TrainingWorker, data: TensorDict, group: ProcessGroup | None
-) -> tuple[dict[str, float], dict[str, Theorem]]:
-    """Computes the entropy metrics of a rollout batch and the theorems' predictions; equal on every rank.
+def gather_responses(worker: TrainingWorker, data: TensorDict, group: ProcessGroup | None) -> rollout.Responses | None:
+    """Gathers the responses of all ranks; None on every rank if the batch of one cannot be read.
 
     Args:
         data: this rank's share of the rollout batch.
-
-    Returns:
-        The metrics without their prefix; the theorems by their names. Without what failed, on whatever rank.
     """
-    values: dict[str, float] = {}
-    theorems: dict[str, Theorem] = {}
     table = None
     with reporting(ROLLOUT):
         table = _row_sums(worker, data)
     table = agreed(table, group)
-    if table is None:
-        return values, theorems
+    return None if table is None else rollout.Responses.gather(table, group)
+
+
+def rollout_metrics(responses: rollout.Responses) -> tuple[dict[str, float], dict[str, Theorem]]:
+    """Computes the entropy metrics of a rollout batch and the theorems' predictions; equal on every rank.
+
+    Returns:
+        The metrics without their prefix; the theorems by their names. Without what failed.
+    """
+    values: dict[str, float] = {}
+    theorems: dict[str, Theorem] = {}
     with reporting(ROLLOUT):
-        responses = rollout.Responses.gather(table, group)
         with reporting("the entropy of a rollout batch"):
             values |= rollout.entropies(responses)
         with reporting("Figure 8 of a rollout batch"):
@@ -217,20 +237,23 @@ def _take_kept_entropies(worker: TrainingWorker, tokens: RankTokens) -> Tensor |
 
 
 def _read_state(local_path: str) -> str | None:
-    # Whatever is wrong with the file: a rank that stopped here would leave the others waiting in _shared_state.
+    # Whatever is wrong with the file: a rank that stopped here would leave the others waiting in _shared.
     with suppress(OSError, ValueError):
         return (Path(str(local_path)) / STATE_FILE).read_text()
     return None
 
 
-def _shared_state(text: str | None) -> EntropyChange:
-    """The state of whichever rank saw the file (other nodes may not see its disk); a new one if none did."""
+def _shared(text: str | None) -> str | None:
+    """Returns what whichever rank read (other nodes may not see its disk); None if none did."""
     texts = [text]
     if dist.is_initialized():
         texts = [None] * dist.get_world_size()
         dist.all_gather_object(texts, text)
+    return next((text for text in texts if text is not None), None)
+
+
+def _entropy_change(saved: str | None) -> EntropyChange:
     change = EntropyChange()
-    saved = next((text for text in texts if text is not None), None)
     if saved is not None:
         with reporting(f"{STATE_FILE} of a checkpoint"):
             change.load_state_dict(json.loads(saved))

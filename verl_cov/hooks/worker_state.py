@@ -12,6 +12,7 @@ from torch.distributed import ProcessGroup
 from verl_cov.core.advice import Advice
 from verl_cov.core.dead_zone import FLOOR
 from verl_cov.core.entropy_change import EntropyChange
+from verl_cov.core.target.controller import TargetState
 
 if TYPE_CHECKING:
     from verl.workers.actor.dp_actor import DataParallelPPOActor
@@ -31,7 +32,9 @@ class WorkerState:
         log_probs_are_new: True after the actor has computed log-probs, until it is updated.
         dead_zone: of KL-Cov's absolute penalty, in nats, as measured in this rollout's first update.
         advice: what the user has been told.
-        entropy_change: predictions against measurements; the only part that goes into checkpoints.
+        entropy_change: predictions against measurements.
+        rollouts: since numbers began to follow schedules; target: the controller's state. These two and
+            ``entropy_change`` go into checkpoints.
         inferred_entropies: prompts' uids and [slots] entropies of the last inference, until they are trained on.
         group: data-parallel group of the legacy actor, in a list of one; None until it is made.
     """
@@ -43,6 +46,8 @@ class WorkerState:
     dead_zone: float = FLOOR
     advice: Advice = field(default_factory=lambda: Advice(dist.get_rank() if dist.is_initialized() else 0))
     entropy_change: EntropyChange = field(default_factory=EntropyChange)
+    rollouts: int = 0
+    target: TargetState | None = None
     inferred_entropies: tuple[list[str] | None, Tensor] | None = None
     group: list[ProcessGroup | None] | None = None
 

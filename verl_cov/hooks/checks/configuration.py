@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_cov import __version__
 from verl_cov.core.prime.prime_config import TRAINER_MODE
-from verl_cov.hooks import group_filter, legacy_actor, policy_loss_refusals, reward
+from verl_cov.hooks import group_filter, legacy_actor, policy_loss_refusals, reward, target_refusals
 from verl_cov.hooks.asks import asks_for_verl_cov, config_from_trainer
 from verl_cov.hooks.checks import machine
 from verl_cov.hooks.cpu import refusals as cpu_refusals
@@ -25,6 +25,7 @@ def refuse(config: DictConfig) -> None:
     if status.error:
         return
     for refuse_feature in (
+        target_refusals.refuse,  # first: it says of a target's values more than the whole configuration does
         policy_loss_refusals.refuse,
         legacy_actor.refuse,
         cpu_refusals.refuse,

@@ -20,6 +20,7 @@ from verl_cov.law.plots.style import (
     TEXT,
     Look,
     by_step,
+    draw_target,
     dress,
     entropy_axis,
     from_zero,
@@ -72,6 +73,8 @@ def training(fitted: Fitted, known: Mapping[str, Look]) -> Figure:
             draw_passes(panel, logs, known)
         draw_curves(score, {run.name: run.scores for run in runs}, known)
         dress(score, "Score", "training step", score_label(runs))
+        for run in runs:
+            draw_target(entropy, run.run, known[run.name])
         draw_curves(entropy, {run.name: run.entropies for run in runs}, known)
         dress(entropy, "Entropy", "training step", "entropy (nats per token)")
         draw_laws(axes, ceilings, fitted, known)

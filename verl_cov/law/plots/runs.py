@@ -24,6 +24,7 @@ from verl_cov.law.plots.style import (
     TEXT,
     Look,
     by_step,
+    draw_target,
     dress,
     entropy_axis,
     from_zero,
@@ -123,7 +124,10 @@ def _series(axes: Axes, curves: Mapping[str, Curve], known: Mapping[str, Look], 
 def draw_entropy(axes: Axes, runs: Mapping[str, Run], known: Mapping[str, Look] | None = None) -> None:
     """Panel of the entropy against the step."""
     curves = {name: read(run).entropies for name, run in runs.items()}
-    drawn = _series(axes, curves, known or looks(runs), dense=True)
+    known = known or looks(runs)
+    for name, run in runs.items():
+        draw_target(axes, run, known[name])
+    drawn = _series(axes, curves, known, dense=True)
     dress(axes, "Policy entropy", "training step", "entropy (nats per token)")
     if not drawn:
         say_empty(axes, "no training step yet")

@@ -20,7 +20,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
+from verl_cov.core.metric_table import PREFIX
+from verl_cov.core.target.settings import BAND
 from verl_cov.law.display import shortened
+from verl_cov.law.readers import Run
 
 # Okabe and Ito's palette and one more, safe for colour-blind readers; the markers tell the runs apart in grey.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#882255")
@@ -36,7 +39,7 @@ TEXT = RcParams(
     }
 )
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", ">", "h", "d", "8")
-_DEMO_RUNS = ("vanilla", "clip_cov", "kl_cov")
+_DEMO_RUNS = ("vanilla", "clip_cov", "kl_cov", "target")
 _GREY = "#5a5a5a"
 
 
@@ -48,7 +51,7 @@ class Look(TypedDict):
 def looks(names: Iterable[str]) -> dict[str, Look]:
     """Colour and marker of each run, all different (up to 104 runs), in whatever order and picture.
 
-    A run keeps its look when others come or go, as the name decides: the demo's three runs have theirs, any other name
+    A run keeps its look when others come or go, as the name decides: the demo's runs have theirs, any other name
     has a place in the palette. Only if that is taken does the run get another one.
     """
     distinct = sorted(set(names), key=lambda name: (name not in _DEMO_RUNS, zlib.crc32(name.encode())))
@@ -98,6 +101,17 @@ def dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
     axes.tick_params(color=_GREY)
     axes.grid(True, color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def draw_target(axes: Axes, run: Run, look: Look) -> None:
+    """The entropy that a run with a target should have, dashed, and the band in which it counts as held."""
+    target = run.column(f"{PREFIX}target")
+    steps, target = run.steps[np.isfinite(target)], target[np.isfinite(target)]
+    if steps.size:
+        axes.fill_between(
+            steps, (1 - BAND) * target, (1 + BAND) * target, color=look["color"], alpha=0.15, linewidth=0, zorder=0.5
+        )
+        axes.plot(steps, target, "--", color=look["color"], linewidth=1.2, zorder=0.6)
 
 
 def say_empty(axes: Axes, text: str) -> None:

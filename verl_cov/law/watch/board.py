@@ -98,6 +98,8 @@ def _rows() -> list[tuple[str, str, Cell]]:
     rows: list[tuple[str, str, Cell]] = [
         ("entropy", "entropy_error", _error),
         ("  change", "entropy_change", _series("entropy_change", "{:+.3g}", style=_signed)),
+        ("  target", "", _target),
+        ("  knob", "", _series("knob", "{:.3g}")),
     ]
     rows += [(f"  theorem {n}", "entropy_change", _theorem(n)) for n in (1, 2)]
     rows.append(("covariance", "mean", _series("mean", "{:+.3g}")))
@@ -123,6 +125,16 @@ def _greedy(run: Run, width: int, scale: Scale | None) -> Text:
 def _error(run: Run, width: int, scale: Scale | None) -> Text:
     errors = run.values(PREFIX + "entropy_error")
     return _line(errors, width, f"standard error {errors[-1]:.3f}", scale) if errors.size else Text("-")
+
+
+def _target(run: Run, width: int, scale: Scale | None) -> Text:
+    target, error, held, clamped = (
+        run.values(PREFIX + key) for key in ("target", "target_error", "target_held", "knob_clamped")
+    )
+    if not target.size or not error.size:
+        return Text("-")
+    known = f", held {100 * held[-1]:.0f} %" if held.size else ""
+    return _line(error, width, f"{target[-1]:.3g}{known}{', clamped' if clamped.size and clamped[-1] else ''}", scale)
 
 
 def _theorem(number: int) -> Cell:

@@ -1,0 +1,68 @@
+"""Refuses a target that a run cannot hold: a ValueError names the field and the fix.
+
+Leans on ``actor.entropy_coeff`` and ``actor.calculate_entropy``, which tell verl's trainers to compute the entropy with
+a gradient in the update.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_cov.core.target.settings import NODE, TargetSettings
+from verl_cov.hooks import versions
+from verl_cov.hooks.asks import config_from_trainer
+from verl_cov.hooks.loss_modes import ACTOR, ENTROPY_BONUS
+from verl_cov.hooks.target import above_vocabulary
+from verl_cov.hooks.trainers import bypasses_old_log_probs, update_calls_on_one_policy
+
+
+def refuse(config: DictConfig) -> None:
+    """Raises ValueError for a target, or a schedule, that is no sound one, or that this run cannot follow."""
+    cov = config_from_trainer(config)
+    if cov is None or not cov.moves:
+        return
+    release = versions.installed_release()
+    legacy = OmegaConf.select(config, "trainer.use_legacy_worker_impl", default="auto") != "disable"
+    if not release.engine or (release.legacy and legacy):
+        fix = "trainer.use_legacy_worker_impl=disable" if release.engine else "verl 0.7.1 or later"
+        raise ValueError(f"a target or a schedule needs verl's engines, and this run has the legacy actor: {fix}")
+    calls, field = update_calls_on_one_policy(config)
+    if calls > 1:
+        raise ValueError(
+            f"{field}={calls}: so many updates share one policy, and a target or a schedule moves once a policy: set "
+            "it to 1, or leave +verl_cov=target and schedules out"
+        )
+    if cov.cov_target is not None:
+        _refuse_target(config, cov.cov_target, cov.knob_name)
+        cov.knob(float(OmegaConf.select(config, f"{ACTOR}.{ENTROPY_BONUS}", default=0) or 0))
+
+
+def _refuse_target(config: DictConfig, target: TargetSettings, knob: str) -> None:
+    if target.measure == "exact" and bypasses_old_log_probs(config):
+        raise ValueError(
+            f"algorithm.rollout_correction.bypass_mode=True leaves out the pass that gives exact entropies: set it to "
+            f"False, or {NODE}.measure=sampled to go by -log pi of the sampled tokens"
+        )
+    asked = [OmegaConf.select(config, f"{ACTOR}.{name}", default=0) for name in (ENTROPY_BONUS, "calculate_entropy")]
+    if knob == ENTROPY_BONUS and not any(asked):
+        raise ValueError(
+            f"{NODE}.knob={ENTROPY_BONUS} with {ACTOR}.{ENTROPY_BONUS}=0: verl would compute no entropy in the update. "
+            "Set it to the coefficient to start from, such as 1e-3"
+        )
+    vocabulary = _vocabulary(config)
+    if target.largest is not None and vocabulary and target.largest > math.log(vocabulary):
+        raise ValueError(above_vocabulary(target.largest_field, target.largest, vocabulary))
+
+
+def _vocabulary(config: DictConfig) -> int | None:
+    """Returns the size of the model's vocabulary if its folder is on this machine."""
+    path = OmegaConf.select(config, "actor_rollout_ref.model.path", default=None)
+    try:
+        size = json.loads((Path(str(path)).expanduser() / "config.json").read_text()).get("vocab_size")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return size if isinstance(size, int) and size > 0 else None
