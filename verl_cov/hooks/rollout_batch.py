@@ -59,16 +59,26 @@ def _measures_rollouts(worker: TrainingWorker) -> bool:
     return cov is not None and cov.cov_metrics == "full"
 
 
+def _needs_entropy(worker: TrainingWorker) -> bool:
+    """Returns True for one whose control goes by the rollout's mean entropy."""
+    cov = config_from_loss(worker.loss_fn)
+    return cov is not None and not cov.needs.isdisjoint({"rollout_entropy", "own"})
+
+
 def _train_mini_batch(
     original: Callable[..., TensorDict | None], worker: TrainingWorker, data: TensorDict
 ) -> TensorDict | None:
     """In place of ``TrainingWorker.train_mini_batch``: all updates on a rank's share of a rollout batch."""
-    if "advantages" not in data or not _measures_rollouts(worker):
+    measures = _measures_rollouts(worker)
+    if "advantages" not in data or not (measures or _needs_entropy(worker)):
         return original(worker, data)
     from verl.utils import tensordict_utils as tu
 
     values, theorems = rollout_metrics(worker, data, batch.data_parallel_group(worker.engine))
+    state_of(worker).rollout_entropy = values.get("entropy")
     output = original(worker, data)
+    if not measures:
+        return output
     with reporting(ROLLOUT):
         # No output on the ranks of a model-parallel group that return nothing.
         update_metrics = {} if output is None else tu.get(output, "metrics")
@@ -88,7 +98,7 @@ def _infer_batch(
     if not data.get("no_lora_adapter", False):  # with it the reference policy is asked
         state_of(worker).log_probs_are_new = True
     output = original(worker, data)
-    if output is not None and "entropy" in output and _measures_rollouts(worker):
+    if output is not None and "entropy" in output and (_measures_rollouts(worker) or _needs_entropy(worker)):
         with reporting("the entropy of a rollout batch"):
             _keep_entropies(worker, data, output)
     return output

@@ -33,6 +33,7 @@ class WorkerState:
         advice: what the user has been told.
         entropy_change: predictions against measurements; the only part that goes into checkpoints.
         inferred_entropies: prompts' uids and [slots] entropies of the last inference, until they are trained on.
+        rollout_entropy: mean entropy of the rollout that is trained on, in nats; None if unknown.
         group: data-parallel group of the legacy actor, in a list of one; None until it is made.
     """
 
@@ -44,6 +45,7 @@ class WorkerState:
     advice: Advice = field(default_factory=lambda: Advice(dist.get_rank() if dist.is_initialized() else 0))
     entropy_change: EntropyChange = field(default_factory=EntropyChange)
     inferred_entropies: tuple[list[str] | None, Tensor] | None = None
+    rollout_entropy: float | None = None
     group: list[ProcessGroup | None] | None = None
 
 

@@ -55,12 +55,15 @@ def band(
 
 
 def upper_quantile(
-    score: Float[Tensor, " slots"], among: Bool[Tensor, " slots"], share: float, tokens: Tokens
+    score: Float[Tensor, " slots"], among: Bool[Tensor, " slots"], share: float, tokens: Tokens, beyond: int = 0
 ) -> Float32[Tensor, ""]:
-    """Returns the n-th largest score, n = floor(share of the tokens), at least 1; NaN if there is no token."""
+    """Returns the n-th largest score, n = floor(share of the tokens), at least 1; NaN if there is no token.
+
+    beyond: that many places further down, or the smallest score.
+    """
     values = _only(score.float(), among)
     first = first_histogram(values, tokens.group)
-    wanted = quota(share, first.sum())
+    wanted = torch.minimum(quota(share, first.sum()) + beyond, first.sum())
     value = nth_largest(values, first, wanted, tokens.group)[0]
     return torch.where(wanted > 0, value, torch.nan)
 

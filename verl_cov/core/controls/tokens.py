@@ -29,7 +29,8 @@ class Tokens:
         entropies: of the next-token distribution of the rollout policy at each slot, in nats; None if the batch carries
             none. Read :attr:`entropy`, which says so.
         mean_entropy: of the rollout, exact, over all ranks; None if unknown. Read :attr:`rollout_entropy`.
-        prompt, response: of each slot, equal for the tokens of one prompt, of one response; None if unknown.
+        row: of each slot: a number of its response, on this rank; None if unknown.
+        prompt: of each slot: equal for the responses to one prompt, on whatever rank; None if unknown.
         seed, step: of the draws; each optimizer step draws anew.
         group: data-parallel process group; None for a single rank.
     """
@@ -41,8 +42,8 @@ class Tokens:
     identity: Callable[[Tensor], Tensor]
     entropies: Float32[Tensor, " slots"] | None = None
     mean_entropy: float | None = None
+    row: Int64[Tensor, " slots"] | None = None
     prompt: Int64[Tensor, " slots"] | None = None
-    response: Int64[Tensor, " slots"] | None = None
     seed: int = 0
     step: int = 0
     group: ProcessGroup | None = None
