@@ -20,7 +20,10 @@ MOVED = torch.tensor([[0.0, 0.5, -0.5, 0.05, 1.0], [2.0, -0.4, 0.3, 0.0, 0.0], [
 
 @pytest.fixture(scope="module")
 def actor():
-    composed = compose(("+verl_cov=metrics", "actor_rollout_ref.actor.policy_loss.dro_beta=0.1"), "model")
+    # verl's covariance losses select among these few tokens too.
+    numbers = dict(dro_beta=0.1, clip_cov_ratio=0.3, clip_cov_lb=-50.0, clip_cov_ub=50.0, kl_cov_ratio=0.5)
+    words = (f"actor_rollout_ref.actor.policy_loss.{name}={number}" for name, number in numbers.items())
+    composed = compose(("+verl_cov=metrics", *words), "model")
     actor = omega_conf_to_dataclass(composed.actor_rollout_ref.actor)
     actor.global_batch_info.update(dp_size=1, batch_num_tokens=14, global_batch_size=3, loss_scale_factor=5)
     return actor

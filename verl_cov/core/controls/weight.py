@@ -47,7 +47,8 @@ class Weight:
 
     def describe(self) -> str:
         """Describes the numbers: ``share=0.2, ...``."""
-        return ", ".join(f"{each.name}={_text(getattr(self, each.name))}" for each in fields(self))
+        numbers = {each.name: getattr(self, each.name) for each in fields(self)}
+        return ", ".join(f"{name}={_text(value)}" for name, value in numbers.items() if value is not False)
 
 
 def within(name: str, value: float, low: float, high: float = math.inf, above: bool = False) -> None:
