@@ -18,8 +18,8 @@ from verl_cov.core.controls import catalogue
 from verl_cov.core.controls.ce_gppo import BETAS
 from verl_cov.core.controls.weight import Weight
 from verl_cov.hooks import versions
-from verl_cov.hooks.policy_loss_values import NUMBERS, OFF, check_ratio, check_value
 from verl_cov.hooks.loss_modes import CE_GPPO, CLIP_COV, KL_COV, LOSS_MODES, POLICY_LOSS
+from verl_cov.hooks.policy_loss_values import NUMBERS, OFF, check_ratio, check_value
 from verl_cov.hooks.status import require_working_plugin
 
 DEFAULT_BASE_LOSS = {CLIP_COV: "vanilla", KL_COV: "ratio"}
