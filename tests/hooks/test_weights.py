@@ -43,7 +43,7 @@ FEW = ("stare", "two at once")
 
 
 def variants(names, **more):
-    fields = {"loss_mode": "vanilla", "cov_metrics": "full", **more}
+    fields = {"loss_mode": "gpg", "cov_metrics": "full", **more}
     return {name: {**fields, "cov_weights": CONTROLS[name][0]} for name in names}
 
 
@@ -75,11 +75,7 @@ def oracle(folder: str, name: str, seed: int, chunk: int = engine.ROWS, current:
     for row, present in zip(rows, log_probs, strict=True):
         for position in np.flatnonzero(row["mask"]):
             a = float(row["advantage"][position])
-            ratio = (present[position] - float(row["old_log_prob"][position])).clamp(-20, 20).exp()
-            # verl's vanilla loss with the clip at [0, 2] and the dual clip at 3
-            loss = torch.maximum(-a * ratio, -a * ratio.clamp(0, 2))
-            loss = torch.minimum(loss, torch.tensor(-a * 3.0)) if a < 0 else loss
-            loss = loss * float(weights[at])
+            loss = -a * present[position] * float(weights[at])  # verl's gpg, under which every token has a gradient
             total, magnitude, at = total + loss, magnitude + abs(float(loss.detach())), at + 1
     model(folder).zero_grad()
     (total / at).backward()
