@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.timing import table
-from tests.hooks import engine, test_invariance
+from tests.hooks import engine, test_invariance, test_weights
 from tests.hooks.engine import Layout
 
 SEQUENCES, PROMPT, RESPONSE = 64, 64, 256
@@ -56,6 +56,30 @@ def micro_batch_scope(model: Path) -> str:
             cells.append(f"{100 * statistics.median(off):.2g} %")
         rows.append([layout.name, *cells])
     header = ["micro-batch", "verl's `kl_cov`", "`cov_scope=micro_batch`", "verl-cov (`current`)"]
+    return table(header, rows)
+
+
+def public_forms(model: Path) -> str:
+    """Distance of the gradient from the exact one with the weights of three controls taken within micro-batches, as
+    their public code does, and over the mini-batch."""
+    layouts = (*(Layout(f"{micro}", micro=micro) for micro in (16, 8, 4, 1)), Layout("dynamic", tokens=64))
+    names, scopes, seeds = ("stare", "steer", "high_entropy"), ("micro_batch", "mini_batch"), tuple(range(5))
+    variants = {
+        f"{name} {scope}": test_weights.variants([name], cov_scope=scope)[name] for name in names for scope in scopes
+    }
+    spec = engine.Spec(str(model), test_invariance.WIDE, layouts, variants=variants, seeds=seeds)
+    reports = engine.run(spec)
+    exact = {(name, seed): test_weights.oracle(str(model), name, seed)[-1] for name in names for seed in seeds}
+    rows = []
+    for layout in layouts:
+        cells = []
+        for name in names:
+            for scope in scopes:
+                gradients = {seed: reports[f"{name} {scope}", seed, layout.name].gradient for seed in seeds}
+                off = [test_invariance.relative(found, exact[name, seed]) for seed, found in gradients.items()]
+                cells.append(f"{100 * statistics.median(off):.2g} %")
+        rows.append([layout.name, *cells])
+    header = ["micro-batch", *(f"`{name}`, {where}" for name in names for where in ("public form", "verl-cov"))]
     return table(header, rows)
 
 

@@ -38,6 +38,7 @@ def main(
             "metrics": training.metrics,
             "step": cpu_step.measure,
             "scope": lambda: engine.micro_batch_scope(model),
+            "forms": lambda: engine.public_forms(model),
         }
         tables = {}
         for name, measure in sections.items():
@@ -110,6 +111,11 @@ ratio 0.05, median of five mini-batches. The exact one comes from an oracle that
 ([tests/hooks/test_invariance.py](../tests/hooks/test_invariance.py)).
 
 {tables["scope"]}
+
+The same of three controls by weight ([controls.md](controls.md)): "public form" takes the weights within each
+micro-batch, as their public code does (`cov_scope=micro_batch`), by old log-probs. `stare` with weights 1.5 and 0.5.
+
+{tables["forms"]}
 """
 
 

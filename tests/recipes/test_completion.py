@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from verl_cov.hooks.checks import command_line
 from verl_cov.recipes import catalogue
 
 
@@ -49,7 +50,7 @@ def offered(line: str) -> list[str]:
         ("verl-cov data prepare math500 aime", {"aime24", "aime25"}),
         (
             "verl-cov doctor +verl_cov=",
-            {f"+verl_cov={name}" for name in ("clip_cov", "cpu", "kl_cov", "metrics", "prime")},
+            {f"+verl_cov={name}" for name in command_line.names("verl_cov")},
         ),
     ],
 )

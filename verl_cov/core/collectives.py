@@ -1,4 +1,4 @@
-"""The two collectives that every computation over ranks uses.
+"""The three collectives that every computation over ranks uses.
 
 ``group`` is the data-parallel process group, None for a single rank. Every rank of the group must call them, also a
 rank without tokens. Knows nothing about verl.
@@ -20,6 +20,13 @@ def all_reduce(tensor: Shaped[Tensor, "*shape"], group: ProcessGroup | None) -> 
     return tensor
 
 
+def largest_of_ranks(tensor: Shaped[Tensor, "*shape"], group: ProcessGroup | None) -> Shaped[Tensor, "*shape"]:
+    """Takes the maximum of ``tensor`` over all ranks, in place, and returns it."""
+    if group is not None:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
+    return tensor
+
+
 def gather_rows(
     table: Int64[Tensor, "rows columns"], group: ProcessGroup | None
 ) -> tuple[Int64[Tensor, "all_rows columns"], Bool[Tensor, " all_rows"], slice]:
@@ -30,10 +37,7 @@ def gather_rows(
     """
     rank, ranks = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
     rows = table.shape[0]
-    most_rows = torch.tensor([rows], device=table.device)
-    if group is not None:
-        dist.all_reduce(most_rows, op=dist.ReduceOp.MAX, group=group)
-    most = int(most_rows)
+    most = int(largest_of_ranks(torch.tensor([rows], device=table.device), group))
     padded = torch.zeros(most, table.shape[1] + 1, dtype=torch.int64, device=table.device)
     padded[:rows, :-1] = table
     padded[:rows, -1] = 1

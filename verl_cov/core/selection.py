@@ -144,7 +144,7 @@ def select(
     wanted = quota(control.ratio, covariances.tokens)
     choosable = cov if barred is None else torch.where(barred, torch.nan, cov)
     if control.band is None:
-        mask, candidates, tied, threshold = _take_largest(choosable, wanted, identity, control, group)
+        mask, candidates, tied, threshold = take_largest(choosable, wanted, identity, control.seed, control.step, group)
     else:
         inside = (choosable > control.band[0]) & (choosable < control.band[1])
         mask = draw(inside, wanted, identity, control.seed, control.step, group)
@@ -165,11 +165,12 @@ def select(
     return Selected(mask, cov, numbers)
 
 
-def _take_largest(
+def take_largest(
     cov: Float32[Tensor, " slots"],
     wanted: Int64[Tensor, ""],
     identity: Callable[[Tensor], Tensor],
-    control: Control,
+    seed: int,
+    step: int,
     group: ProcessGroup | None,
 ) -> tuple[Bool[Tensor, " slots"], Int64[Tensor, ""], Int64[Tensor, ""], Float32[Tensor, ""]]:
     """Returns the mask of the ``wanted`` largest, the number of candidates, how many tied, and the smallest taken.
@@ -182,22 +183,25 @@ def _take_largest(
     if on_cpu(cov) and left == equal:  # usual: no two tokens share the threshold, so nothing is to be drawn
         return cov >= threshold, candidates, torch.zeros_like(candidates), threshold
     tied = torch.where(left == equal, 0, equal)
-    mask = (cov > threshold) | draw(cov == threshold, left, identity, control.seed, control.step, group)
+    mask = (cov > threshold) | draw(cov == threshold, left, identity, seed, step, group)
     return mask, candidates, tied, threshold
 
 
-def quota(ratio: float, tokens: Int64[Tensor, ""]) -> Int64[Tensor, ""]:
+def quota(ratio: float, tokens: Int64[Tensor, ""], up: bool = False) -> Int64[Tensor, ""]:
     """How many tokens to select: floor(ratio * tokens), at least 1, and never more than there are.
+
+    up: the ceiling in place of the floor.
 
     Paper Eq. 11 and 13; the floor of 1 is the released code's. Computed on the decimal the user wrote, to nine digits:
     in binary, 0.29 * 100 is 28.999999999999996.
     """
     top, bottom = _fraction(ratio)
+    more = bottom - 1 if up else 0
     if on_cpu(tokens):
         number = int(tokens)
-        return torch.tensor(min(max(number * top // bottom, 1), number))
+        return torch.tensor(min(max((number * top + more) // bottom, 1), number))
     # tokens * top may not fit into int64.
-    whole = tokens // bottom * top + tokens % bottom * top // bottom
+    whole = tokens // bottom * top + (tokens % bottom * top + more) // bottom
     return torch.minimum(whole.clamp(min=1), tokens)
 
 

@@ -56,7 +56,7 @@ def config_from_policy_loss(policy_loss: PolicyLossConfig | None) -> CovPolicyLo
     from verl_cov.hooks.config import CovPolicyLossConfig
 
     cov = policy_loss if isinstance(policy_loss, CovPolicyLossConfig) else CovPolicyLossConfig.extend(policy_loss)
-    return cov if cov.controls or cov.cov_metrics != "off" or cov.moves else None
+    return cov if cov.acts or cov.cov_metrics != "off" or cov.moves else None
 
 
 def config_from_loss(loss_fn: Callable[..., Any] | None) -> CovPolicyLossConfig | None:

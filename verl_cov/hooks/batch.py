@@ -163,6 +163,10 @@ class RankTokens:
         """Stores the selection in the batch as :data:`SELECTED_FIELD`, on the batch's own device."""
         self._write(SELECTED_FIELD, selected.float())
 
+    def write_advantages(self, advantages: Float32[Tensor, " slots"]) -> None:
+        """Stores other advantages in the batch than it came with, in the same type."""
+        self._write("advantages", advantages.to(self.data["advantages"].dtype))
+
     def write_slots(self) -> None:
         """Numbers the response slots in the batch, as :data:`SLOT_FIELD`."""
         self._write(SLOT_FIELD, torch.arange(1, self.valid.numel() + 1))

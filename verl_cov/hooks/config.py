@@ -14,10 +14,22 @@ from typing import Any
 
 from verl.workers.config import PolicyLossConfig
 
+from verl_cov.core.controls import catalogue
+from verl_cov.core.controls.ce_gppo import BETAS
+from verl_cov.core.controls.weight import Weight
 from verl_cov.core.target.path import Path, read_schedule
 from verl_cov.core.target.settings import NODE, Knob, TargetSettings
 from verl_cov.hooks import versions
-from verl_cov.hooks.loss_modes import CLIP_COV, ENTROPY_BONUS, KL_COV, KNOBS_OF, LOSS_MODES, NUMBERS_OF, POLICY_LOSS
+from verl_cov.hooks.loss_modes import (
+    CE_GPPO,
+    CLIP_COV,
+    ENTROPY_BONUS,
+    KL_COV,
+    KNOBS_OF,
+    LOSS_MODES,
+    NUMBERS_OF,
+    POLICY_LOSS,
+)
 from verl_cov.hooks.policy_loss_values import MAX_RATIO, NUMBERS, OFF, RATIOS, check_ratio, check_value
 from verl_cov.hooks.status import require_working_plugin
 from verl_cov.suggestions import did_you_mean
@@ -67,6 +79,11 @@ class CovPolicyLossConfig(PolicyLossConfig):
         cov_val_success: the lowest ``acc`` (or score, where there is none) that counts as a success in both. None: 1
             does and 0 does not, and a validation set with other values has neither.
         cov_target: the node ``target``: which entropy to hold, and by which number; None: no target.
+        cov_gppo_beta1, cov_gppo_beta2: of ``verl_cov.ce_gppo`` (:mod:`verl_cov.core.controls.ce_gppo`): how much of the
+            gradient stays where the ratio is below, or above, PPO's clip.
+        cov_weights: controls that weigh the advantages, with any loss that is homogeneous in them: {name: its numbers},
+            of :mod:`verl_cov.core.controls.catalogue` or the user's own. Several multiply. With ``cov_scope`` and
+            ``cov_log_prob`` as for a selection (in micro-batch scope always ``old``).
 
     A number of the control may be a schedule, ``{start, end, over, shape}``: it goes from start to end in so many
     rollouts (:func:`verl_cov.core.target.path.read_schedule`). The field then has its start, :attr:`schedules` all.
@@ -91,6 +108,9 @@ class CovPolicyLossConfig(PolicyLossConfig):
     cov_val_greedy: bool = False
     cov_val_success: float | None = None
     cov_target: Any = None
+    cov_gppo_beta1: float = BETAS[0]
+    cov_gppo_beta2: float = BETAS[1]
+    cov_weights: dict[str, Any] | None = None
     schedules: dict[str, Path] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -109,6 +129,8 @@ class CovPolicyLossConfig(PolicyLossConfig):
         self._read_schedules()
         if self.controls:
             self._check_control()
+        if self.cov_weights:
+            _check_weights(self)
         _check_dump(self)
         _check_validation(self)
         if isinstance(self.cov_target, Mapping):
@@ -159,6 +181,21 @@ class CovPolicyLossConfig(PolicyLossConfig):
         return self.loss_mode in LOSS_MODES
 
     @property
+    def weights(self) -> dict[str, Weight]:
+        """The controls by weight; made anew from :attr:`cov_weights` at each call, so that a number may move."""
+        return _weights(self.cov_weights)
+
+    @property
+    def acts(self) -> bool:
+        """True if the run has a control, of either kind."""
+        return self.controls or bool(self.weights)
+
+    @property
+    def needs(self) -> set[str]:
+        """What the controls by weight need of the batch, see :class:`verl_cov.core.controls.weight.Weight`."""
+        return {need for weight in self.weights.values() for need in weight.needs}
+
+    @property
     def base_loss(self) -> str:
         """Name of the policy loss that is wrapped."""
         return self.cov_base_loss or DEFAULT_BASE_LOSS.get(self.loss_mode, "vanilla")
@@ -204,6 +241,14 @@ class CovPolicyLossConfig(PolicyLossConfig):
         metrics += "".join(f", {name} {path.describe()}" for name, path in self.schedules.items())
         if self.cov_target is not None:
             metrics += f", target: {self.cov_target.describe()} by {self.knob_name} ({self.cov_target.rule})"
+        if self.cov_weights:
+            weights = " x ".join(f"{name} ({weight.describe()})" for name, weight in self.weights.items())
+            where = {"mini_batch": "whole mini-batch of all ranks", "micro_batch": "single MICRO-BATCH"}[self.cov_scope]
+            metrics = f"advantages of the {where} weighed by {weights}, {metrics}"
+        if self.loss_mode == CE_GPPO:
+            metrics = f"beta1={self.cov_gppo_beta1:g}, beta2={self.cov_gppo_beta2:g}, {metrics}"
+        if not self.controls and (self.cov_weights or self.loss_mode == CE_GPPO):
+            return f"loss_mode={self.loss_mode}, {metrics}"
         if not self.controls:
             return f"{metrics} on loss_mode={self.loss_mode}, which is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
         if self.loss_mode == CLIP_COV:
@@ -217,6 +262,33 @@ class CovPolicyLossConfig(PolicyLossConfig):
                 "micro_batch": "selection within each MICRO-BATCH, as verl's own: it changes with the micro-batch size",
             }[self.cov_scope]
             + f", by {self.log_prob} log-probs, {metrics}"
+        )
+
+
+def _weights(settings: Mapping[str, Any] | None) -> dict[str, Weight]:
+    """Makes the controls of ``cov_weights``; one whose numbers are null is off. Raises ValueError, see there."""
+    field, weights = f"{POLICY_LOSS}.cov_weights", {}
+    if not isinstance(settings or {}, Mapping):
+        raise ValueError(f"{field}={settings!r} must be {{NAME: {{NUMBER: VALUE}}}}")
+    for name, numbers in (settings or {}).items():
+        if numbers is None:
+            continue
+        if not isinstance(numbers, Mapping):
+            raise ValueError(f"{field}.{name}={numbers!r} must be {{NUMBER: VALUE}}, or null for none")
+        try:
+            weights[str(name)] = catalogue.make(str(name), numbers)
+        except catalogue.UnknownControlError as error:
+            raise ValueError(f"{field}.{error}") from None
+        except ValueError as error:
+            raise ValueError(f"{field}.{name}.{error}") from None
+    return weights
+
+
+def _check_weights(config: CovPolicyLossConfig) -> None:
+    check_value("cov_seed", config.cov_seed)
+    if config.weights and config.cov_scope == "micro_batch" and config.cov_log_prob == "current":
+        raise ValueError(
+            f"{POLICY_LOSS}.cov_log_prob=current: weights within micro-batches go by old log-probs: leave it out"
         )
 
 

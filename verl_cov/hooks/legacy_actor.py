@@ -103,10 +103,10 @@ def refuse_actor(cov: CovPolicyLossConfig, patched: bool, actor: str) -> None:
         patched: True if the module of the actor has ``MiniBatchStep``.
         actor: the name of its class.
     """
-    if not patched and (cov.cov_metrics != "off" or (cov.controls and cov.cov_scope == "mini_batch")):
+    if not patched and (cov.cov_metrics != "off" or (cov.acts and cov.cov_scope == "mini_batch")):
         fix = PATCH if actor == FSDP_ACTOR else f"there is no patch for it: use strategy=fsdp and {PATCH}"
         less = "leave +verl_cov=metrics out"
-        if cov.controls:
+        if cov.acts:
             less = (
                 "select within micro-batches and log nothing "
                 f"({POLICY_LOSS}.cov_scope=micro_batch {POLICY_LOSS}.cov_metrics=off)"
@@ -115,7 +115,7 @@ def refuse_actor(cov: CovPolicyLossConfig, patched: bool, actor: str) -> None:
             f"verl's legacy actor ({actor}) shows the policy loss one micro-batch at a time and is not patched: {fix}, "
             f"or {less}"
         )
-    if cov.controls and cov.cov_scope == "mini_batch" and cov.log_prob == "current":
+    if cov.acts and cov.cov_scope == "mini_batch" and cov.log_prob == "current":
         raise ValueError(
             f"{POLICY_LOSS}.cov_log_prob=current needs verl's engines, and this is the legacy actor: use old"
         )

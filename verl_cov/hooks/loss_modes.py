@@ -3,6 +3,7 @@
 CLIP_COV = "verl_cov.clip_cov"
 KL_COV = "verl_cov.kl_cov"
 LOSS_MODES = (CLIP_COV, KL_COV)
+CE_GPPO = "verl_cov.ce_gppo"  # a base loss
 ACTOR = "actor_rollout_ref.actor"
 POLICY_LOSS = f"{ACTOR}.policy_loss"
 # What can follow a schedule.

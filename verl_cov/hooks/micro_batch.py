@@ -103,12 +103,15 @@ def control_of(cov: CovPolicyLossConfig, step: int) -> Control:
     return Control(ratio=cov.ratio, band=band, seed=cov.cov_seed, step=step)
 
 
+def clip_range(actor_config: ActorConfig) -> tuple[float, float]:
+    """Returns how far PPO's clip lets the ratio go below 1 and above it."""
+    both, low, high = actor_config.clip_ratio, actor_config.clip_ratio_low, actor_config.clip_ratio_high
+    return both if low is None else low, both if high is None else high
+
+
 def _clipped_by_ppo(actor_config: ActorConfig, micro_batch: dict[str, Tensor]) -> Tensor:
     """Marks tokens whose gradient PPO's clip already removes; verl's ``clip_cov`` does not draw them."""
-    low, high = (
-        actor_config.clip_ratio if bound is None else bound
-        for bound in (actor_config.clip_ratio_low, actor_config.clip_ratio_high)
-    )
+    low, high = clip_range(actor_config)
     ratio = losses.log_ratio(micro_batch["log_prob"].detach(), micro_batch["old_log_prob"]).exp()
     advantages = micro_batch["advantages"]
     return -advantages * ratio.clamp(1 - low, 1 + high) > -advantages * ratio

@@ -32,6 +32,7 @@ from verl_cov.hooks.loss_modes import KL_COV
 from verl_cov.hooks.micro_batch import MicroBatches, control_of, selected_tokens
 from verl_cov.hooks.reporting import agreed, reporting
 from verl_cov.hooks.update_record import UpdateRecord
+from verl_cov.hooks.weights import Weighing
 from verl_cov.hooks.worker_state import state_of
 
 if TYPE_CHECKING:
@@ -79,24 +80,30 @@ class MiniBatchHook:
         self._adapter, self._cov = adapter, cov
         self._step = adapter.step()
         self._mini_batch: MiniBatch | None = None
+        self._weighing: Weighing | None = None
+        tokens = _read(adapter, cov)
         if cov.controls:
-            self._mini_batch = select_and_measure(adapter, cov, self._step, RankTokens.read(adapter.data))
+            assert tokens is not None  # a run with a control has read them, or has raised
+            self._mini_batch = select_and_measure(adapter, cov, self._step, tokens)
             self._update = start_record(adapter, cov, self._mini_batch)
-            return
-        tokens = None
-        with reporting(UPDATE):
-            tokens = RankTokens.read(adapter.data)
-        tokens = agreed(tokens, adapter.group)
-        if tokens is not None:
+        elif tokens is not None and cov.cov_metrics != "off":
             with reporting(UPDATE):
                 self._mini_batch = select_and_measure(adapter, cov, self._step, tokens)
+        if cov.cov_weights:
+            assert tokens is not None
+            log_prob = self._mini_batch.log_prob if cov.controls and self._mini_batch is not None else None
+            self._weighing = Weighing(adapter, cov, self._step, tokens, log_prob)
 
     def micro_batch(self, micro_batch: TensorDict) -> AbstractContextManager:
         """Returns the context for the loss of a micro-batch, in which the policy loss knows the selected tokens."""
-        if not self._cov.controls or not self._adapter.has_policy_loss(micro_batch):
+        if not self._cov.acts or not self._adapter.has_policy_loss(micro_batch):
             return nullcontext()
-        assert self._mini_batch is not None  # a control has one, or has raised
         self._adapter.prepare(micro_batch)
+        if self._weighing is not None:
+            self._weighing.micro_batch(micro_batch)
+        if not self._cov.controls:
+            return nullcontext()
+        assert self._mini_batch is not None
         padded = functools.partial(self._adapter.padded, micro_batch)
         if self._mini_batch.micro_batches is not None:
             return selected_tokens(self._mini_batch.micro_batches, self._update)
@@ -106,12 +113,15 @@ class MiniBatchHook:
     def metrics(self) -> dict[str, float]:
         """Returns the metrics of this step, equal on every rank. All ranks must call it, after the step."""
         values: dict[str, float] = {}
+        if self._weighing is not None:
+            with reporting(UPDATE):
+                values |= self._weighing.finish()
         if self._mini_batch is None:
             return values
         # Only now are the numbers read back: verl has waited for the device already, for the gradient's norm.
         rollout_step, number = divmod(self._step, MINI_BATCHES_PER_STEP)
         with reporting(UPDATE):
-            values = update_metrics(self._adapter, self._cov, self._mini_batch)
+            values |= update_metrics(self._adapter, self._cov, self._mini_batch)
         if self._cov.controls:
             values |= self._effect(self._mini_batch, rollout_step)
         if self._cov.cov_dump_every and number == 0 and rollout_step % self._cov.cov_dump_every == 0:
@@ -143,6 +153,16 @@ class MiniBatchHook:
             if shared is not None and selected is not None:
                 state.advice.on_overlap(shared, selected.totals.selected)
         return metrics.prefixed(values)
+
+
+def _read(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig) -> RankTokens | None:
+    """Reads this rank's rows; a run that only measures goes on without what cannot be read, on whatever rank."""
+    if cov.acts:
+        return RankTokens.read(adapter.data)
+    tokens = None
+    with reporting(UPDATE):
+        tokens = RankTokens.read(adapter.data)
+    return agreed(tokens, adapter.group)
 
 
 def start_record(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_batch: MiniBatch) -> UpdateRecord:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cov.hooks import base_losses
+from verl_cov.hooks import base_losses, weight_refusals
 from verl_cov.hooks.asks import config_from_trainer, names_verl_cov
-from verl_cov.hooks.loss_modes import KL_COV, LOSS_MODES, POLICY_LOSS
+from verl_cov.hooks.loss_modes import CE_GPPO, KL_COV, LOSS_MODES, POLICY_LOSS
 from verl_cov.hooks.train_batch import refuse_engine
 from verl_cov.hooks.trainers import (
     bypasses_old_log_probs,
@@ -26,6 +26,9 @@ from verl_cov.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from verl_cov.hooks.config import CovPolicyLossConfig
+
+# The files of conf/verl_cov/ that set the loss or its clip; those that weigh advantages go with each other and these.
+SET_THE_LOSS = ("clip_cov", "kl_cov", "ce_gppo", "clip_higher")
 
 
 def refuse(config: DictConfig) -> None:
@@ -42,7 +45,7 @@ def refuse(config: DictConfig) -> None:
             f"{POLICY_LOSS}._target_ is missing, without which loss_mode={mode} has no numbers: take out what removes "
             f"it, ~{POLICY_LOSS}._target_, or set +{POLICY_LOSS}._target_=verl_cov.hooks.config.CovPolicyLossConfig"
         )
-    _refuse_two_controls(config)
+    _refuse_two_losses(config)
     if not our_class and (stray := next((name for name in policy_loss if name.startswith("cov_")), None)):
         add = mode.removeprefix("verl_cov.")
         raise ValueError(f"{POLICY_LOSS}.{stray} is verl-cov's: add +verl_cov={add} to use it")
@@ -50,13 +53,16 @@ def refuse(config: DictConfig) -> None:
     for name in policy_loss:
         if not name.startswith("_") and name not in known_fields:
             raise ValueError(f"{POLICY_LOSS}.{name} is unknown{did_you_mean(name, known_fields)}")
-    if mode not in LOSS_MODES and (our_mode or not base_losses.may_be_registered(config, mode)):
-        known = LOSS_MODES if our_mode else tuple(POLICY_LOSS_REGISTRY)
+    ours = (*LOSS_MODES, CE_GPPO)
+    if mode not in ours and (our_mode or not base_losses.may_be_registered(config, mode)):
+        known = ours if our_mode else tuple(POLICY_LOSS_REGISTRY)
         raise ValueError(f"{POLICY_LOSS}.loss_mode={mode} is unknown{did_you_mean(mode.lower(), known)}")
     cov = config_from_trainer(config)
     if cov is not None and cov.controls:
         base_losses.refuse(config, cov)
         _refuse_empty_selection(config, cov)
+    if cov is not None and cov.acts:
+        weight_refusals.refuse(config, cov)
         strategy = OmegaConf.select(config, "actor_rollout_ref.actor.strategy", default=None)
         engine = OmegaConf.select(config, f"actor_rollout_ref.actor.{strategy}", default=None)
         if engine is not None:
@@ -69,6 +75,7 @@ def notices(config: DictConfig) -> Iterator[str]:
     if cov is None:
         return
     yield from base_losses.notices(config, cov)
+    yield from weight_refusals.notices(cov)
     if not cov.controls and cov.loss_mode in ("clip_cov", "kl_cov"):
         yield (
             f"WARNING: loss_mode={cov.loss_mode} is verl's own, which selects within micro-batches; verl-cov only "
@@ -110,13 +117,16 @@ def without_effect(config: DictConfig) -> str | None:
     return None
 
 
-def _refuse_two_controls(config: DictConfig) -> None:
-    """Raises ValueError if both controls were composed: each file in ``conf/verl_cov/`` leaves its name in the node
-    ``verl_cov``, because Hydra tells nobody of a file whose values a later one replaced."""
-    if len(OmegaConf.select(config, "verl_cov", default=None) or ()) > 1:
+def _refuse_two_losses(config: DictConfig) -> None:
+    """Raises ValueError if two controls were composed that each set the loss: each file in ``conf/verl_cov/`` leaves
+    its name in the node ``verl_cov``, because Hydra tells nobody of a file whose values a later one replaced."""
+    composed = [name for name in OmegaConf.select(config, "verl_cov", default=None) or () if name in SET_THE_LOSS]
+    if len(composed) > 1:
+        wrap = f", or wrap it: {POLICY_LOSS}.cov_base_loss={CE_GPPO}" if "ce_gppo" in composed else ""
         raise ValueError(
-            f"two controls are composed, {' and '.join(config.verl_cov)}, and a run has one: the last one's loss_mode "
-            "would stand on settings of both. Leave one of them out of +verl_cov, or out of the recipe"
+            f"two controls are composed, {' and '.join(composed)}, and a run has one that sets the loss: the "
+            f"last one's loss_mode would stand on settings of both. Leave one of them out of +verl_cov, or out "
+            f"of the recipe{wrap}"
         )
 
 

@@ -24,8 +24,9 @@ CHOICES = {
     "cov_val_greedy": (False, True),
 }
 OFF = ("cov_metrics", "cov_val_entropy", "cov_val_pass_at")  # may be off, of which YAML makes False
+COEFFICIENTS = ("cov_gppo_beta1", "cov_gppo_beta2")
 FIELDS = (*NUMBERS, *WHOLE_NUMBERS, *CHOICES, "cov_seed", "cov_kl_dead_zone", "cov_val_entropy", "cov_val_pass_at")
-FIELDS += ("cov_val_success",)
+FIELDS += ("cov_val_success", *COEFFICIENTS)
 
 # The paper takes 2e-4 and 2e-3. The authors' scripts write 0.2 *percent*; read as a fraction that is a hundred times
 # more.
@@ -52,6 +53,8 @@ def check_value(name: str, value: object, field: str = "") -> None:
         raise ValueError(f"{field}={value!r} is unknown: use one of {names}")
     elif name in WHOLE_NUMBERS and not _whole(value, WHOLE_NUMBERS[name]):
         raise ValueError(f"{field}={value!r} must be a whole number of at least {WHOLE_NUMBERS[name]}")
+    elif name in COEFFICIENTS and not (_finite(value) and value >= 0):
+        raise ValueError(f"{field}={value!r} must be a finite number of at least 0")
     elif name == "cov_seed" and not _whole(value, 1 - 2**63):
         raise ValueError(f"{field}={value!r} must be a whole number of 64 bits")
     elif name == "cov_kl_dead_zone" and not (value == "auto" or (_finite(value) and value >= 0)):

@@ -1,4 +1,4 @@
-"""Registers ``verl_cov.clip_cov`` and ``verl_cov.kl_cov`` in verl's policy-loss registry.
+"""Registers ``verl_cov.clip_cov``, ``verl_cov.kl_cov`` and ``verl_cov.ce_gppo`` in verl's policy-loss registry.
 
 Leans on ``verl.trainer.ppo.core_algos``: ``register_policy_loss``, ``POLICY_LOSS_REGISTRY``, ``agg_loss`` and the
 arguments with which ``verl.workers.utils.losses.ppo_loss`` (and before 0.8 ``dp_actor.update_policy``) calls a policy
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from verl_cov.core import losses
+from verl_cov.core.controls.ce_gppo import BETAS, ce_gppo
 from verl_cov.core.dead_zone import ALL, FLOOR
 from verl_cov.hooks import versions
 from verl_cov.hooks.asks import config_from_policy_loss
-from verl_cov.hooks.loss_modes import CLIP_COV, LOSS_MODES
-from verl_cov.hooks.micro_batch import InLoss, MicroBatches, in_loss
+from verl_cov.hooks.loss_modes import CE_GPPO, CLIP_COV, LOSS_MODES
+from verl_cov.hooks.micro_batch import InLoss, MicroBatches, clip_range, in_loss
 from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.update_record import UpdateRecord
 
@@ -39,8 +40,8 @@ def install() -> None:
 
 
 def _register(core_algos: ModuleType) -> None:
-    for name in LOSS_MODES:
-        core_algos.register_policy_loss(name)(functools.partial(_policy_loss, core_algos))
+    for name, loss in (*((name, _policy_loss) for name in LOSS_MODES), (CE_GPPO, _ce_gppo)):
+        core_algos.register_policy_loss(name)(functools.partial(loss, core_algos))
         seam.on_uninstall(functools.partial(core_algos.POLICY_LOSS_REGISTRY.pop, name, None))
 
 
@@ -104,6 +105,38 @@ def _policy_loss(
     if versions.installed_release().legacy:  # the legacy actor takes the mean of plain numbers
         metrics = {name: float(value) for name, value in metrics.items()}
     return loss, metrics
+
+
+def _ce_gppo(
+    core_algos: ModuleType,
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: ActorConfig | None = None,
+    rollout_is_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Computes (loss, metrics) of CE-GPPO, a loss to wrap or to use alone."""
+    assert config is not None
+    settings = config.policy_loss
+    loss, metrics = ce_gppo(
+        old_log_prob=old_log_prob,
+        log_prob=log_prob,
+        advantages=advantages,
+        response_mask=response_mask,
+        aggregate=lambda losses: core_algos.agg_loss(
+            loss_mat=losses,
+            loss_mask=response_mask,
+            loss_agg_mode=loss_agg_mode,
+            **(getattr(config, "global_batch_info", None) or {}),
+        ),
+        betas=(getattr(settings, "cov_gppo_beta1", BETAS[0]), getattr(settings, "cov_gppo_beta2", BETAS[1])),
+        clip=clip_range(config),
+        dual_clip=config.get("clip_ratio_c", 3.0),
+        rollout_is_weights=rollout_is_weights,
+    )
+    return loss, {name: float(value) for name, value in metrics.items()}
 
 
 def _sum_over_rows(

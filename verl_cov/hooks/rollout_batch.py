@@ -59,7 +59,13 @@ def _wrap(engine_workers: ModuleType) -> None:
 def _sees_rollouts(worker: TrainingWorker) -> CovPolicyLossConfig | None:
     """Returns the configuration of a worker that trains an actor, if it measures or moves something once a rollout."""
     cov = config_from_loss(worker.loss_fn)
-    return cov if cov is not None and (cov.cov_metrics == "full" or cov.moves) else None
+    sees = cov is not None and (cov.cov_metrics == "full" or cov.moves or _needs_entropy(cov))
+    return cov if sees else None
+
+
+def _needs_entropy(cov: CovPolicyLossConfig) -> bool:
+    """Returns True if a control goes by the rollout's mean entropy."""
+    return not cov.needs.isdisjoint({"rollout_entropy", "own"})
 
 
 def _train_mini_batch(
@@ -74,11 +80,14 @@ def _train_mini_batch(
     values: dict[str, float] = {}
     theorems: dict[str, Theorem] = {}
     responses = None
-    if cov.cov_metrics == "full" or cov.cov_target is not None:
-        with nullcontext() if cov.cov_target is not None else reporting(ROLLOUT):
+    if cov.cov_metrics == "full" or cov.cov_target is not None or _needs_entropy(cov):
+        with nullcontext() if cov.cov_target is not None or _needs_entropy(cov) else reporting(ROLLOUT):
             responses = gather_responses(worker, data, batch.data_parallel_group(worker.engine))
-    if responses is not None and cov.cov_metrics == "full":
+    if responses is not None and (cov.cov_metrics == "full" or _needs_entropy(cov)):
         values, theorems = rollout_metrics(responses)
+        state_of(worker).rollout_entropy = values.get("entropy")
+        if cov.cov_metrics != "full":
+            values, theorems = {}, {}
     if cov.moves:
         with target.moved(worker, cov, responses) as moved:
             output = original(worker, data)

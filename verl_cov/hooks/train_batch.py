@@ -71,7 +71,7 @@ def hook_for(worker: TrainingWorker, data: TensorDict) -> MiniBatchHook | None:
     cov = config_from_loss(worker.loss_fn)
     if cov is None or not (cov.controls or cov.cov_metrics != "off"):
         return None
-    if cov.controls:
+    if cov.acts:
         refuse_engine(worker.engine.engine_config, cov)
     return MiniBatchHook(EngineAdapter(worker, data), cov)
 

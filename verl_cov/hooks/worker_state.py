@@ -36,6 +36,7 @@ class WorkerState:
         rollouts: since numbers began to follow schedules; target: the controller's state. These two and
             ``entropy_change`` go into checkpoints.
         inferred_entropies: prompts' uids and [slots] entropies of the last inference, until they are trained on.
+        rollout_entropy: mean entropy of the rollout that is trained on, in nats; None if unknown.
         group: data-parallel group of the legacy actor, in a list of one; None until it is made.
     """
 
@@ -49,6 +50,7 @@ class WorkerState:
     rollouts: int = 0
     target: TargetState | None = None
     inferred_entropies: tuple[list[str] | None, Tensor] | None = None
+    rollout_entropy: float | None = None
     group: list[ProcessGroup | None] | None = None
 
 

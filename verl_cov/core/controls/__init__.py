@@ -1,0 +1,1 @@
+"""Controls of entropy as functions from the tokens of a mini-batch to weights of their advantages."""
