@@ -183,7 +183,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
     @property
     def weights(self) -> dict[str, Weight]:
         """The controls by weight; made anew from :attr:`cov_weights` at each call, so that a number may move."""
-        return _weights(self.cov_weights)
+        return catalogue.make_all(self.cov_weights, f"{POLICY_LOSS}.cov_weights")
 
     @property
     def acts(self) -> bool:
@@ -263,25 +263,6 @@ class CovPolicyLossConfig(PolicyLossConfig):
             }[self.cov_scope]
             + f", by {self.log_prob} log-probs, {metrics}"
         )
-
-
-def _weights(settings: Mapping[str, Any] | None) -> dict[str, Weight]:
-    """Makes the controls of ``cov_weights``; one whose numbers are null is off. Raises ValueError, see there."""
-    field, weights = f"{POLICY_LOSS}.cov_weights", {}
-    if not isinstance(settings or {}, Mapping):
-        raise ValueError(f"{field}={settings!r} must be {{NAME: {{NUMBER: VALUE}}}}")
-    for name, numbers in (settings or {}).items():
-        if numbers is None:
-            continue
-        if not isinstance(numbers, Mapping):
-            raise ValueError(f"{field}.{name}={numbers!r} must be {{NUMBER: VALUE}}, or null for none")
-        try:
-            weights[str(name)] = catalogue.make(str(name), numbers)
-        except catalogue.UnknownControlError as error:
-            raise ValueError(f"{field}.{error}") from None
-        except ValueError as error:
-            raise ValueError(f"{field}.{name}.{error}") from None
-    return weights
 
 
 def _check_weights(config: CovPolicyLossConfig) -> None:
