@@ -25,7 +25,7 @@ PARTS = {
     "old log-probs": "timing_s/old_log_prob",
     "update": "timing_s/update_actor",
     "step": "timing_s/step",
-    "validation, 192 prompts": "timing_s/testing",
+    "validation": "timing_s/testing",
 }
 START = "start, until the first step"
 CPU_START, CPU_STEP = "CPU of all processes until then", "CPU of all processes, a step and half a validation"

@@ -31,6 +31,7 @@ class Release:
         legacy: ``workers/actor/dp_actor.py::DataParallelPPOActor.update_policy`` trains the actor (also, or only),
             where the hook needs a patch.
         unpads_on_cpu: its legacy trainer can unpad a batch without flash-attn.
+        batches_rollouts: its single-turn agent loop is the one whose work ``hooks/cpu/single_turn_batch.py`` does.
     """
 
     version: str
@@ -40,6 +41,7 @@ class Release:
     engine: bool = True
     legacy: bool = False
     unpads_on_cpu: bool = True
+    batches_rollouts: bool = True
 
     @property
     def supports(self) -> str:
@@ -58,7 +60,7 @@ RELEASES = (
     Release("0.6.1", **_MODULES, engine=False, legacy=True),  # type: ignore[arg-type]
     Release("0.7.1", **_MODULES, legacy=True),  # type: ignore[arg-type]
     Release("0.8.0", **_MODULES),  # type: ignore[arg-type]
-    Release("0.9.0", unpads_on_cpu=False),
+    Release("0.9.0", unpads_on_cpu=False, batches_rollouts=False),
     Release("0.9.1"),
 )
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from verl_cov.hooks import versions
 from verl_cov.hooks.cpu import batch_calls
 from verl_cov.hooks.seams import Seam
 
@@ -32,7 +33,7 @@ seam = Seam()
 
 
 def install() -> None:
-    if os.environ.get(SWITCH, "").strip() == "0":
+    if os.environ.get(SWITCH, "").strip() == "0" or not versions.installed_release().batches_rollouts:
         return
     seam.when_imported("verl.experimental.agent_loop.agent_loop", _wrap_legacy)
     seam.when_imported("verl.trainer.ppo.v1.agent_loop_tq", _wrap_v1)

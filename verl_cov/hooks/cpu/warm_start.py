@@ -41,8 +41,9 @@ def _wrap(constants_ppo: ModuleType) -> None:
     seam.wrap(constants_ppo, "get_ppo_ray_runtime_env", _runtime_env)
 
 
-def _runtime_env(original: Callable[..., dict[str, Any]], config: DictConfig | None = None) -> dict[str, Any]:
-    runtime_env = original(config)
+def _runtime_env(original: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    runtime_env = original(*args, **kwargs)
+    config = args[0] if args else kwargs.get("config")  # verl 0.9.0 gives none: its workers start as ever
     if config is not None and sys.platform == "linux" and starts_own_ray(config):
         start_server({**runtime_env.get("env_vars", {}), **_env_vars(config)})
     return runtime_env
