@@ -48,7 +48,7 @@ def test_the_smoke_study(tmp_path):
         assert run.steps.tolist() == [0, 1, 2]
         assert (run.values("actor/entropy") > 0).all()
         assert run.values("val-cov/acc/sample_weighted").size == 3
-        assert result.parameters == 26_880
+        assert result.parameters == 26_976
         assert 0 < result.seconds < 3600
     assert not list((tmp_path / "runs").rglob("checkpoints"))
     status = subprocess.run([*map(str, [*main, "status", "smoke", "--json", *places])], capture_output=True, text=True)

@@ -72,11 +72,10 @@ def _table(protocol: Protocol, verdicts: Sequence[Verdict]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for verdict in verdicts:
         claim = verdict.claim
-        minus = (
-            ""
-            if claim.minus is None
-            else ", less that of " + " ".join(f"{name} {' '.join(levels)}" for name, levels in claim.minus.items())
-        )
+        minus = ""
+        if claim.minus is not None:
+            other = " ".join(f"{name} {' '.join(levels)}" for name, levels in claim.minus.items())
+            minus = f", less that of {other}"
         cells = (
             claim.name,
             claim.paper,
