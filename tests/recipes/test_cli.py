@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from verl_cov.cli import app
 from verl_cov.law.readers import find_runs, read_metrics
-from verl_cov.recipes import catalogue, child, launch, plan
+from verl_cov.recipes import catalogue, child, compose, launch, plan
 
 TOY = ["tiny", "grpo", "kl_cov", "toy"]
 
@@ -168,6 +168,42 @@ def test_run_refuses_what_is_missing(tmp_path):
     assert "missing model: Qwen/Qwen2.5-7B is not on this machine" in done.stdout
     assert "Not started" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["toy"], "model"),
+        (["pointer"], "pointer-small-0"),
+        (["pointer", "recipe.start=pointer-mini-3"], "pointer-mini-3"),
+    ],
+)
+def test_a_run_makes_the_start_that_it_names(stand_in, tmp_path, monkeypatch, words, start):
+    made = []
+    monkeypatch.setattr(plan, "make_toy", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr(plan.machine, "check", lambda config: [])
+    done = run("run", "tiny", "grpo", "none", *words, "--steps", 2, "--runs", tmp_path, "--toy", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert made == [(tmp_path, start)]
+    launched = json.loads(next(tmp_path.rglob("launches.jsonl")).read_text().splitlines()[0])["overrides"]
+    config = compose.resolved(compose.compose([word for word in launched if not word.startswith("hydra.")]))
+    assert config.actor_rollout_ref.model.path == f"{tmp_path}/{start}"
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("recipe.start=model", "recipe.start=model has learned countdown, and the task is pointer"),
+        ("recipe.start=pointer-tiny-0", "there is no size of recipe.start 'tiny'"),
+        ("recipe.start=0", "recipe.start=0 is no start: give TASK-SIZE-SEED"),
+    ],
+)
+def test_a_start_that_cannot_be_is_one_line(tmp_path, word, says):
+    for command in (["run"], ["run", "--dry-run"], ["check"]):
+        done = run(*command, "tiny", "grpo", "none", "pointer", word, "--runs", tmp_path, "--toy", tmp_path)
+        assert done.exit_code == 2
+        assert says in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.fixture

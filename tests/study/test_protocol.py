@@ -36,11 +36,12 @@ def test_a_claim_is_of_its_runs_and_of_their_partners(study):
     assert len(study.cells_of(study.claim("collapse"))) == 3
 
 
-def test_comments_do_not_change_the_digest_and_any_value_does(make):
+def test_comments_and_figures_do_not_change_the_digest_and_any_other_value_does(make):
     path = make()
     digest = protocol.read(path).digest
     path.write_text("# a remark\n" + path.read_text())
     assert protocol.read(path).digest == digest
+    assert protocol.read(make(figures={}, report=False)).digest == digest
     others = {protocol.read(make(**change)).digest for change in ({"version": 4}, {"about": "x"}, {"tried": []})}
     assert len(others | {digest}) == 4
 

@@ -151,10 +151,8 @@ class TestDemonstrations:
         shown = list(lessons.demonstrations(settings))
         assert len(shown) == 4000
         assert all(pointer.verify(one.answer, one.problem) for one in shown)
-        longer = [
-            [len(one.answer) > 1 for one in half if one.problem.hops > 1] for half in (shown[:2000], shown[2000:])
-        ]
-        early, late = (sum(half) / len(half) for half in longer)
+        halves = [[one for one in half if one.problem.hops > 1] for half in (shown[:2000], shown[2000:])]
+        early, late = (sum(len(one.answer) > 1 for one in half) / len(half) for half in halves)
         assert early == pytest.approx(1 - lessons.EARLY_HABIT, abs=0.03)
         assert late == pytest.approx(0.2, abs=0.03)
         held_out = {one.table for one in pointer.generate(settings.task, "validation")}

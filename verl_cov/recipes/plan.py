@@ -67,6 +67,11 @@ def planned(selection: Selection, data: Path, toy: Path, runs: Path, number: int
     if selection.choices["scale"] == "cpu":
         os.environ.setdefault("VERL_PLATFORM", "cpu")  # before verl is imported
     config = compose.resolved(compose.compose([word for word in made.overrides if not word.startswith("hydra.")]))
+    recipe = config.get("recipe", {})
+    if recipe.get("model") == "tiny" and "start" in recipe:
+        from verl_cov.tasks.tiny_model import starts  # loads transformers
+
+        starts.check(str(recipe.start), str(recipe.task))
     digest = compose.digest({key: value for key, value in compose.flat(config).items() if key != METRICS_KEY})
     saved = finished(Path(config.trainer.default_local_dir), config.trainer.total_training_steps)
     return Planned(made, config, digest, saved or made.has_finished(digest))

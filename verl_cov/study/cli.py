@@ -17,7 +17,14 @@ app = typer.Typer(
     no_args_is_help=True, help="The paper's claims, put to the test with seeds: list, run, status, report."
 )
 
-Study = Annotated[str, typer.Argument(help="A study of recipes/study, or the file of one.")]
+
+def _names(incomplete: str) -> list[str]:
+    from verl_cov.study import protocol
+
+    return [name for name in protocol.names() if name.startswith(incomplete)]
+
+
+Study = Annotated[str, typer.Argument(help="A study of recipes/study, or the file of one.", autocompletion=_names)]
 Protocols = Annotated[Path | None, typer.Option(help="Folder of studies; else recipes/study of this checkout.")]
 DataFolder = Annotated[Path, typer.Option(help="Folder of the results, NAME/RUN.csv.gz.")]
 Runs = Annotated[Path, typer.Option(help="Folder of trainings.")]

@@ -21,8 +21,9 @@ threshold, and does not if the whole interval lies on the other; in between, the
 not corrected for their number: of twenty claims without any truth, one would be expected to get a verdict by chance.
 Small models on a CPU can show a mechanism, or that it does not show at this scale; they say nothing of AIME.
 
-`verl-cov study report` makes this page, its numbers and its figures from the files in [data](data); `verl-cov study
-run NAME` makes the files.
+`verl-cov study report` makes this page, its numbers and its figures from the files in `docs/study/data`; `verl-cov
+study run NAME` makes the files, and `verl-cov study status NAME` says how far it is. The protocols are in
+`recipes/study`. [Limits](limits.md) has what else a CPU cannot show.
 """
 
 
@@ -71,7 +72,10 @@ def _table(protocol: Protocol, verdicts: Sequence[Verdict]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for verdict in verdicts:
         claim = verdict.claim
-        minus = "" if claim.minus is None else ", less that of " + " ".join(" ".join(v) for v in claim.minus.values())
+        minus = ""
+        if claim.minus is not None:
+            other = " ".join(f"{name} {' '.join(levels)}" for name, levels in claim.minus.items())
+            minus = f", less that of {other}"
         cells = (
             claim.name,
             claim.paper,

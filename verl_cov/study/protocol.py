@@ -101,7 +101,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol as it was read. digest: names its content, comments left out. cells: in the order to be run in."""
+    """A protocol as it was read. digest: names its content but the figures. cells: in the order to be run in."""
 
     name: str
     version: int
@@ -196,7 +196,7 @@ def _protocol(path: Path, content: dict[str, Any]) -> Protocol:
     protocol = Protocol(
         name=path.stem,
         version=content["version"],
-        digest=hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        digest=_digest(content),
         about=str(content.get("about", "")),
         tried=tuple(map(str, content.get("tried", ()))),
         settings={str(key): str(why) for key, why in content.get("settings", {}).items()},
@@ -215,6 +215,12 @@ def _protocol(path: Path, content: dict[str, Any]) -> Protocol:
     for cell in protocol.cells:
         cell.selection.folder  # noqa: B018  a recipe or name that cannot be is told now, and not after a night
     return protocol
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Sixteen hex digits that name what was decided: not how it is shown."""
+    decided = {key: value for key, value in content.items() if key not in ("report", "figures")}
+    return hashlib.sha256(json.dumps(decided, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _levels(given: Any) -> dict[str, list[str]]:

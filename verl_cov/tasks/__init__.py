@@ -6,8 +6,10 @@
     node_places.py     how many of them work at a time, over all reward workers of a machine
     data/              `verl-cov data`: from the paper's data sets to files that verl trains on
     countdown.py       the toy task: data, and verl's reward function for it
-    tiny_model/        a model of 0.2 million parameters that has learned it
+    pointer.py         another, where a common way to answer is capped and a rare one is not
+    toy_files.py       how both write their files
+    tiny_model/        a model of 0.2 million parameters that has learned one of them
 
-Nothing is imported here. verl imports `reward` or `countdown` in each of its reward workers; both need only the
-standard library there.
+Nothing is imported here. verl imports `reward`, `countdown` or `pointer` in each of its reward workers; they need
+only the standard library there.
 """

@@ -1,4 +1,4 @@
-"""A Qwen2 of 0.2 million parameters, trained from scratch on noisy answers to `countdown`: a start for entropy studies.
+"""A Qwen2 of 0.2 million parameters, trained from scratch on noisy answers to a toy task: a start for entropy studies.
 
     python -m verl_cov.tasks.tiny_model DIR
 
@@ -10,7 +10,9 @@ spends its entropy on it keeps it where it is wrong as well, and its reward stop
 
     byte_tokenizer.py    one token for each byte, and four special ones
     model.py             the settings, and the untrained model
-    pretraining.py       demonstrations, and the training on them
+    starts.py            the starts that recipes name, by task, size and seed
+    lessons.py           the demonstrations
+    pretraining.py       the training on them
     measuring.py         accuracy and entropy on the validation prompts
     folder.py            all of it in one folder, built once for its settings
 """

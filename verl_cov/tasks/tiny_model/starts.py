@@ -41,3 +41,13 @@ def settings_of(name: str) -> Settings:
 def task_of(name: str) -> str:
     """The task of a start: the name of its folder of data, and of its module in :mod:`verl_cov.tasks`."""
     return "countdown" if isinstance(settings_of(name).task, countdown.Settings) else "pointer"
+
+
+def check(name: str, task: str) -> None:
+    """Raises ValueError unless the start is one, and of the task that it is trained on (as recipes call it)."""
+    learned, wanted = task_of(name), "countdown" if task == "toy" else task
+    if wanted in TASKS and learned != wanted:
+        raise ValueError(
+            f"recipe.start={name} has learned {learned}, and the task is {wanted}: give "
+            f"recipe.start={wanted}-SIZE-SEED, or another recipe/task"
+        )

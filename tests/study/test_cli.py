@@ -1,0 +1,235 @@
+"""`verl-cov study` as a user types it, with a script in the place of verl's trainer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.recipes.conftest import _fast_compositions, stand_in  # noqa: F401
+from tests.study.conftest import keep
+from verl_cov.cli import app
+from verl_cov.recipes import child, machine, plan
+from verl_cov.study import protocol, results, runner
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch):
+    """Not in a fork of it: pytest's process has torch, with threads. Nothing is made and nothing is looked for."""
+    monkeypatch.setattr(child, "in_child", lambda function, *arguments, **options: function(*arguments, **options))
+    monkeypatch.setattr(plan, "make_toy", lambda *start: None)
+    monkeypatch.setattr(machine, "check", lambda config: iter(()))
+
+
+@pytest.fixture
+def command(make, tmp_path):
+    """command(*words): `verl-cov study` in a folder with the study of tests."""
+    path = make()
+
+    def invoke(word: str, *words: str):
+        places = ["--protocols", path.parent, "--data", tmp_path / "data"]
+        places += ["--runs", tmp_path / "runs"] if word in ("run", "status") else []
+        return CliRunner().invoke(app, ["study", word, *map(str, [*words, *places])], env={"COLUMNS": "200"})
+
+    return invoke
+
+
+def files(tmp_path):
+    return sorted(path.name.removesuffix(".csv.gz") for path in (tmp_path / "data" / "test").glob("*"))
+
+
+FIRST = ["toy-grpo-none-0", "toy-grpo-kl_cov-0"]
+
+
+def test_runs_are_trained_one_after_another_and_leave_a_file_each(command, stand_in, tmp_path):  # noqa: F811
+    done = command("run", "test", "--at-most", "2")
+    assert done.exit_code == 0, done.output
+    assert files(tmp_path) == sorted(FIRST)
+    study = protocol.load("test", tmp_path / "studies")
+    result = results.read(tmp_path / "data", study, study.cells[0])
+    assert result.run.steps.tolist() == list(range(13))
+    assert 0 < result.seconds < 60
+    assert "1 of 7 runs to do: toy-grpo-none-0" in done.output
+    assert not (tmp_path / "runs" / "test" / FIRST[0] / "checkpoints").exists()
+    assert (tmp_path / "runs" / "test" / FIRST[0] / "001.jsonl").is_file()
+
+    said = command("status", "test", "--json")
+    status = json.loads(said.stdout)
+    assert (status["runs"], status["done"]) == (7, sorted(FIRST))
+    assert len(status["left"]) == 5
+    assert status["seconds_left"] > 0
+    again = command("run", "test", "--claim", "collapse", "--at-most", "1")
+    assert "1 of 2 runs to do: toy-grpo-none-1" in again.output  # those of the claim only
+
+
+def test_a_run_that_failed_goes_on_and_the_others_are_trained(command, stand_in, tmp_path):  # noqa: F811
+    stand_in(fail=9, who="toy-grpo-none-0")
+    done = command("run", "test", "--at-most", "2")
+    assert done.exit_code == 1
+    assert "toy-grpo-none-0 failed" in done.output
+    assert files(tmp_path) == FIRST[1:]
+    status = json.loads(command("status", "test", "--json").stdout)
+    assert {"run": "toy-grpo-none-0", "step": 8, "running": False} in status["left"]
+    assert "8" in next(line for line in command("status", "test").stdout.splitlines() if "grpo none" in line).split()
+    stand_in()
+    done = command("run", "test", "--at-most", "1")
+    assert done.exit_code == 0
+    assert "toy-grpo-none-0 resumes after step 8" in done.output
+    assert files(tmp_path) == sorted(FIRST)
+    study = protocol.load("test", tmp_path / "studies")
+    assert results.read(tmp_path / "data", study, study.cells[0]).run.steps.tolist() == list(range(13))
+
+
+def test_two_failures_in_a_row_end_it(command, stand_in, tmp_path):  # noqa: F811
+    stand_in(fail=1)
+    done = command("run", "test")
+    assert done.exit_code == 1
+    assert "2 runs one after the other failed: stopped" in done.output
+    assert "toy-grpo-none-1" not in done.output
+
+
+def test_killed_between_the_training_and_its_file(command, stand_in, tmp_path, monkeypatch):  # noqa: F811
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "write", killed)
+        done = command("run", "test", "--at-most", "1")
+        assert done.exit_code == 130
+        assert "Nothing is lost" in done.output
+    assert not files(tmp_path)
+    done = command("run", "test", "--at-most", "1")
+    assert done.exit_code == 0
+    assert files(tmp_path) == FIRST[:1]
+    assert not (tmp_path / "runs" / "test" / FIRST[0] / "002.jsonl").exists()  # it was not trained again
+
+
+def test_killed_between_the_file_and_the_end_of_the_checkpoints(command, stand_in, tmp_path):  # noqa: F811
+    assert command("run", "test", "--at-most", "1").exit_code == 0
+    checkpoints = tmp_path / "runs" / "test" / FIRST[0] / "checkpoints"
+    (checkpoints / "global_step_12").mkdir(parents=True)
+    command("run", "test", "--at-most", "1")
+    assert not checkpoints.exists()
+
+
+def test_a_lost_or_damaged_file_is_made_again_without_training(command, stand_in, tmp_path):  # noqa: F811
+    assert command("run", "test", "--at-most", "1").exit_code == 0
+    path = tmp_path / "data" / "test" / f"{FIRST[0]}.csv.gz"
+    whole = path.read_bytes()
+    for damage in (path.unlink, lambda: path.write_bytes(whole[:50])):
+        damage()
+        done = command("run", "test", "--at-most", "1")
+        assert done.exit_code == 0
+        assert path.read_bytes() == whole
+    assert "is damaged" in done.output
+    assert not (path.parent.parent.parent / "runs" / "test" / FIRST[0] / "002.jsonl").exists()
+
+
+def test_results_of_another_protocol_are_left_alone_and_the_rest_is_trained(command, make, stand_in, tmp_path):  # noqa: F811
+    assert command("run", "test", "--at-most", "1").exit_code == 0
+    path = tmp_path / "data" / "test" / f"{FIRST[0]}.csv.gz"
+    before = path.read_bytes()
+    make(version=4)
+    done = command("run", "test", "--at-most", "1")
+    assert done.exit_code == 0
+    assert "left alone: " in done.output
+    assert path.read_bytes() == before
+    assert files(tmp_path) == sorted(FIRST)
+    assert "is of test version 3" in command("status", "test").stderr
+
+
+def test_a_run_that_another_process_trains_is_skipped(command, stand_in, tmp_path):  # noqa: F811
+    folder = tmp_path / "runs" / "test" / FIRST[0]
+    folder.mkdir(parents=True)
+    (folder / ".lock").write_text(f"runner 1, training {os.getsid(0)}\n")
+    done = command("run", "test", "--at-most", "2")
+    assert "toy-grpo-none-0 is being trained by another process: skipped" in done.output
+    assert files(tmp_path) == FIRST[1:]
+    status = json.loads(command("status", "test", "--json").stdout)
+    assert status["left"][0] == {"run": "toy-grpo-none-0", "step": 0, "running": True}
+
+
+def test_the_report_is_made_of_the_files_alone(command, study, tmp_path):
+    output = tmp_path / "docs" / "study.md"
+    for cell in study.cells[:3]:
+        keep(tmp_path / "data", study, cell)
+    (tmp_path / "data" / "test" / f"{study.cells[1].name}.csv.gz").write_bytes(b"half")
+    done = command("report", "-o", output)
+    assert done.exit_code == 0, done.output
+    assert "left out: " in done.stderr
+    text = output.read_text()
+    assert "2 of 7 runs so far" in text
+    assert "cannot be told yet (2 of 3 runs)" in text
+    assert f"{study.cells[1].name}.csv.gz is damaged" in text
+    assert "![Three curves.](study/test/fig11.png)" in text
+    for cell in study.cells:
+        keep(tmp_path / "data", study, cell)
+    shutil.rmtree(tmp_path / "studies" / "none", ignore_errors=True)
+    assert command("report", "-o", output).exit_code == 0
+    text = output.read_text()
+    assert "all 7 runs" in text
+    row = next(line for line in text.splitlines() if line.startswith("| kept "))
+    assert "0.11 ± 0.0058 (0.0852 to 0.135) | 3 of 3 | holds | `verl-cov study run test --claim kept` |" in row
+    picture = output.parent / "study" / "test" / "fig11.png"
+    same = picture.read_bytes()
+    command("report", "-o", output)
+    assert (output.read_text(), picture.read_bytes()) == (text, same)
+
+
+def test_every_figure_of_the_paper_can_be_drawn(make, tmp_path):
+    kinds = {
+        kind: {"kind": kind, "by": "control", "says": kind, "runs": {"control": ["none", "kl_cov"]}}
+        for kind in protocol.FIGURES
+    }
+    path = make(figures=kinds)
+    study = protocol.read(path)
+    for cell in study.cells[:4]:
+        keep(tmp_path / "data", study, cell)
+    words = ["study", "report", "-o", tmp_path / "page.md", "--protocols", path.parent, "--data", tmp_path / "data"]
+    done = CliRunner().invoke(app, list(map(str, words)))
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "page" / "test").glob("*.png"))) == len(kinds)
+
+
+def test_list(command):
+    done = command("list")
+    assert "A study of tests." in done.stdout
+    assert "0/7" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "tset"], "there is no study 'tset': did you mean test?"),
+        (["status", "nothing.yaml"], "there is no study 'nothing.yaml'"),
+        (["report", "tset", "-o", "x.md"], "did you mean test?"),
+        (["run", "test", "--claim", "keptt"], "did you mean kept?"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(command, words, says):
+    done = command(*words)
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_damaged_protocol_is_one_line(command, tmp_path):
+    (tmp_path / "studies" / "test.yaml").write_text("version: [")
+    done = command("status", "test")
+    assert done.exit_code == 2
+    assert "test.yaml is no YAML" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_parameters_are_counted_without_embeddings(untrained_model):
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(untrained_model)
+    every = sum(parameter.numel() for parameter in model.parameters())
+    ends = model.model.embed_tokens.weight.numel() + model.lm_head.weight.numel()
+    tied = model.config.tie_word_embeddings
+    assert runner.parameters(untrained_model) == every - (ends // 2 if tied else ends)
+    assert runner.parameters(untrained_model / "nothing") is None
