@@ -39,10 +39,10 @@ ALIASES = ("math",)  # the same as another task
 
 
 def cells(model: str | None = None) -> Iterator[Selection]:
-    """Every cell of the paper's models (of one, if named), and of the tiny one with the toy tasks."""
+    """Every cell of the paper's models (of one, if named), and of those that are made here, each with its own tasks."""
     algorithms, controls = catalogue.options("algorithm"), catalogue.options("entropy")
     for name in [model] if model else catalogue.options("model"):
-        tasks = list(catalogue.TOYS) if name == "tiny" else papers_tasks()
+        tasks = catalogue.MADE.get(name) or papers_tasks()
         for words in itertools.product([name], algorithms, controls, tasks):
             yield catalogue.parse(words)
 
@@ -148,7 +148,7 @@ def tables() -> str:
     lines += ["", "| model | " + " | ".join(f"`{task}`" for task in tasks) + " | " + " | ".join(scales) + " |"]
     lines.append("|---" * (1 + len(tasks) + len(scales)) + "|")
     for model in catalogue.options("model"):
-        if model == "tiny":
+        if model in catalogue.MADE:
             continue
         each = [too_long(model, task) or str(per_task) for task in tasks] + [fit(model, scale) for scale in scales]
         lines.append(f"| `{model}` | " + " | ".join(each) + " |")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import save_untrained_model
 from verl_cov.core import token_file
 from verl_cov.core.metric_table import LADDER
 from verl_cov.core.update_kinds import UPDATE_KINDS
@@ -197,6 +198,30 @@ def test_two_data_parallel_ranks_with_clip_cov(untrained_model, tmp_path, v1):
         check(step)
     if v1:
         check_first_of_prime(steps[0])
+
+
+def test_a_head_that_is_tied_to_the_embedding_reaches_vllm(tmp_path):
+    """A Llama as SmolLM2 is: verl sends one weight for both, and vLLM uses it in both places after each update."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = save_untrained_model(tmp_path / "model")
+    torch.manual_seed(0)
+    config = json.loads((model / "config.json").read_text())
+    sizes = {key: config[key] for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    heads = {key: config[key] for key in ("num_attention_heads", "eos_token_id", "pad_token_id")}
+    tied = LlamaForCausalLM(
+        LlamaConfig(**sizes, **heads, max_position_embeddings=128, bos_token_id=None, tie_word_embeddings=True)
+    )
+    assert tied.lm_head.weight is tied.model.embed_tokens.weight
+    tied.save_pretrained(model)
+    steps = train(
+        tmp_path, model, "+experiment=demo", "recipe/entropy=kl_cov", "trainer.total_training_steps=3", segment="tied"
+    )
+    assert len(steps) == 3
+    for step in steps:
+        check(step)
+    assert abs(steps[-1]["actor/entropy"] - steps[0]["actor/entropy"]) > 1e-3  # the weights did change
 
 
 def test_metrics_of_verls_own_loss_on_the_legacy_trainer(untrained_model, tmp_path):

@@ -8,8 +8,10 @@ from verl_cov.recipes import catalogue
 from verl_cov.recipes.catalogue import GROUPS, UnknownRecipe, parse
 
 
-def test_the_eleven_models_of_the_paper_and_the_tiny_one():
-    assert len(catalogue.options("model")) == 12
+def test_the_eleven_models_of_the_paper_and_the_two_that_are_made_here():
+    assert len(catalogue.options("model")) == 11 + 2
+    assert set(catalogue.MADE) <= set(catalogue.options("model"))
+    assert set(catalogue.TOYS) <= set(catalogue.options("task"))
     assert {"grpo", "rloo", "reinforce_plus_plus", "on_policy", "prime"} == set(catalogue.options("algorithm"))
     controls = {"none", "clip_higher", "entropy_bonus", "reference_kl", "clip_cov", "kl_cov", "clip_1", "no_clip"}
     assert controls == set(catalogue.options("entropy"))
@@ -35,6 +37,7 @@ def test_four_names_are_a_recipe():
     ]
     assert parse(["qwen2.5-32b", "grpo", "none", "math"]).choices["scale"] == "nodes4x8"
     assert parse(["tiny", "grpo", "none", "toy"]).choices["scale"] == "cpu"
+    assert parse(["smollm2-135m", "grpo", "none", "arithmetic"]).choices["scale"] == "cpu"
     assert parse(["tiny", "grpo", "none", "toy"], scale="gpu1").choices["scale"] == "gpu1"
 
 

@@ -206,6 +206,23 @@ def test_a_start_that_cannot_be_is_one_line(tmp_path, word, says):
         assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["demo/vanilla", "demo/kl_cov"], [("countdown", "countdown"), ("tiny_model", "model")]),
+        (["demo-lm/vanilla", "demo-lm/kl_cov"], [("arithmetic", "arithmetic"), ("smollm2", "smollm2-135m")]),
+        (["qwen2.5-0.5b/grpo/none/arithmetic"], [("arithmetic", "arithmetic")]),
+        (["qwen2.5-0.5b/grpo/none/gsm8k"], []),
+    ],
+)
+def test_what_recipes_need_is_made_once(words, expected, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(plan, "_make", lambda module, folder, *options: made.append((module, folder)))
+    monkeypatch.setattr(plan.machine, "check", lambda config: [])
+    plan.prepare(catalogue.parse_all(words), tmp_path, tmp_path / "toy", tmp_path / "runs")
+    assert made == [(module, tmp_path / "toy" / part) for module, part in expected]
+
+
 @pytest.fixture
 def demo(stand_in, tmp_path, monkeypatch):
     """demo(*words, **do): `recipes run` of two recipes in tmp_path, with a stand-in for the trainer that does so."""

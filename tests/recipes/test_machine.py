@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
@@ -53,6 +54,19 @@ def test_a_machine_without_anything(monkeypatch):
     assert found["GPUs"].startswith("0 of 8")
     assert "gated" not in missing("qwen2.5-7b", "grpo", "none", "gsm8k")["model"]
     assert "need a Ray cluster" in missing("qwen2.5-32b", "grpo", "none", "math")["GPUs"]
+
+
+def test_the_language_model_needs_its_packages_and_memory(tmp_path, monkeypatch):
+    words = ("demo-lm/vanilla", f"recipe.toy={tmp_path}")
+    monkeypatch.setattr(machine.smollm2, "missing", lambda: "gguf is not installed: pip install gguf")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=6 * GB))
+    found = missing(*words)
+    assert found["model"].endswith("makes, in a minute or two: gguf is not installed: pip install gguf")
+    # 4 GB for the processes; fp32 weights, gradients, Adam's moments and vLLM's weights: 20 bytes a parameter.
+    assert found["memory"].startswith("6 GB of host memory are free, for verl, Ray and vLLM 7 GB are needed")
+    monkeypatch.setattr(machine.smollm2, "missing", lambda: None)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=7 * GB))
+    assert missing(*words) == {}
 
 
 def test_models(toy, tmp_path):

@@ -18,7 +18,9 @@ from verl_cov.suggestions import unknown
 
 CONF = Path(__file__).parent.parent / "conf"
 GROUPS = ("model", "algorithm", "entropy", "task", "scale")
-TOYS = ("toy", "pointer")  # the tasks that are made on this machine
+# The models that are made on this machine, each with its tasks, which are made here too.
+MADE = {"tiny": ("toy", "pointer"), "smollm2-135m": ("arithmetic",)}
+TOYS = tuple(task for tasks in MADE.values() for task in tasks)
 
 
 class UnknownRecipe(ValueError):
@@ -55,8 +57,8 @@ class Selection:
 
     @property
     def uses_toy(self) -> bool:
-        """Whether it reads the tiny model or a toy task, which are made on this machine."""
-        return self.choices["model"] == "tiny" or self.choices["task"] in TOYS
+        """Whether it reads a model or a task that is made on this machine."""
+        return self.choices["model"] in MADE or self.choices["task"] in TOYS
 
     def groups(self) -> list[str]:
         """Hydra's overrides that select the files."""
@@ -177,7 +179,7 @@ def _selection(recipe: str, overrides: Sequence[str]) -> Selection:
         return Selection(choices, overrides=others)
     name, _, run = recipe.partition("/")
     if name not in options("experiment") and name in options("model"):
-        task = "toy" if name == "tiny" else "math"
+        task = MADE.get(name, ("math",))[0]
         raise UnknownRecipe(
             f"{recipe} begins with a model: give MODEL ALGORITHM ENTROPY TASK, such as `{name} grpo kl_cov {task}`, or "
             "an experiment; `verl-cov recipes list` has all names"
@@ -207,7 +209,7 @@ def _folder_name(name: str) -> str:
 
 def natural_scale(model: str) -> str:
     """The smallest scale that holds a model's runs as in the paper: cpu, node8 or nodes4x8."""
-    if model == "tiny":
+    if model in MADE:
         return "cpu"
     return "nodes4x8" if model in ("qwen2.5-32b", "mistral-small-24b") else "node8"
 

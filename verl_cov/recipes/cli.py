@@ -36,7 +36,7 @@ Scale = Annotated[
     ),
 ]
 Data = Annotated[Path, typer.Option(help="Folder that `verl-cov data prepare -o` wrote to.", envvar="VERL_COV_DATA")]
-Toy = Annotated[Path, typer.Option(help="Folder of the tiny model and the toy task.", envvar="VERL_COV_TOY")]
+Toy = Annotated[Path, typer.Option(help="Folder of the models and tasks that are made here.", envvar="VERL_COV_TOY")]
 Runs = Annotated[Path, typer.Option(help="Folder of runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

@@ -23,7 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from verl_cov.recipes.catalogue import TOYS, Selection
+from verl_cov.recipes.catalogue import MADE, TOYS, Selection
 
 METRICS_KEY = "ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH"
 RECORD = "launches.jsonl"
@@ -104,7 +104,7 @@ class Launch:
 def launch(selection: Selection, data: Path, toy: Path, runs: Path, number: int = 1) -> Launch:
     """The next launch of a recipe.
 
-    data: where `verl-cov data prepare` wrote; toy: the folder of the tiny models and the toy tasks; runs: the folder of
+    data: where `verl-cov data prepare` wrote; toy: the folder of what is made on this machine; runs: the folder of
     runs; number: 2 for the second run of this name (NAME-2), and so on.
     """
     suffix = f"-{number}" if number > 1 else ""
@@ -120,7 +120,7 @@ def launch(selection: Selection, data: Path, toy: Path, runs: Path, number: int 
         # Its own Ray: the logical GPUs and CPUs of +verl_cov=cpu cannot be given to a cluster that runs already.
         environment["RAY_ADDRESS"] = "local"
         environment["RAY_DEDUP_LOGS"] = "0"  # Ray would hold lines back, and drop repeated ones: worst in a failure
-    if selection.choices["model"] == "tiny":
+    if selection.choices["model"] in MADE:
         environment["HF_HUB_OFFLINE"] = "1"  # made on this machine
     words = _overrides(selection, selection.name + suffix, data, toy, folder, metrics)
     return Launch(str(Path(first + suffix, *rest)), words, environment, folder, metrics)

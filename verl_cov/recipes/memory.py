@@ -11,6 +11,7 @@ STATE_BYTES = 16  # a parameter: fp32 weight 4, gradient 4, Adam's two moments 8
 REFERENCE_BYTES = 4  # a parameter of a reference policy, which FSDP2 keeps in host memory
 ROLLOUT_BYTES = 2  # a parameter in vLLM: bfloat16
 ROOM_FOR_CACHE = 2 * GB  # what vLLM needs beside its weights at the least
+PROCESSES_ON_CPU = 4 * GB  # verl's, Ray's and vLLM's, with a tiny model
 STATE_SHARE = 0.5  # of a GPU that state may take: activations, logits and gathered layers want the rest
 
 
@@ -73,6 +74,15 @@ def estimate(
         vllm=vllm_share * gpu,
         gpu=gpu,
     )
+
+
+def on_cpu(config: DictConfig) -> float:
+    """The bytes that a resolved recipe needs on a machine without GPUs: the processes, training state, vLLM's weights.
+
+    Both in fp32, on each rank, since a rank of FSDP is gathered while it works.
+    """
+    parameters = config.recipe.parameters if "recipe" in config and "parameters" in config.recipe else 0
+    return (PROCESSES_ON_CPU + (STATE_BYTES + 4) * parameters) * config.trainer.n_gpus_per_node
 
 
 def of_config(config: DictConfig, gpu: float = 80 * GB) -> Estimate:

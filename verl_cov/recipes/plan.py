@@ -6,9 +6,10 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -20,6 +21,8 @@ from verl_cov.recipes.launch import METRICS_KEY, Launch, finished, launch
 from verl_cov.recipes.machine import Finding
 from verl_cov.recipes.progress import Progress
 from verl_cov.recipes.train import TrainingFailed, train
+
+LANGUAGE = {"smollm2-135m": "smollm2", "arithmetic": "arithmetic"}  # made by these modules of verl_cov.tasks
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def rehearse(
 def prepare(
     selections: Sequence[Selection], data: Path, toy: Path, runs: Path, *, again: bool = True, changed: bool = False
 ) -> tuple[list[Planned], list[Finding]]:
-    """`rehearse`, then the tiny model and the toy task if they are needed, then the check of the machine.
+    """`rehearse`, then the models and tasks that are made here if they are needed, then the check of the machine.
 
     If a configuration is refused, nothing is made, and the machine is not looked at.
     """
@@ -105,14 +108,19 @@ def prepare(
     todo = [run for run in made if not run.finished]
     if not todo or any(finding.missing for finding in findings):
         return made, findings
-    for start in dict.fromkeys(str(run.config.recipe.get("start", "model")) for run in todo if _uses_toy(run)):
-        make_toy(toy, start)
+    for model, task, start in dict.fromkeys(_made_here(run.config.get("recipe", {})) for run in todo):
+        if model == "tiny" or task in ("toy", "pointer"):
+            make_toy(toy, start)
+        for name in (task, model):
+            if name in LANGUAGE:
+                _make(LANGUAGE[name], toy / name)
     with terminal.working("checking this machine"):
         return made, list(dict.fromkeys(finding for run in todo for finding in machine.check(run.config)))
 
 
-def _uses_toy(run: Planned) -> bool:
-    return "toy" in run.config.get("recipe", {})
+def _made_here(recipe: Mapping[str, Any]) -> tuple[str | None, str | None, str]:
+    """What decides what is made: model, task, and start of the tiny models."""
+    return recipe.get("model"), recipe.get("task"), str(recipe.get("start", "model"))
 
 
 def make_toy(folder: Path, start: str = "model") -> None:
@@ -123,10 +131,14 @@ def make_toy(folder: Path, start: str = "model") -> None:
     from verl_cov.tasks.tiny_model.starts import task_of  # loads transformers
 
     task = task_of(start)
-    for module, part, more in ((task, task, []), ("tiny_model", start, ["--start", start])):
-        argv = [sys.executable, "-m", f"verl_cov.tasks.{module}", str(folder / part), *more]
-        if subprocess.run(argv, stdout=subprocess.DEVNULL).returncode != 0:
-            raise ValueError(f"could not make {folder / part}: the error stands above")
+    _make(task, folder / task)
+    _make("tiny_model", folder / start, "--start", start)
+
+
+def _make(module: str, folder: Path, *options: str) -> None:
+    argv = [sys.executable, "-m", f"verl_cov.tasks.{module}", str(folder), *options]
+    if subprocess.run(argv, stdout=subprocess.DEVNULL).returncode != 0:
+        raise ValueError(f"could not make {folder}: the error stands above")
 
 
 def plan(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from verl_cov.tasks import model_folder
 from verl_cov.tasks.tiny_model.byte_tokenizer import tokenizer
 from verl_cov.tasks.tiny_model.measuring import measure
 from verl_cov.tasks.tiny_model.model import DEFAULT, Settings, new_model
@@ -33,36 +33,21 @@ def fingerprint(settings: Settings) -> str:
 def build(directory: str | os.PathLike[str], *, settings: Settings = DEFAULT) -> Path:
     """Build the model in `directory`, unless it is there already with these settings. Returns the directory.
 
-    The folder appears whole or not at all. A model with other settings is replaced. Raises FileExistsError for a folder
-    that holds something else.
+    Raises as `model_folder.make`, for a folder that holds something else.
     """
-    directory = Path(directory).absolute()
-    key = fingerprint(settings)
-    report = directory / REPORT
-    if report.is_file() and json.loads(report.read_text()).get("fingerprint") == key:
-        return directory
-    if directory.exists() and not report.is_file() and any(directory.iterdir()):
-        raise FileExistsError(f"{directory} holds something else and is not replaced: name another folder")
 
-    started = time.monotonic()
-    model = new_model(settings)
-    with one_thread():
-        pretrain(model, settings)
-        measured: dict[str, Any] = measure(model, settings)
-    measured["seconds"] = round(time.monotonic() - started, 1)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target: within one file system a rename is atomic.
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
-        made = Path(scratch) / "model"
+    def fill(made: Path) -> dict[str, Any]:
+        started = time.monotonic()
+        model = new_model(settings)
+        with one_thread():
+            pretrain(model, settings)
+            measured: dict[str, Any] = measure(model, settings)
+        measured["seconds"] = round(time.monotonic() - started, 1)
         model.save_pretrained(made)
         tokenizer().save_pretrained(made)
-        (made / REPORT).write_text(
-            json.dumps({"fingerprint": key, "measured": measured, "settings": asdict(settings)}, indent=2) + "\n"
-        )
-        if directory.exists():
-            os.replace(directory, Path(scratch) / "replaced")
-        os.replace(made, directory)
-    return directory
+        return {"measured": measured, "settings": asdict(settings)}
+
+    return model_folder.make(directory, REPORT, fingerprint(settings), fill)
 
 
 @contextmanager
