@@ -1,8 +1,8 @@
 """``python -m benchmarks.target [--seeds 1000]``: how well each rule holds an entropy, on a simulated policy.
 
 The policy is the one that a run of the demo showed: a rollout's updates change ln H in proportion to ln(knob / HOLDS),
-between two limits. ``--fit RUN.jsonl`` prints these numbers for a logged run. The controller is the one that runs use.
-Prints Markdown tables. One core, no network, no verl.
+between two limits. ``--fit RUN.jsonl`` prints these numbers for a logged run, ``--runs FOLDER`` the table of
+``recipes/sweep.sh target``. The controller is the one that runs use. Prints Markdown tables. One core, no verl.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import typer
 from verl_cov.core.metric_table import PREFIX
 from verl_cov.core.target.controller import TargetState, resumed, update
 from verl_cov.core.target.settings import BAND, Knob, TargetSettings
+from verl_cov.law.readers import AVERAGE_KEY, Run, read_metrics
 
 ROLLOUTS = 120
 JUMP = 60  # rollout at which the data change, in the case that they do
 SETTLED = 15  # rollouts after which the error counts
+MIDDLE = 0.6  # nats; the experiment's middle target
 LATE = 40  # last rollouts, in which a limit cycle is looked for
 
 
@@ -162,13 +164,57 @@ def fit(path: Path) -> str:
     )
 
 
+def of_runs(folder: Path) -> list[str]:
+    """The rows of the table of `SEEDS=... recipes/sweep.sh target`: means over the seeds, with standard errors."""
+    rows = [
+        "| run | seeds | error from rollout 15 on | signed | there after | swings | last score |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    names = list(dict.fromkeys(each.name.rpartition("-seed")[0] for each in sorted(folder.glob("target-*-seed*"))))
+    for name in names:
+        runs = [read_metrics(each) for each in sorted(folder.glob(f"{name}-seed*"))]
+        numbers = np.array([_of_run(run) for run in runs])
+        mean, error = numbers.mean(axis=0), numbers.std(axis=0, ddof=1) / np.sqrt(len(runs))
+        cells = [
+            f"{scale * m:.{digits}f} ± {scale * e:.{digits}f}{unit}"
+            for m, e, scale, digits, unit in zip(
+                mean, error, (100, 100, 1, 1, 1), (1, 1, 1, 1, 3), (" %", " %", "", "", ""), strict=True
+            )
+        ]
+        rows.append(f"| {name.removeprefix('target-')} | {len(runs)} | {' | '.join(cells)} |")
+    return rows
+
+
+def _of_run(run: Run) -> list[float]:
+    """Error, signed error, arrival, swings beyond twice the measurement's noise, last score. A run without a target is
+    measured by the middle one."""
+    columns = {key: run.column(PREFIX + key) for key in ("entropy", "entropy_error", "target")}
+    trained = np.isfinite(columns["entropy"])
+    entropy, noise, target = (column[trained] for column in columns.values())
+    target = np.where(np.isfinite(target), target, MIDDLE)
+    apart = entropy / target - 1
+    late = apart[SETTLED:]
+    far = np.sign(late)[np.abs(late) > np.maximum(BAND, 2 * (noise / target)[SETTLED:])]
+    return [
+        float(np.abs(late).mean()),
+        float(late.mean()),
+        float(arrival(entropy / target, 1.0)),
+        float(np.count_nonzero(np.diff(far))),
+        float(run.values(AVERAGE_KEY)[-1]),
+    ]
+
+
 def main(
     seeds: Annotated[int, typer.Option(help="simulated runs a cell")] = 1000,
     run: Annotated[Path | None, typer.Option("--fit", help="a run's file of metrics: print its numbers alone")] = None,
+    runs: Annotated[Path | None, typer.Option(help="folder of the experiment: print its table alone")] = None,
 ) -> None:
     """Print the tables: target 0.5 nats from 1.1, the knob from 10 between 0.1 and 1000."""
     if run is not None:
         print(fit(run))
+        return
+    if runs is not None:
+        print("\n".join(of_runs(runs)))
         return
     started = time.perf_counter()
     print("\n".join(robustness(seeds)))

@@ -140,6 +140,8 @@ def _watched(worker: Any, values: list[dict[str, float]]) -> Any:
                 inner = inner.args[0]
             config = inner.keywords["config"]
             values.append({"entropy_coeff": config.entropy_coeff, **vars(config.policy_loss)})
+            for weight in (values[-1].get("cov_weights") or {}).values():
+                values[-1] |= weight
             for name in ("cov_target", "schedules"):
                 values[-1].pop(name, None)
             return train(data, loss_function=loss_function)

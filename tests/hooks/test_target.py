@@ -22,6 +22,7 @@ from verl_cov.hooks.worker_state import WorkerState
 GOAL = dict(target_entropy=1.0, start=0.7, min=0.01, max=50.0)
 HELD = {**KL, "cov_target": GOAL}
 ANNEALED = {**KL, "ppo_kl_coef": dict(start=0.8, end=0.2, over=3)}
+ZETA = dict(loss_mode="vanilla", cov_metrics="off", cov_weights={"repo": {"zeta": 0.05}})
 BONUS = dict(loss_mode="vanilla", cov_metrics="off", cov_target=dict(target_entropy=1.0, knob="entropy_coeff"))
 
 
@@ -46,6 +47,7 @@ CASES = {
     "clip_cov": Case(
         {**CLIP, "clip_cov_ratio": 0.02, "cov_target": dict(fraction=1.0, knob="ratio", rule="double_half")}
     ),
+    "weight": Case({**ZETA, "cov_target": dict(target_entropy=1.0, knob="repo.zeta")}),
     "annealed": Case(ANNEALED, seeds=(0, 1, 2, 3, 0)),
     "annealed, off, stopped": Case({**ANNEALED, "cov_metrics": "off"}, seeds=(0, 1, 2, 3, 0), stop_at=2),
     "bonus": Case(BONUS, seeds=(0, 1), entropy_coeff=0.02),
@@ -64,6 +66,8 @@ def by_pi(seeds, start: float, goal: float = 1.0) -> list[float]:
 
 
 FIXED = {
+    "fixed zeta": Case({**ZETA, "cov_weights": {"repo": {"zeta": by_pi([0], 0.05)[0]}}}, seeds=(0,)),
+    "no zeta": Case(dict(loss_mode="vanilla"), seeds=(0,)),
     "fixed": Case({**KL, "ppo_kl_coef": by_pi([0], 0.7)[0]}, seeds=(0,)),
     "fixed bonus": Case(dict(loss_mode="vanilla"), seeds=(0,), entropy_coeff=by_pi([0], 0.02)[0]),
 }
@@ -95,11 +99,12 @@ def test_the_exact_entropy_is_measured_before_the_updates_and_sets_their_knob(fo
     assert logged(report, "entropy") == (logged(report, "target_measured") if case == "held" else [None] * 4)
 
 
-@pytest.mark.parametrize("case", ["held", "held, off", "ratio", "clip_cov", "annealed", "bonus"])
+@pytest.mark.parametrize("case", ["held", "held, off", "ratio", "clip_cov", "annealed", "bonus", "weight"])
 def test_every_ranks_losses_have_the_knob_bit_for_bit(found, case):
     report = found[case]
     name = {"bonus": "entropy_coeff", "ratio": "kl_cov_ratio", "clip_cov": "clip_cov_ratio"}.get(case, "ppo_kl_coef")
     values = logged(report, "ppo_kl_coef" if case == "annealed" else "knob")
+    name = "zeta" if case == "weight" else name
     assert [[step[name] for step in rank] for rank in report.set_to] == [values, values]
     assert len(set(values)) > 1
 
@@ -108,6 +113,9 @@ def test_the_update_is_the_one_of_a_fixed_coefficient(found):
     assert relative(found["held"].gradients[0], found["fixed"].gradients[0]) < 1e-6
     assert relative(found["held"].gradients[0], found["measured"].gradients[0]) > 1e-3
     assert relative(found["bonus"].gradients[0], found["fixed bonus"].gradients[0]) < 1e-6
+    assert relative(found["weight"].gradients[0], found["fixed zeta"].gradients[0]) < 1e-6
+    # A control by weight acts without metrics too.
+    assert relative(found["fixed zeta"].gradients[0], found["no zeta"].gradients[0]) > 1e-3
     assert np.array_equal(found["held"].gradients[0], found["held, off"].gradients[0])
 
 

@@ -49,7 +49,8 @@ def _no_watch(monkeypatch):
         ((HALF, "target.gain=0", "target.integral=0"), ("would never move",)),
         ((HALF, "target.knob=ppo_kl_coeff"), ("target.knob=ppo_kl_coeff", "did you mean ppo_kl_coef?")),
         ((HALF, "target.knob=clip_cov_ratio"), ("a number of verl_cov.clip_cov", "use ppo_kl_coef or kl_cov_ratio")),
-        ((HALF, "target.knob=ratio", "target.max=2"), ("target.max=2", "fraction of the tokens, at most 0.05")),
+        ((HALF, "target.knob=ratio", "target.max=2"), ("target.max=2", "kl_cov_ratio is at most 0.05")),
+        ((HALF, "target.knob=repo.zeta"), ("a number of repo", "use ppo_kl_coef or kl_cov_ratio or entropy_coeff")),
         ((HALF, "target.knob=entropy_coeff"), (f"{ACTOR}entropy_coeff=0", "1e-3")),
         ((HALF, "+target.gian=3"), ("target.gian is unknown", "did you mean gain?")),
         (

@@ -157,6 +157,17 @@ def test_the_board_says_what_a_run_measured(tmp_path):
     assert f"next {math.exp(-20 / 8) - math.exp(-19 / 8):+.3f}" in text
 
 
+def test_the_board_says_target_and_knob_of_a_run_that_has_one(tmp_path):
+    lines = records()
+    for line in lines[1:]:
+        held = {"target": 0.6, "target_error": 0.02, "target_held": 0.82, "knob": 12.5, "knob_clamped": 1.0}
+        line["data"] |= {PREFIX + key: value for key, value in held.items()}
+    text = shown({"held": read_metrics(write(tmp_path / "metrics.jsonl", lines))})
+    assert "0.6, held 82 %, clamped" in text
+    assert "12.5" in text
+    assert "held 82" not in shown({"free": read_metrics(write(tmp_path / "free.jsonl", records()))})
+
+
 def test_prediction_and_change_stand_one_under_the_other():
     """One prediction stands out; it must stand under the change it predicted, a step after it was made."""
     lines = records()

@@ -29,6 +29,7 @@ from verl_cov.hooks.loss_modes import (
     LOSS_MODES,
     NUMBERS_OF,
     POLICY_LOSS,
+    WEIGHT_KNOBS,
 )
 from verl_cov.hooks.policy_loss_values import MAX_RATIO, NUMBERS, OFF, RATIOS, check_ratio, check_value
 from verl_cov.hooks.status import require_working_plugin
@@ -154,10 +155,13 @@ class CovPolicyLossConfig(PolicyLossConfig):
             object.__setattr__(self, name, schedule.at(0))
 
     def _check_knob(self) -> None:
-        name, own = self.knob_name, KNOBS_OF.get(self.loss_mode, ())
+        name, by_weight = self.knob_name, [knob for knob in WEIGHT_KNOBS if knob.partition(".")[0] in self.weights]
+        own = (*KNOBS_OF.get(self.loss_mode, ()), *by_weight)
         if name not in (*own, ENTROPY_BONUS):
-            if other := next((mode for mode, knobs in KNOBS_OF.items() if name in knobs), None):
-                whose = f"a number of {other}, and the run's loss_mode is {self.loss_mode}"
+            owners = {knob: mode for mode, knobs in KNOBS_OF.items() for knob in knobs}
+            owners |= {knob: knob.partition(".")[0] for knob in WEIGHT_KNOBS}
+            if name in owners:
+                whose = f"a number of {owners[name]}, which this run has not (loss_mode={self.loss_mode})"
                 raise ValueError(f"{NODE}.knob={name} is {whose}: use {' or '.join((*own, ENTROPY_BONUS))}")
             raise ValueError(f"{NODE}.knob={name} is unknown{did_you_mean(str(name), (*own, 'ratio', ENTROPY_BONUS))}")
         if name in self.schedules:
@@ -223,8 +227,10 @@ class CovPolicyLossConfig(PolicyLossConfig):
     def knob(self, entropy_coeff: float = 0.0) -> Knob:
         """Returns what the target moves; ``entropy_coeff`` is the actor's. Raises ValueError for impossible ends."""
         name = self.knob_name
-        configured = entropy_coeff if name == ENTROPY_BONUS else getattr(self, name)
-        return self.cov_target.knob_of(name, configured, MAX_RATIO if name in RATIOS else None)
+        control, _, number = name.rpartition(".")
+        owner = self.weights[control] if control else self
+        configured = entropy_coeff if name == ENTROPY_BONUS else getattr(owner, number)
+        return self.cov_target.knob_of(name, configured, MAX_RATIO if name in RATIOS else WEIGHT_KNOBS.get(name))
 
     @property
     def moves(self) -> bool:

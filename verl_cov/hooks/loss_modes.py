@@ -13,6 +13,8 @@ NUMBERS_OF = {
 }
 # What a target can move: the more, the higher the entropy.
 KNOBS_OF = {CLIP_COV: ("clip_cov_ratio",), KL_COV: ("ppo_kl_coef", "kl_cov_ratio")}
+# The same of the controls by weight, with the largest value that each can have.
+WEIGHT_KNOBS = {"repo.zeta": 1.0, "cov_weight.share": 1.0}
 ENTROPY_BONUS = "entropy_coeff"  # verl's, with any loss
 # These only take gradients away: they can hold an entropy, and not raise it.
 KNOBS_THAT_HOLD = ("clip_cov_ratio",)

@@ -65,10 +65,16 @@ def moved(worker: TrainingWorker, cov: CovPolicyLossConfig, responses: Responses
 
 
 def with_values(config: ActorConfig, values: Mapping[str, float]) -> ActorConfig:
-    """Returns a copy of an actor's configuration with these numbers of the policy loss, or of the actor itself."""
+    """Returns a copy of an actor's configuration with these numbers: of the policy loss, of a control by weight
+    (``repo.zeta``), or of the actor itself."""
     changed, policy_loss = copy.copy(config), copy.copy(config.policy_loss)
     for name, value in values.items():
-        object.__setattr__(policy_loss if hasattr(policy_loss, name) else changed, name, value)
+        control, _, number = name.rpartition(".")
+        if control:
+            weights = policy_loss.cov_weights
+            object.__setattr__(policy_loss, "cov_weights", {**weights, control: {**weights[control], number: value}})
+        else:
+            object.__setattr__(policy_loss if hasattr(policy_loss, name) else changed, name, value)
     object.__setattr__(changed, "policy_loss", policy_loss)
     return changed
 

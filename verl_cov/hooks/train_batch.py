@@ -69,7 +69,7 @@ def hook_for(worker: TrainingWorker, data: TensorDict) -> MiniBatchHook | None:
     if not hasattr(worker, "engine") or "advantages" not in data:
         return None
     cov = config_from_loss(worker.loss_fn)
-    if cov is None or not (cov.controls or cov.cov_metrics != "off"):
+    if cov is None or not (cov.acts or cov.cov_metrics != "off"):
         return None
     if cov.acts:
         refuse_engine(worker.engine.engine_config, cov)

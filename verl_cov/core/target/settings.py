@@ -181,7 +181,7 @@ class TargetSettings:
         if high is None:
             high = start * _REACH if most is None else min(start * _REACH, most)
         if most is not None and high > most:
-            raise ValueError(f"{NODE}.max={high:g}: {name} is a fraction of the tokens, at most {most:g}: lower it")
+            raise ValueError(f"{NODE}.max={high:g}: {name} is at most {most:g}: lower it")
         if self.rule != "delta" and not low > 0:
             which = "start" if self.min is None else "min"
             raise ValueError(
