@@ -195,6 +195,8 @@ def test_each_name_composes_and_the_first_line_says_what_it_does(capsys):
     validate(*run_of("ce_gppo"))
     assert "is active: loss_mode=verl_cov.ce_gppo, beta1=0.75, beta2=1" in capsys.readouterr().out
     validate(*run_of("clip_higher"))
+    validate(*run_of("stare"), f"{WEIGHTS}stare=null")
+    assert "cov_metrics=full on loss_mode=vanilla, which is verl's own" in capsys.readouterr().out
     validate(*run_of("clip_b"), f"{LOSS}cov_scope=micro_batch")
     assert "they change with the micro-batch size" in capsys.readouterr().out
 
