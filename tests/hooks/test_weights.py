@@ -54,6 +54,7 @@ def model(folder: str):
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
+@functools.cache
 def oracle(folder: str, name: str, seed: int, chunk: int = engine.ROWS, current: bool = False):
     """(weights of the valid tokens, loss, mean magnitude of the token losses, gradient) of one mini-batch.
 
@@ -71,16 +72,14 @@ def oracle(folder: str, name: str, seed: int, chunk: int = engine.ROWS, current:
             columns["log_prob"].append(present.detach().numpy()[on] if current else row["old_log_prob"][on])
         weights.append(CONTROLS[name][1]({key: np.concatenate(parts).astype(float) for key, parts in columns.items()}))
     weights = np.concatenate(weights)
-    total, magnitude, at = torch.zeros(()), 0.0, 0
-    for row, present in zip(rows, log_probs, strict=True):
-        for position in np.flatnonzero(row["mask"]):
-            a = float(row["advantage"][position])
-            loss = -a * present[position] * float(weights[at])  # verl's gpg, under which every token has a gradient
-            total, magnitude, at = total + loss, magnitude + abs(float(loss.detach())), at + 1
+    on = [row["mask"] == 1 for row in rows]
+    advantages = np.concatenate([row["advantage"][mask] for row, mask in zip(rows, on, strict=True)])
+    valid = torch.cat([present[torch.from_numpy(mask)] for present, mask in zip(log_probs, on, strict=True)])
+    losses = -torch.from_numpy(weights * advantages).float() * valid  # verl's gpg: every token has a gradient
     model(folder).zero_grad()
-    (total / at).backward()
+    losses.mean().backward()
     gradient = torch.cat([p.grad.flatten() for p in model(folder).parameters() if p.grad is not None])
-    return weights, float(total.detach()) / at, magnitude / at, gradient.double().numpy()
+    return weights, float(losses.mean()), float(losses.abs().mean()), gradient.double().numpy()
 
 
 # --- the contract -----------------------------------------------------------------------------------------------------
@@ -195,6 +194,8 @@ def test_each_name_composes_and_the_first_line_says_what_it_does(capsys):
     validate(*run_of("ce_gppo"))
     assert "is active: loss_mode=verl_cov.ce_gppo, beta1=0.75, beta2=1" in capsys.readouterr().out
     validate(*run_of("clip_higher"))
+    validate(*run_of("stare"), f"{WEIGHTS}stare=null")
+    assert "cov_metrics=full on loss_mode=vanilla, which is verl's own" in capsys.readouterr().out
     validate(*run_of("clip_b"), f"{LOSS}cov_scope=micro_batch")
     assert "they change with the micro-batch size" in capsys.readouterr().out
 

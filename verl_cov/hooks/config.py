@@ -14,8 +14,8 @@ from typing import Any
 
 from verl.workers.config import PolicyLossConfig
 
-from verl_cov.core.controls import catalogue
 from verl_cov.core.controls.ce_gppo import BETAS
+from verl_cov.core.controls.selective import ClipCov, KlCov
 from verl_cov.core.controls.weight import Weight
 from verl_cov.core.target.path import Path, read_schedule
 from verl_cov.core.target.settings import NODE, Knob, TargetSettings
@@ -24,7 +24,6 @@ from verl_cov.hooks.loss_modes import (
     CE_GPPO,
     CLIP_COV,
     ENTROPY_BONUS,
-    KL_COV,
     KNOBS_OF,
     LOSS_MODES,
     NUMBERS_OF,
@@ -33,9 +32,8 @@ from verl_cov.hooks.loss_modes import (
 )
 from verl_cov.hooks.policy_loss_values import MAX_RATIO, NUMBERS, OFF, RATIOS, check_ratio, check_value
 from verl_cov.hooks.status import require_working_plugin
+from verl_cov.hooks.weight_values import make_weights
 from verl_cov.suggestions import did_you_mean
-
-DEFAULT_BASE_LOSS = {CLIP_COV: "vanilla", KL_COV: "ratio"}
 
 
 @dataclass
@@ -131,7 +129,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
         if self.controls:
             self._check_control()
         if self.cov_weights:
-            _check_weights(self)
+            self._check_weights()
         _check_dump(self)
         _check_validation(self)
         if isinstance(self.cov_target, Mapping):
@@ -179,15 +177,27 @@ class CovPolicyLossConfig(PolicyLossConfig):
                 "no token can have a covariance between them"
             )
 
+    def _check_weights(self) -> None:
+        check_value("cov_seed", self.cov_seed)
+        if self.weights and self.cov_scope == "micro_batch" and self.cov_log_prob == "current":
+            raise ValueError(f"{POLICY_LOSS}.cov_log_prob=current: micro-batch weights go by old: leave it out")
+
     @property
     def controls(self) -> bool:
         """True if the loss is one of verl-cov's; otherwise the configuration only asks for metrics."""
         return self.loss_mode in LOSS_MODES
 
     @property
+    def control(self) -> ClipCov | KlCov:
+        """The control of ``loss_mode``; made anew from the fields at each call, so that a number may move."""
+        if self.loss_mode == CLIP_COV:
+            return ClipCov(self.clip_cov_ratio, self.clip_cov_lb, self.clip_cov_ub)
+        return KlCov(self.kl_cov_ratio, self.ppo_kl_coef, self.cov_kl)
+
+    @property
     def weights(self) -> dict[str, Weight]:
         """The controls by weight; made anew from :attr:`cov_weights` at each call, so that a number may move."""
-        return catalogue.make_all(self.cov_weights, f"{POLICY_LOSS}.cov_weights")
+        return make_weights(self.cov_weights)
 
     @property
     def acts(self) -> bool:
@@ -202,7 +212,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
     @property
     def base_loss(self) -> str:
         """Name of the policy loss that is wrapped."""
-        return self.cov_base_loss or DEFAULT_BASE_LOSS.get(self.loss_mode, "vanilla")
+        return self.cov_base_loss or (self.control.base_loss if self.controls else "vanilla")
 
     @property
     def log_prob(self) -> str:
@@ -212,12 +222,12 @@ class CovPolicyLossConfig(PolicyLossConfig):
     @property
     def ratio(self) -> float:
         """Share of the tokens that the active control selects."""
-        return getattr(self, self.ratio_field)
+        return self.control.ratio
 
     @property
     def ratio_field(self) -> str:
         """Name of the field that :attr:`ratio` comes from."""
-        return "clip_cov_ratio" if self.loss_mode == CLIP_COV else "kl_cov_ratio"
+        return self.control.ratio_field
 
     @property
     def knob_name(self) -> str:
@@ -247,35 +257,23 @@ class CovPolicyLossConfig(PolicyLossConfig):
         metrics += "".join(f", {name} {path.describe()}" for name, path in self.schedules.items())
         if self.cov_target is not None:
             metrics += f", target: {self.cov_target.describe()} by {self.knob_name} ({self.cov_target.rule})"
-        if self.cov_weights:
+        if self.weights:
             weights = " x ".join(f"{name} ({weight.describe()})" for name, weight in self.weights.items())
             where = {"mini_batch": "whole mini-batch of all ranks", "micro_batch": "single MICRO-BATCH"}[self.cov_scope]
             metrics = f"advantages of the {where} weighed by {weights}, {metrics}"
         if self.loss_mode == CE_GPPO:
             metrics = f"beta1={self.cov_gppo_beta1:g}, beta2={self.cov_gppo_beta2:g}, {metrics}"
-        if not self.controls and (self.cov_weights or self.loss_mode == CE_GPPO):
+        if not self.controls and (self.weights or self.loss_mode == CE_GPPO):
             return f"loss_mode={self.loss_mode}, {metrics}"
         if not self.controls:
             return f"{metrics} on loss_mode={self.loss_mode}, which is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
-        if self.loss_mode == CLIP_COV:
-            numbers = f"clip_cov_ratio={self.clip_cov_ratio:g}, band=({self.clip_cov_lb:g}, {self.clip_cov_ub:g})"
-        else:
-            numbers = f"kl_cov_ratio={self.kl_cov_ratio:g}, ppo_kl_coef={self.ppo_kl_coef:g}, cov_kl={self.cov_kl}"
         return (
-            f"loss_mode={self.loss_mode} on {self.base_loss} ({numbers}, seed {self.cov_seed}), "
+            f"loss_mode={self.loss_mode} on {self.base_loss} ({self.control.describe()}, seed {self.cov_seed}), "
             + {
                 "mini_batch": "selection over the whole mini-batch of all ranks",
                 "micro_batch": "selection within each MICRO-BATCH, as verl's own: it changes with the micro-batch size",
             }[self.cov_scope]
             + f", by {self.log_prob} log-probs, {metrics}"
-        )
-
-
-def _check_weights(config: CovPolicyLossConfig) -> None:
-    check_value("cov_seed", config.cov_seed)
-    if config.weights and config.cov_scope == "micro_batch" and config.cov_log_prob == "current":
-        raise ValueError(
-            f"{POLICY_LOSS}.cov_log_prob=current: weights within micro-batches go by old log-probs: leave it out"
         )
 
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from verl_cov.core import losses
 from verl_cov.core.identity import token_identity
-from verl_cov.core.selection import Control, select_tokens
-from verl_cov.hooks.loss_modes import CLIP_COV
+from verl_cov.core.selection import select_tokens
 from verl_cov.hooks.update_record import UpdateRecord
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class MicroBatches:
         """Selects in a micro-batch, given as verl's policy-loss arguments; returns [sequences, length] bool."""
         advantages, valid = micro_batch["advantages"], micro_batch["response_mask"].bool()
         log_prob = micro_batch["log_prob" if cov.log_prob == "current" else "old_log_prob"].detach()
-        barred = _clipped_by_ppo(actor_config, micro_batch).flatten() if cov.loss_mode == CLIP_COV else None
+        barred = None if cov.control.penalises else _clipped_by_ppo(actor_config, micro_batch).flatten()
         self.calls += 1
 
         def identity(at: Tensor) -> Tensor:
@@ -55,7 +54,7 @@ class MicroBatches:
             advantages.flatten(),
             valid.flatten(),
             identity,
-            control_of(cov, self.step),
+            cov.control.rule(cov.cov_seed, self.step),
             barred=barred,
         )
         self.numbers = chosen.numbers if self.numbers is None else self.numbers + chosen.numbers
@@ -95,12 +94,6 @@ def selected_tokens(
 def in_loss() -> InLoss | None:
     """Returns what the policy loss is told, None outside of :func:`selected_tokens`."""
     return _in_loss.get()
-
-
-def control_of(cov: CovPolicyLossConfig, step: int) -> Control:
-    """Returns the selection rule of ``cov`` for optimizer step ``step``."""
-    band = (cov.clip_cov_lb, cov.clip_cov_ub) if cov.loss_mode == CLIP_COV else None
-    return Control(ratio=cov.ratio, band=band, seed=cov.cov_seed, step=step)
 
 
 def clip_range(actor_config: ActorConfig) -> tuple[float, float]:

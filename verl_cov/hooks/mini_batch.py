@@ -28,8 +28,7 @@ from verl_cov.core.metric_table import LADDER
 from verl_cov.core.selection import NUMBERS, Selected, Totals, count, largest_means, select, totals_of
 from verl_cov.hooks import batch, token_dump
 from verl_cov.hooks.batch import SELECTED_FIELD, SLOT_FIELD, RankTokens
-from verl_cov.hooks.loss_modes import KL_COV
-from verl_cov.hooks.micro_batch import MicroBatches, control_of, selected_tokens
+from verl_cov.hooks.micro_batch import MicroBatches, selected_tokens
 from verl_cov.hooks.reporting import agreed, reporting
 from verl_cov.hooks.update_record import UpdateRecord
 from verl_cov.hooks.weights import Weighing
@@ -89,7 +88,7 @@ class MiniBatchHook:
         elif tokens is not None and cov.cov_metrics != "off":
             with reporting(UPDATE):
                 self._mini_batch = select_and_measure(adapter, cov, self._step, tokens)
-        if cov.cov_weights:
+        if cov.weights:
             assert tokens is not None
             log_prob = self._mini_batch.log_prob if cov.controls and self._mini_batch is not None else None
             self._weighing = Weighing(adapter, cov, self._step, tokens, log_prob)
@@ -135,7 +134,7 @@ class MiniBatchHook:
         if update.dead_zone == dead_zone.ALL:
             state.dead_zone = dead_zone.from_noise(sums.drift / sums.selected) if sums.selected else dead_zone.FLOOR
         values: dict[str, float] = {}
-        if self._cov.loss_mode == KL_COV and self._cov.cov_kl == "abs":
+        if self._cov.control.has_dead_zone:
             values["kl_dead_zone"] = state.dead_zone if update.dead_zone == dead_zone.ALL else update.dead_zone
         if update.measures:
             values["changed_gradient_frac"] = sums.changed / sums.gradient if sums.gradient else float(sums.changed > 0)
@@ -201,7 +200,7 @@ def select_and_measure(
     )
     covariances, reselect = measure(log_prob), None
     if cov.controls and micro_batches is None:
-        identity, control = tokens.identity(group), control_of(cov, step)
+        identity, control = tokens.identity(group), cov.control.rule(cov.cov_seed, step)
         choose = functools.partial(select, advantage=tokens.advantage, identity=identity, control=control, group=group)
         selected = choose(covariances)
         if cov.log_prob == "current":
@@ -238,7 +237,7 @@ def update_metrics(adapter: ActorWorkerAdapter, cov: CovPolicyLossConfig, mini_b
         ladder=None if mini_batch.ladder is None else mini_batch.ladder.tolist(),
         selected=cov.controls,
         # Each micro-batch has a threshold of its own.
-        threshold=selected is not None and cov.loss_mode == KL_COV,
+        threshold=selected is not None and cov.control.penalises,
     )
     if mini_batch.overlap is not None:
         values["overlap_old"] = int(mini_batch.overlap) / max(totals.selected, 1)

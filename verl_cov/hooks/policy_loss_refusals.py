@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_cov.hooks import base_losses, weight_refusals
 from verl_cov.hooks.asks import config_from_trainer, names_verl_cov
-from verl_cov.hooks.loss_modes import CE_GPPO, KL_COV, LOSS_MODES, POLICY_LOSS
+from verl_cov.hooks.loss_modes import CE_GPPO, LOSS_MODES, POLICY_LOSS
 from verl_cov.hooks.train_batch import refuse_engine
 from verl_cov.hooks.trainers import (
     bypasses_old_log_probs,
@@ -82,7 +82,7 @@ def notices(config: DictConfig) -> Iterator[str]:
             f"measures. For the selection over the whole mini-batch: loss_mode=verl_cov.{cov.loss_mode}"
         )
     if reason := without_effect(config):
-        yield f"WARNING: {'KL-Cov' if cov.loss_mode == KL_COV else 'Clip-Cov'} will do NOTHING: {reason}"
+        yield f"WARNING: {cov.control.title} will do NOTHING: {reason}"
     calls, field = update_calls_on_one_policy(config)
     if cov.cov_metrics == "full" and calls > 1:
         yield (
@@ -103,7 +103,7 @@ def without_effect(config: DictConfig) -> str | None:
             "distillation.distillation_loss.use_task_rewards=False throws the policy loss away. Set it to True, or use "
             "+verl_cov=metrics"
         )
-    if cov.loss_mode != KL_COV:
+    if not cov.control.penalises:
         return None
     if cov.ppo_kl_coef == 0 and not cov.moves:
         return f"{POLICY_LOSS}.ppo_kl_coef=0 is a penalty of nothing. Raise it, or use +verl_cov=metrics"

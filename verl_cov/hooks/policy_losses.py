@@ -19,7 +19,7 @@ from verl_cov.core.controls.ce_gppo import BETAS, ce_gppo
 from verl_cov.core.dead_zone import ALL, FLOOR
 from verl_cov.hooks import versions
 from verl_cov.hooks.asks import config_from_policy_loss
-from verl_cov.hooks.loss_modes import CE_GPPO, CLIP_COV, LOSS_MODES
+from verl_cov.hooks.loss_modes import CE_GPPO, LOSS_MODES
 from verl_cov.hooks.micro_batch import InLoss, MicroBatches, clip_range, in_loss
 from verl_cov.hooks.seams import Seam
 from verl_cov.hooks.update_record import UpdateRecord
@@ -89,14 +89,10 @@ def _policy_loss(
         inputs.update(loss_agg_mode=loss_agg_mode, config=config)
         if cov.base_loss in MEANS_OVER_ROWS:
             base_loss = functools.partial(_sum_over_rows, base_loss, batch_info)
-    if cov.loss_mode == CLIP_COV:
-        control = functools.partial(losses.clip_cov, base_loss, selected, **inputs)
-    else:
-        penalty = dict(coefficient=cov.ppo_kl_coef, estimator=cov.cov_kl, dead_zone=update.dead_zone)
-        control = functools.partial(losses.kl_cov, base_loss, selected, aggregate, **penalty, **inputs)
-        if update.dead_zone == ALL:  # the update that shows the noise
-            drift = torch.where(selected, losses.log_ratio(log_prob, old_log_prob), 0.0).detach().abs()
-            update.add(drift=drift.sum(), selected=selected.sum())
+    control = functools.partial(cov.control.act, base_loss, selected, aggregate, update.dead_zone, **inputs)
+    if cov.control.penalises and update.dead_zone == ALL:  # the update that shows the noise
+        drift = torch.where(selected, losses.log_ratio(log_prob, old_log_prob), 0.0).detach().abs()
+        update.add(drift=drift.sum(), selected=selected.sum())
     loss, metrics = control(log_prob=log_prob)
     if update.measures:
         _measure(loss, functools.partial(base_loss, **inputs), control, log_prob, update)

@@ -98,28 +98,6 @@ def make(name: str, numbers: Mapping[str, Any]) -> Weight:
     return OwnControl(function=function, numbers=numbers, renormalise=renormalise)
 
 
-def make_all(settings: Mapping[str, Any] | None, field: str) -> dict[str, Weight]:
-    """Makes the controls of ``{name: numbers}``; one whose numbers are null is off.
-
-    field: what messages call ``settings``. Raises ValueError, which names the field and the fix.
-    """
-    weights: dict[str, Weight] = {}
-    if not isinstance(settings or {}, Mapping):
-        raise ValueError(f"{field}={settings!r} must be {{NAME: {{NUMBER: VALUE}}}}")
-    for name, numbers in (settings or {}).items():
-        if numbers is None:
-            continue
-        if not isinstance(numbers, Mapping):
-            raise ValueError(f"{field}.{name}={numbers!r} must be {{NUMBER: VALUE}}, or null for none")
-        try:
-            weights[str(name)] = make(str(name), numbers)
-        except UnknownControlError as error:
-            raise ValueError(f"{field}.{error}") from None
-        except ValueError as error:
-            raise ValueError(f"{field}.{name}.{error}") from None
-    return weights
-
-
 def _refuse_unknown(numbers: Mapping[str, Any], known: list[str]) -> None:
     if unknown := next((each for each in numbers if each not in known), None):
         raise ValueError(f"{unknown} is unknown{did_you_mean(str(unknown), known)}")
