@@ -17,23 +17,13 @@ from verl.workers.config import PolicyLossConfig
 from verl_cov.core.controls.ce_gppo import BETAS
 from verl_cov.core.controls.selective import ClipCov, KlCov
 from verl_cov.core.controls.weight import Weight
-from verl_cov.core.target.path import Path, read_schedule
-from verl_cov.core.target.settings import NODE, Knob, TargetSettings
-from verl_cov.hooks import versions
-from verl_cov.hooks.loss_modes import (
-    CE_GPPO,
-    CLIP_COV,
-    ENTROPY_BONUS,
-    KNOBS_OF,
-    LOSS_MODES,
-    NUMBERS_OF,
-    POLICY_LOSS,
-    WEIGHT_KNOBS,
-)
-from verl_cov.hooks.policy_loss_values import MAX_RATIO, NUMBERS, OFF, RATIOS, check_ratio, check_value
+from verl_cov.core.target.path import Path
+from verl_cov.core.target.settings import TargetSettings
+from verl_cov.hooks import knobs, versions
+from verl_cov.hooks.loss_modes import CE_GPPO, CLIP_COV, LOSS_MODES, POLICY_LOSS
+from verl_cov.hooks.policy_loss_values import NUMBERS, OFF, check_ratio, check_value
 from verl_cov.hooks.status import require_working_plugin
 from verl_cov.hooks.weight_values import make_weights
-from verl_cov.suggestions import did_you_mean
 
 
 @dataclass
@@ -125,7 +115,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
         for each in fields(self):
             if self.controls or each.name not in (*NUMBERS, "cov_seed"):  # verl's own losses' are verl's business
                 check_value(each.name, getattr(self, each.name))
-        self._read_schedules()
+        knobs.read_schedules(self)
         if self.controls:
             self._check_control()
         if self.cov_weights:
@@ -135,39 +125,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
         if isinstance(self.cov_target, Mapping):
             object.__setattr__(self, "cov_target", TargetSettings.from_node(self.cov_target))
         if self.cov_target is not None:
-            self._check_knob()
-
-    def _read_schedules(self) -> None:
-        for name in NUMBERS:
-            value = getattr(self, name)
-            if not isinstance(value, Mapping):
-                continue
-            known = NUMBERS_OF.get(self.loss_mode, ())
-            if name not in known:
-                can = f"{self.loss_mode} has {', '.join(known) or 'none of ours (+verl_cov=kl_cov or clip_cov)'}"
-                raise ValueError(f"{POLICY_LOSS}.{name} is a schedule, and no number of the run's control: {can}")
-            if name.endswith("_ratio"):
-                check_ratio(name, value)
-            schedule = read_schedule(f"{POLICY_LOSS}.{name}", value)
-            self.schedules[name] = schedule
-            object.__setattr__(self, name, schedule.at(0))
-
-    def _check_knob(self) -> None:
-        name, by_weight = self.knob_name, [knob for knob in WEIGHT_KNOBS if knob.partition(".")[0] in self.weights]
-        own = (*KNOBS_OF.get(self.loss_mode, ()), *by_weight)
-        if name not in (*own, ENTROPY_BONUS):
-            owners = {knob: mode for mode, knobs in KNOBS_OF.items() for knob in knobs}
-            owners |= {knob: knob.partition(".")[0] for knob in WEIGHT_KNOBS}
-            if name in owners:
-                whose = f"a number of {owners[name]}, which this run has not (loss_mode={self.loss_mode})"
-                raise ValueError(f"{NODE}.knob={name} is {whose}: use {' or '.join((*own, ENTROPY_BONUS))}")
-            raise ValueError(f"{NODE}.knob={name} is unknown{did_you_mean(str(name), (*own, 'ratio', ENTROPY_BONUS))}")
-        if name in self.schedules:
-            raise ValueError(
-                f"{POLICY_LOSS}.{name} is a schedule, and {NODE}.knob={name} moves it too: give it a number"
-            )
-        if name != ENTROPY_BONUS:
-            self.knob()
+            knobs.check(self)
 
     def _check_control(self) -> None:
         check_ratio(self.ratio_field, self.ratio)
@@ -230,19 +188,6 @@ class CovPolicyLossConfig(PolicyLossConfig):
         return self.control.ratio_field
 
     @property
-    def knob_name(self) -> str:
-        """Name of the number that the target moves."""
-        return self.ratio_field if self.controls and self.cov_target.knob == "ratio" else self.cov_target.knob
-
-    def knob(self, entropy_coeff: float = 0.0) -> Knob:
-        """Returns what the target moves; ``entropy_coeff`` is the actor's. Raises ValueError for impossible ends."""
-        name = self.knob_name
-        control, _, number = name.rpartition(".")
-        owner = self.weights[control] if control else self
-        configured = entropy_coeff if name == ENTROPY_BONUS else getattr(owner, number)
-        return self.cov_target.knob_of(name, configured, MAX_RATIO if name in RATIOS else WEIGHT_KNOBS.get(name))
-
-    @property
     def moves(self) -> bool:
         """True if a number changes from rollout to rollout."""
         return self.cov_target is not None or bool(self.schedules)
@@ -256,7 +201,7 @@ class CovPolicyLossConfig(PolicyLossConfig):
         metrics = f"cov_metrics={self.cov_metrics}"
         metrics += "".join(f", {name} {path.describe()}" for name, path in self.schedules.items())
         if self.cov_target is not None:
-            metrics += f", target: {self.cov_target.describe()} by {self.knob_name} ({self.cov_target.rule})"
+            metrics += f", target: {self.cov_target.describe()} by {knobs.name_of(self)} ({self.cov_target.rule})"
         if self.weights:
             weights = " x ".join(f"{name} ({weight.describe()})" for name, weight in self.weights.items())
             where = {"mini_batch": "whole mini-batch of all ranks", "micro_batch": "single MICRO-BATCH"}[self.cov_scope]

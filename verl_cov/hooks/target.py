@@ -24,6 +24,7 @@ from verl_cov.core.rollout import Responses
 from verl_cov.core.target import controller
 from verl_cov.core.target.controller import TargetState
 from verl_cov.core.target.settings import BAND, NODE, Knob, TargetSettings
+from verl_cov.hooks import knobs
 from verl_cov.hooks.loss_modes import KNOBS_THAT_HOLD
 from verl_cov.hooks.worker_state import WorkerState, state_of
 
@@ -110,7 +111,7 @@ def _moved_knob(
     worker: TrainingWorker, cov: CovPolicyLossConfig, state: WorkerState, responses: Responses | None
 ) -> tuple[str, float, dict[str, float]]:
     """Returns the knob's name, its value and the metrics; every rank computes them from the same numbers."""
-    settings, knob = cov.cov_target, cov.knob(worker.loss_fn.keywords["config"].entropy_coeff)
+    settings, knob = cov.cov_target, knobs.find(cov, worker.loss_fn.keywords["config"].entropy_coeff)
     state.target, note = controller.resumed(settings, knob, state.target or TargetState())
     if note:
         _say(f"on resumption {note}")

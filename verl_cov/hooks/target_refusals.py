@@ -13,7 +13,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from verl_cov.core.target.settings import NODE, TargetSettings
-from verl_cov.hooks import versions
+from verl_cov.hooks import knobs, versions
 from verl_cov.hooks.asks import config_from_trainer
 from verl_cov.hooks.loss_modes import ACTOR, ENTROPY_BONUS
 from verl_cov.hooks.target import above_vocabulary
@@ -37,8 +37,8 @@ def refuse(config: DictConfig) -> None:
             "it to 1, or leave +verl_cov=target and schedules out"
         )
     if cov.cov_target is not None:
-        _refuse_target(config, cov.cov_target, cov.knob_name)
-        cov.knob(float(OmegaConf.select(config, f"{ACTOR}.{ENTROPY_BONUS}", default=0) or 0))
+        _refuse_target(config, cov.cov_target, knobs.name_of(cov))
+        knobs.find(cov, float(OmegaConf.select(config, f"{ACTOR}.{ENTROPY_BONUS}", default=0) or 0))
 
 
 def _refuse_target(config: DictConfig, target: TargetSettings, knob: str) -> None:
