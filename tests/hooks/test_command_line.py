@@ -72,7 +72,8 @@ def test_words_of_others_are_not_even_parsed(monkeypatch):
 def test_every_field_of_ours_is_known_and_its_default_passes():
     defaults = CovPolicyLossConfig()
     own = {name for name in vars(defaults) if name.startswith("cov_")}
-    assert own - set(policy_loss_values.FIELDS) == {"cov_base_loss", "cov_dump_dir", "cov_target", "cov_weights"}  # nodes, or any text
+    # Nodes, or any text.
+    assert own - set(policy_loss_values.FIELDS) == {"cov_base_loss", "cov_dump_dir", "cov_target", "cov_weights"}
     for name in policy_loss_values.FIELDS:
         policy_loss_values.check_value(name, getattr(defaults, name))
 
