@@ -79,7 +79,7 @@ def oracle(folder: str, name: str, seed: int, chunk: int = engine.ROWS, current:
     model(folder).zero_grad()
     losses.mean().backward()
     gradient = torch.cat([p.grad.flatten() for p in model(folder).parameters() if p.grad is not None])
-    return weights, float(losses.mean()), float(losses.abs().mean()), gradient.double().numpy()
+    return weights, float(losses.detach().mean()), float(losses.detach().abs().mean()), gradient.double().numpy()
 
 
 # --- the contract -----------------------------------------------------------------------------------------------------
