@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 SET_THE_LOSS = ("clip_cov", "kl_cov", "ce_gppo", "clip_higher")
 
 
-def refuse(config: DictConfig) -> None:
-    """Raises ValueError for a control that is misspelt, out of range, or impossible with this run's sizes or engine."""
+def refuse_names(config: DictConfig) -> None:
+    """Raises ValueError for a control or a field that is misspelt, before anything builds a configuration of it."""
     policy_loss = OmegaConf.select(config, POLICY_LOSS, default=None) or {}
     mode = str(policy_loss.get("loss_mode"))
     our_class, our_mode = names_verl_cov(policy_loss.get("_target_")), names_verl_cov(mode)
@@ -57,6 +57,11 @@ def refuse(config: DictConfig) -> None:
     if mode not in ours and (our_mode or not base_losses.may_be_registered(config, mode)):
         known = ours if our_mode else tuple(POLICY_LOSS_REGISTRY)
         raise ValueError(f"{POLICY_LOSS}.loss_mode={mode} is unknown{did_you_mean(mode.lower(), known)}")
+
+
+def refuse(config: DictConfig) -> None:
+    """Raises ValueError for a control that is misspelt, out of range, or impossible with this run's sizes or engine."""
+    refuse_names(config)
     cov = config_from_trainer(config)
     if cov is not None and cov.controls:
         base_losses.refuse(config, cov)

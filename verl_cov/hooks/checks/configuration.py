@@ -25,7 +25,8 @@ def refuse(config: DictConfig) -> None:
     if status.error:
         return
     for refuse_feature in (
-        target_refusals.refuse,  # first: it says of a target's values more than the whole configuration does
+        policy_loss_refusals.refuse_names,
+        target_refusals.refuse,  # before the rest: it says of a target's values more than the whole configuration does
         policy_loss_refusals.refuse,
         legacy_actor.refuse,
         cpu_refusals.refuse,
