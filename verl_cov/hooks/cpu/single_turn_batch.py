@@ -116,15 +116,18 @@ def loop_for(worker: AgentLoopWorker, agent_name: str, row: dict[str, Any]) -> S
 
 def _is_plain(worker: AgentLoopWorker) -> bool:
     """True for a worker of text, without a teacher and without traces, whose client and balancer are verl's own."""
-    return (
-        worker.processor is None
-        and not worker.mm_processor_kwargs
-        and not worker.distillation_enabled
-        and RolloutTraceConfig.get_backend() is None
-        and worker.rollout_config.name == "vllm"
-        and type(worker.llm_client) is LLMServerClient
-        and batch_calls.balances_in_batches(worker.llm_client)
-    )
+    try:
+        return (
+            worker.processor is None
+            and not worker.mm_processor_kwargs
+            and not worker.distillation_enabled
+            and RolloutTraceConfig.get_backend() is None
+            and worker.rollout_config.name == "vllm"
+            and type(worker.llm_client) is LLMServerClient
+            and batch_calls.balances_in_batches(worker.llm_client)
+        )
+    except AttributeError:  # another worker than verl's
+        return False
 
 
 def _build(worker: AgentLoopWorker, agent_name: str) -> SingleTurnAgentLoop | None:
