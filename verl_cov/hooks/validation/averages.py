@@ -1,22 +1,19 @@
 """Logs the paper's average over the validation sets beside verl's numbers for each of them.
 
-Leans on ``_val_metrics_update(data_sources, sample_uids, reward_extra_infos_dict, ...)`` of verl's V1 ``PPOTrainer``
-and legacy ``RayPPOTrainer``, which gets one entry a generation, and on the name ``acc`` that reward functions use.
+Leans on the name ``acc`` that reward functions use, and through :mod:`.logged` on verl's trainers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
 
 from verl_cov.core.evaluation import averages, by_set
 from verl_cov.hooks.asks import wants_metrics
-from verl_cov.hooks.reporting import reporting
 from verl_cov.hooks.seams import Seam
-
-if TYPE_CHECKING:
-    from verl.trainer.ppo.ray_trainer import RayPPOTrainer
-    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+from verl_cov.hooks.validation import logged
 
 PREFIX = "val-cov/"
 
@@ -24,29 +21,19 @@ seam = Seam()
 
 
 def install() -> None:
-    seam.when_imported("verl.trainer.ppo.v1.trainer_base", lambda module: _wrap(module.PPOTrainer))
-    seam.when_imported("verl.trainer.ppo.ray_trainer", lambda module: _wrap(module.RayPPOTrainer))
+    logged.add(seam, "the average over the validation sets", _measure)
 
 
-def _wrap(trainer: type[PPOTrainer | RayPPOTrainer]) -> None:
-    seam.wrap(trainer, "_val_metrics_update", _val_metrics_update)
-
-
-def _val_metrics_update(
-    original: Callable,
-    trainer: PPOTrainer | RayPPOTrainer,
+def _measure(
+    config: DictConfig,
     data_sources: Sequence[str],
     sample_uids: Sequence[str],
-    reward_extra_infos_dict: dict[str, list[Any]],
-    *args: Any,
-    **kwargs: Any,
-) -> dict[str, Any]:
-    metrics = original(trainer, data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs)
-    with reporting("the average over the validation sets"):
-        if wants_metrics(trainer.config) and "acc" in reward_extra_infos_dict:
-            expected = kwargs.get("expected_acc_counts")
-            metrics |= named(by_set(data_sources, sample_uids, reward_extra_infos_dict["acc"], expected))
-    return metrics
+    infos: dict[str, list[Any]],
+    expected: Mapping[tuple[str, str], int] | None,
+) -> dict[str, float]:
+    if not wants_metrics(config) or "acc" not in infos:
+        return {}
+    return named(by_set(data_sources, sample_uids, infos["acc"], expected))
 
 
 def named(sets: dict[str, tuple[float, int]]) -> dict[str, float]:

@@ -6,15 +6,14 @@ A success is a response whose ``acc`` (where the reward function gives none in a
 than 0 and 1 need ``cov_val_success``, or the set is left out with a warning. The samples of a prompt are the
 ``val_kwargs.n`` responses to one row.
 
-Leans on ``_val_metrics_update(data_sources, sample_uids, reward_extra_infos_dict, ...)`` of verl's V1 ``PPOTrainer``
-and legacy ``RayPPOTrainer``, which gets one entry a generation, and on the names ``acc`` and ``reward`` in it.
+Leans on the names ``acc`` and ``reward`` among what verl's trainers hand to :mod:`.logged`.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,12 +22,9 @@ from verl_cov.hooks.asks import config_from_trainer
 from verl_cov.hooks.loss_modes import POLICY_LOSS
 from verl_cov.hooks.reporting import reporting
 from verl_cov.hooks.seams import Seam
+from verl_cov.hooks.validation import logged
 from verl_cov.hooks.validation.averages import PREFIX
 from verl_cov.hooks.validation.temperatures import AGENT_LOOP, AGENT_LOOP_FIELD
-
-if TYPE_CHECKING:
-    from verl.trainer.ppo.ray_trainer import RayPPOTrainer
-    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 FIELD = f"{POLICY_LOSS}.cov_val_pass_at"
 SUCCESS_FIELD = f"{POLICY_LOSS}.cov_val_success"
@@ -40,37 +36,22 @@ seam = Seam()
 
 
 def install() -> None:
-    seam.when_imported("verl.trainer.ppo.v1.trainer_base", lambda module: _wrap(module.PPOTrainer))
-    seam.when_imported("verl.trainer.ppo.ray_trainer", lambda module: _wrap(module.RayPPOTrainer))
+    logged.add(seam, "pass@k", _measure)
 
 
-def _wrap(trainer: type[PPOTrainer | RayPPOTrainer]) -> None:
-    seam.wrap(trainer, "_val_metrics_update", _val_metrics_update)
-
-
-def _val_metrics_update(
-    original: Callable,
-    trainer: PPOTrainer | RayPPOTrainer,
+def _measure(
+    config: DictConfig,
     data_sources: Sequence[str],
     sample_uids: Sequence[str],
-    reward_extra_infos_dict: dict[str, list[Any]],
-    *args: Any,
-    **kwargs: Any,
-) -> dict[str, Any]:
-    metrics = original(trainer, data_sources, sample_uids, reward_extra_infos_dict, *args, **kwargs)
-    with reporting("pass@k"):
-        if ks := wanted(trainer.config):
-            requested = kwargs.get("expected_acc_counts")  # verl 0.9.0 and the legacy trainer do not count them
-            n = samples_per_prompt(trainer.config)
-            counts = counts_of_sets(
-                data_sources,
-                sample_uids,
-                reward_extra_infos_dict,
-                lowest_success(trainer.config),
-                requested or {(str(name), str(uid)): n for name, uid in zip(data_sources, sample_uids, strict=True)},
-            )
-            metrics |= named(counts, {k: f"pass@{k}" for k in ks})
-    return metrics
+    infos: dict[str, list[Any]],
+    expected: Mapping[tuple[str, str], int] | None,
+) -> dict[str, float]:
+    if not (ks := wanted(config)):
+        return {}
+    n = samples_per_prompt(config)
+    requested = expected or {(str(name), str(uid)): n for name, uid in zip(data_sources, sample_uids, strict=True)}
+    counts = counts_of_sets(data_sources, sample_uids, infos, lowest_success(config), requested)
+    return named(counts, {k: f"pass@{k}" for k in ks})
 
 
 def wanted(config: DictConfig) -> tuple[int, ...]:
