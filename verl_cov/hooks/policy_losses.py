@@ -8,6 +8,7 @@ loss.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +69,7 @@ def _policy_loss(
         # reference KL, which come after this loss, read the number here too.
         batch_info["loss_scale_factor"] = update.horizon
 
-    def aggregate(loss_matrix: Tensor) -> Tensor:
-        return core_algos.agg_loss(
-            loss_mat=loss_matrix, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **batch_info
-        )
-
+    aggregate = _aggregate(core_algos, response_mask, loss_agg_mode, batch_info)
     inputs: dict[str, Any] = dict(
         old_log_prob=old_log_prob,
         advantages=advantages,
@@ -98,9 +95,7 @@ def _policy_loss(
         _measure(loss, functools.partial(base_loss, **inputs), control, log_prob, update)
         if context.slots is not None:
             update.add_log_probs(context.slots, log_prob, response_mask.bool())
-    if versions.installed_release().legacy:  # the legacy actor takes the mean of plain numbers
-        metrics = {name: float(value) for name, value in metrics.items()}
-    return loss, metrics
+    return loss, _logged(metrics)
 
 
 def _ce_gppo(
@@ -121,18 +116,31 @@ def _ce_gppo(
         log_prob=log_prob,
         advantages=advantages,
         response_mask=response_mask,
-        aggregate=lambda losses: core_algos.agg_loss(
-            loss_mat=losses,
-            loss_mask=response_mask,
-            loss_agg_mode=loss_agg_mode,
-            **(getattr(config, "global_batch_info", None) or {}),
+        aggregate=_aggregate(
+            core_algos, response_mask, loss_agg_mode, getattr(config, "global_batch_info", None) or {}
         ),
         betas=(getattr(settings, "cov_gppo_beta1", BETAS[0]), getattr(settings, "cov_gppo_beta2", BETAS[1])),
         clip=clip_range(config),
         dual_clip=config.get("clip_ratio_c", 3.0),
         rollout_is_weights=rollout_is_weights,
     )
-    return loss, {name: float(value) for name, value in metrics.items()}
+    return loss, _logged(metrics)
+
+
+def _aggregate(
+    core_algos: ModuleType, response_mask: Tensor, loss_agg_mode: str, batch_info: dict[str, Any]
+) -> Callable[[Tensor], Tensor]:
+    """Returns verl's reduction of a [sequences, length] loss matrix to a scalar, of this micro-batch."""
+    return lambda loss_matrix: core_algos.agg_loss(
+        loss_mat=loss_matrix, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **batch_info
+    )
+
+
+def _logged(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Returns the metrics as the actor takes them; on an accelerator only the legacy one waits for the numbers."""
+    if versions.installed_release().legacy:  # the legacy actor takes the mean of plain numbers
+        return {name: float(value) for name, value in metrics.items()}
+    return metrics
 
 
 def _sum_over_rows(
