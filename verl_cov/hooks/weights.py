@@ -72,7 +72,7 @@ class Weighing:
 
     def _weigh(self, batch: RankTokens, log_prob: Tensor, group: ProcessGroup | None) -> None:
         rows, _ = identity.slots(batch.lengths, batch.valid.numel())
-        own = "own" in self._cov.needs
+        own = any("own" in control.needs for control in self._controls.values())
         prompt = batch.prompt() if own else None
         tokens = Tokens(
             log_prob=log_prob,
