@@ -68,10 +68,25 @@ def test_the_lower_the_entropy_the_higher_the_knob(entropies, rule, one, other):
 
 def test_pi_is_the_formula_between_the_ends():
     entropies = [0.55, 0.5, 0.47, 0.52, 0.43, 0.49, 0.5]
-    settings = TargetSettings(target_entropy=0.5, gain=4.0, integral=0.3)
+    settings = TargetSettings(target_entropy=0.5, gain=4.0, integral=0.3, approach=0)
     errors = np.log(0.5 / np.array(entropies))
     wanted = KNOB.start * np.exp(4.0 * errors + 0.3 * np.cumsum(errors))
     assert [step.knob for step in steps(settings, entropies)] == pytest.approx(wanted.tolist(), rel=1e-8)
+
+
+def test_pi_comes_to_a_far_target_by_a_straight_line_in_the_logarithm():
+    """On the line the knob stays where it starts, in front of it and behind it the knob is moved, and afterwards, or
+    where the target is another one, the line is too."""
+    settings = TargetSettings(target_entropy=0.5, approach=4, integral=0.0)
+    line = [1.2 * (0.5 / 1.2) ** (each / 4) for each in range(5)]
+    assert [step.knob for step in steps(settings, [*line, 0.5, 0.5])] == [KNOB.start] * 7
+    above, below = (steps(settings, [1.2, line[1] * part])[-1].knob for part in (1.1, 0.9))
+    assert (above, below) == pytest.approx([KNOB.start * part**-6 for part in (1.1, 0.9)])
+    state = begin(TargetSettings(target_entropy=0.3, approach=4), state=steps(settings, line)[-1].state)
+    later = steps(TargetSettings(target_entropy=0.3, approach=4, integral=0.0), [0.5, 0.5 * 0.6**0.25], state)
+    assert [step.knob for step in later] == [KNOB.start] * 2
+    # What is logged is how far the target is, not the line.
+    assert later[0].metrics()["target_error"] == pytest.approx(0.2)
 
 
 def test_pi_in_logarithms_does_not_care_for_the_scale_of_the_knob():
@@ -87,7 +102,7 @@ def test_pi_in_logarithms_does_not_care_for_the_scale_of_the_knob():
 
 def test_nothing_winds_up_at_an_end():
     for entropies, beyond in (([0.1] * 30, 0.55), ([2.0] * 30, 0.45)):
-        settings = TargetSettings(target_entropy=0.5)
+        settings = TargetSettings(target_entropy=0.5, approach=0)
         *_, last, turned = steps(settings, [*entropies, beyond])
         assert last.clamped
         assert last.knob in (KNOB.low, KNOB.high)
@@ -125,7 +140,7 @@ def test_how_often_the_target_was_held():
 
 
 def test_a_target_that_cannot_be_held_is_told_once():
-    found = steps(TargetSettings(target_entropy=0.5), [0.1] * 60)
+    found = steps(TargetSettings(target_entropy=0.5, approach=0), [0.1] * 60)
     told = [at for at, step in enumerate(found) if step.warnings]
     assert told == [controller.CLAMPED_ROLLOUTS - 1]
     (text,) = found[told[0]].warnings

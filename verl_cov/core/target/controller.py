@@ -33,6 +33,7 @@ class TargetState:
         first: entropy of the first rollout; held: that of the rollout which ``hold`` names.
         knob: its value in the last rollout.
         level: what the rule moves. ``pi``: logarithm of the knob without the proportional part; otherwise the knob.
+        gap: ln(entropy / target) where the target began; since: that rollout. ``pi`` closes it by and by.
         goal, moved, rule: the target, the knob's name and the rule that all this belongs to.
         scale: of the gains, halved at each oscillation.
         side: of the target, at which the entropy was last seen: -1 below, 1 above, 0 neither so far.
@@ -47,6 +48,8 @@ class TargetState:
     held: float | None = None
     knob: float | None = None
     level: float | None = None
+    gap: float | None = None
+    since: int = 0
     goal: str = ""
     moved: str = ""
     rule: str = ""
@@ -118,7 +121,7 @@ def resumed(settings: TargetSettings, knob: Knob, state: TargetState) -> tuple[T
     notes = []
     if state.goal and state.goal != settings.describe():
         notes.append(f"the target was {state.goal} and is now {settings.describe()}")
-        state = replace(state, held=None, within=(), side=0, swings=(), clamped=0)
+        state = replace(state, held=None, gap=None, within=(), side=0, swings=(), clamped=0)
     if state.moved and (state.moved, state.rule) != (knob.name, settings.rule):
         notes.append(f"{state.moved} by {state.rule} is now {knob.name} by {settings.rule}, from its start")
         state = replace(state, knob=None, level=None, scale=1.0, side=0, swings=(), clamped=0)
@@ -145,8 +148,10 @@ def update(
     if target is None:
         return Step(state, last, None, measured)
     error = math.log(max(target, _SMALLEST) / max(measured, _SMALLEST))
-    state, swings = _watch_swings(settings, state, error, target, noise)
+    if state.gap is None:
+        state = replace(state, gap=-error, since=rollout)
     level, value, clamped = _RULES[settings.rule](settings, knob, state, error)
+    state, swings = _watch_swings(settings, state, error, target, noise)
     within = (*state.within, abs(measured - target) <= BAND * target)[-WINDOW:]
     stuck = state.clamped + 1 if clamped and not within[-1] else 0
     state = replace(state, level=level, knob=value, within=within, clamped=stuck)
@@ -167,7 +172,14 @@ def _target(settings: TargetSettings, state: TargetState, rollout: int) -> float
 
 
 def _pi(settings: TargetSettings, knob: Knob, state: TargetState, error: float) -> Moved:
-    """Moves the logarithm of the knob: the loop is then as strong whatever the knob's scale."""
+    """Moves the logarithm of the knob: the loop is then as strong whatever the knob's scale.
+
+    What it follows is not the target at once but a way to it from where the entropy began, straight in the logarithm:
+    a rule that lowers the knob because the entropy is still far above the target lets it fall through the target.
+    """
+    left = settings.approach - (state.rollouts - 1 - state.since)
+    if left > 0 and state.gap is not None:
+        error += state.gap * left / settings.approach
     low, high = math.log(knob.low), math.log(knob.high)
     level = min(max(math.log(knob.start) if state.level is None else state.level, low), high)
     push = state.scale * settings.gain * min(max(error, -_FAR), _FAR)

@@ -12,8 +12,9 @@ from verl_cov.suggestions import did_you_mean
 NODE = "target"
 RULES = ("pi", "double_half", "delta")
 MEASURES = ("exact", "sampled")
-_NUMBERS = ("target_entropy", "hold", "fraction", "start", "min", "max", "gain", "integral", "delta")
+_NUMBERS = ("target_entropy", "hold", "fraction", "start", "min", "max", "gain", "integral", "approach", "delta")
 _NO_ROLLOUT = f"{NODE}.hold={{}} must be a whole number of rollouts, at least 1"
+_NO_APPROACH = f"{NODE}.approach={{}} must be a whole number of rollouts, 0 for at once"
 _WORDS = ("shape", "knob", "rule", "measure")
 GOALS = ("target_entropy", "path", "hold", "fraction")
 BAND = 0.1  # of the target: what counts as held
@@ -51,6 +52,7 @@ class TargetSettings:
             rollout (REPO-R, arXiv 2603.11682). ``delta``: a step up or down, and ``min`` at once while the entropy is
             not below the target (the gate of Skywork-OR1, arXiv 2505.22312, and TRL).
         gain, integral: of ``pi``: change of the logarithm of the knob by ln(target / entropy), and a rollout.
+        approach: of ``pi``: rollouts in which the entropy shall come from where it is to the target; 0: at once.
         delta: the step of ``delta``. Default: 2 % of ``max``, as Skywork-OR1's 1e-4 of 0.005.
         measure: ``exact``: the entropy over the vocabulary at each token; ``sampled``: -log pi of the sampled tokens,
             for runs in which verl computes no entropy.
@@ -71,6 +73,7 @@ class TargetSettings:
     rule: str = "pi"
     gain: float = 6.0
     integral: float = 1.5
+    approach: int = 10
     delta: float | None = None
     measure: str = "exact"
     points: Path | None = field(default=None, init=False, repr=False, compare=False)
@@ -88,6 +91,8 @@ class TargetSettings:
         for name in ("gain", "integral"):
             if not (is_number(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{NODE}.{name}={getattr(self, name)!r} must be a number of at least 0")
+        if not is_whole(self.approach):
+            raise ValueError(_NO_APPROACH.format(self.approach))
         if self.gain == self.integral == 0:
             raise ValueError(f"{NODE}.gain and {NODE}.integral are both 0: the knob would never move. Raise gain (6)")
         if self.min is not None and self.max is not None and self.min > self.max:
