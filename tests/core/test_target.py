@@ -70,22 +70,24 @@ def test_pi_is_the_formula_between_the_ends():
     entropies = [0.55, 0.5, 0.47, 0.52, 0.43, 0.49, 0.5]
     settings = TargetSettings(target_entropy=0.5, gain=4.0, integral=0.3, approach=0)
     errors = np.log(0.5 / np.array(entropies))
-    wanted = KNOB.start * np.exp(4.0 * errors + 0.3 * np.cumsum(errors))
+    wanted = KNOB.start * np.exp(4.0 * errors + np.cumsum(np.where(errors > 0, 0.3, 0.3 / 4) * errors))
     assert [step.knob for step in steps(settings, entropies)] == pytest.approx(wanted.tolist(), rel=1e-8)
 
 
-def test_pi_comes_to_a_far_target_by_a_straight_line_in_the_logarithm():
-    """On the line the knob stays where it starts, in front of it and behind it the knob is moved, and afterwards, or
-    where the target is another one, the line is too."""
+def test_pi_comes_to_a_far_target_by_and_by():
+    """On the way the knob stays where it starts, above and below it the knob is moved, and afterwards, or
+    where the target is another one, the way is too."""
     settings = TargetSettings(target_entropy=0.5, approach=4, integral=0.0)
-    line = [1.2 * (0.5 / 1.2) ** (each / 4) for each in range(5)]
+    line = [0.5 * (1.2 / 0.5) ** ((1 - each / 4) ** 2) for each in range(5)]
     assert [step.knob for step in steps(settings, [*line, 0.5, 0.5])] == [KNOB.start] * 7
     above, below = (steps(settings, [1.2, line[1] * part])[-1].knob for part in (1.1, 0.9))
     assert (above, below) == pytest.approx([KNOB.start * part**-6 for part in (1.1, 0.9)])
     state = begin(TargetSettings(target_entropy=0.3, approach=4), state=steps(settings, line)[-1].state)
-    later = steps(TargetSettings(target_entropy=0.3, approach=4, integral=0.0), [0.5, 0.5 * 0.6**0.25], state)
+    later = steps(
+        TargetSettings(target_entropy=0.3, approach=4, integral=0.0), [0.5, 0.3 * (0.5 / 0.3) ** 0.5625], state
+    )
     assert [step.knob for step in later] == [KNOB.start] * 2
-    # What is logged is how far the target is, not the line.
+    # What is logged is how far the target is, not the way.
     assert later[0].metrics()["target_error"] == pytest.approx(0.2)
 
 
@@ -101,14 +103,14 @@ def test_pi_in_logarithms_does_not_care_for_the_scale_of_the_knob():
 
 
 def test_nothing_winds_up_at_an_end():
-    for entropies, beyond in (([0.1] * 30, 0.55), ([2.0] * 30, 0.45)):
+    for entropies, beyond, power in (([0.1] * 30, 0.55, 6.75), ([2.0] * 30, 0.45, 9)):
         settings = TargetSettings(target_entropy=0.5, approach=0)
         *_, last, turned = steps(settings, [*entropies, beyond])
         assert last.clamped
         assert last.knob in (KNOB.low, KNOB.high)
         assert not turned.clamped
         # At once where it would be had the end never been reached.
-        assert turned.knob == pytest.approx(KNOB.start * (0.5 / beyond) ** 7.5, rel=1e-6)
+        assert turned.knob == pytest.approx(KNOB.start * (0.5 / beyond) ** power, rel=1e-6)
 
 
 def test_double_half_and_delta_by_hand():

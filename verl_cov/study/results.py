@@ -32,7 +32,7 @@ KEPT = (
     *("actor/cov/tokens", "actor/cov/mean", "actor/cov/top_*", "actor/cov/selected_tokens", "actor/cov/selected_frac"),
     *("actor/cov/selected_negative_frac", "actor/cov/changed_gradient_frac"),
     *("actor/cov/entropy", "actor/cov/entropy_*", "actor/cov/clip_scale", "actor/cov/theorem*"),
-    *("actor/cov/prompt_cov*", "timing_s/step"),
+    *("actor/cov/prompt_cov*", "actor/cov/target", "actor/cov/knob*", "actor/cov/*/weight*", "timing_s/step"),
     *("val-core/*/mean@*", "val-cov/acc/*", "val-cov/pass@*", "val-cov/greedy", "val-cov/entropy"),
 )
 _DIGITS = 6

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from verl_cov.core.target.settings import BAND
 from verl_cov.law import fit, forecast, points, scale
 from verl_cov.law.fit import Array
 from verl_cov.law.points import ENTROPY_KEY
@@ -20,6 +21,7 @@ from verl_cov.study.result import Result
 
 COV = "actor/cov/"
 LAST = 3  # values at the end of a run that are averaged, against the noise of single ones
+SETTLED = 15  # rollouts after which it counts whether a target is held
 THEOREM_STEP = 51  # the first at which the correlation over 50 pairs is logged
 
 Statistic: TypeAlias = Callable[[Sequence[Result]], float]
@@ -183,6 +185,34 @@ def _ladder(share: str) -> Callable[[Result], float]:
 # --- controls ---------------------------------------------------------------------------------------------------------
 
 
+def _target(result: Result) -> tuple[Array, Array]:
+    """Of each rollout with a target: entropy / target - 1, and the standard error of the entropy, relative."""
+    goal, entropy, noise = (result.run.column(COV + key) for key in ("target", "entropy", "entropy_error"))
+    there = np.isfinite(goal) & np.isfinite(entropy)
+    if there.sum() <= SETTLED:
+        raise ValueError(f"{result.name} has no target for more than {SETTLED} rollouts")
+    return entropy[there] / goal[there] - 1, np.nan_to_num(noise[there] / goal[there])
+
+
+def target_error(result: Result) -> float:
+    return float(np.abs(_target(result)[0][SETTLED:]).mean())
+
+
+def target_settled(result: Result) -> float:
+    """Rollouts until the mean of five is within the band for the first time; all of them if it never is."""
+    means = np.convolve(_target(result)[0], np.ones(5) / 5, mode="valid")
+    inside = np.abs(means) <= BAND
+    return float(np.argmax(inside)) if inside.any() else float(inside.size)
+
+
+def target_swings(result: Result) -> float:
+    """How often the entropy comes to the other side by more than the band and twice the measurement's noise."""
+    apart, noise = _target(result)
+    late = apart[SETTLED:]
+    far = np.sign(late)[np.abs(late) > np.maximum(BAND, 2 * noise[SETTLED:])]
+    return float(np.count_nonzero(np.diff(far)))
+
+
 def rises_in_order(results: Sequence[Result]) -> float:
     """Rank correlation of the runs' order with their entropy at the end: 1 if each has more than the one before."""
     if len(results) < 3:
@@ -227,6 +257,9 @@ STATISTICS: dict[str, tuple[str, Statistic]] = {
     "easy_less_hard": ("covariance of easy prompts less that of hard ones", _each(easy_less_hard)),
     "top_2%": (f"covariance of the largest 2 % {_TOP}", _each(_ladder("0.02"))),
     "top_0.2%": (f"covariance of the largest 0.2 % {_TOP}", _each(_ladder("0.002"))),
+    "target_error": (f"distance from the target after {SETTLED} rollouts, in parts of it", _each(target_error)),
+    "target_settled": (f"rollouts until the mean of five is within {BAND:.0%} of the target", _each(target_settled)),
+    "target_swings": ("swings from one side of the target to the other", _each(target_swings)),
     "rises_in_order": ("rank correlation of the levels' order with the entropy at the end", rises_in_order),
     "best_is_inside": ("1 if the best of the levels is neither the first nor the last", best_is_inside),
 }

@@ -21,6 +21,8 @@ SWING_NOISE = 1.5  # standard errors that a swing must exceed, where that is mor
 # ln(target / entropy) that counts at most: for the proportional part, and for the integral, which otherwise would wind
 # up while a far target is approached.
 _FAR, _NEAR = 1.0, 0.2
+# The integral comes down so much more slowly than it goes up: entropy is lost more quickly than it is regained.
+_DOWN = 0.25
 _SMALLEST = 1e-9  # nats; the logarithm of 0 would be infinite
 
 
@@ -174,16 +176,18 @@ def _target(settings: TargetSettings, state: TargetState, rollout: int) -> float
 def _pi(settings: TargetSettings, knob: Knob, state: TargetState, error: float) -> Moved:
     """Moves the logarithm of the knob: the loop is then as strong whatever the knob's scale.
 
-    What it follows is not the target at once but a way to it from where the entropy began, straight in the logarithm:
-    a rule that lowers the knob because the entropy is still far above the target lets it fall through the target.
+    What it follows is not the target at once but a way to it from where the entropy began, in the logarithm, quick at
+    first and then ever slower: a rule that lowers the knob because the entropy is still far above the target lets it
+    fall through the target, and few knobs lift it again.
     """
-    left = settings.approach - (state.rollouts - 1 - state.since)
+    left = 1 - (state.rollouts - 1 - state.since) / settings.approach if settings.approach else 0.0
     if left > 0 and state.gap is not None:
-        error += state.gap * left / settings.approach
+        error += state.gap * left * left
     low, high = math.log(knob.low), math.log(knob.high)
     level = min(max(math.log(knob.start) if state.level is None else state.level, low), high)
     push = state.scale * settings.gain * min(max(error, -_FAR), _FAR)
-    moved = level + state.scale * settings.integral * min(max(error, -_NEAR), _NEAR)
+    pull = state.scale * settings.integral * min(max(error, -_NEAR), _NEAR)
+    moved = level + (pull if pull > 0 else _DOWN * pull)
     above, below = moved + push > high, moved + push < low
     if not (above and error > 0) and not (below and error < 0):  # there the integral would wind up
         level = min(max(moved, low), high)
