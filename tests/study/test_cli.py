@@ -13,7 +13,7 @@ from tests.recipes.conftest import _fast_compositions, stand_in  # noqa: F401
 from tests.study.conftest import keep
 from verl_cov.cli import app
 from verl_cov.recipes import child, machine, plan
-from verl_cov.study import protocol, results, runner
+from verl_cov.study import protocol, results, runner, shown
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +165,7 @@ def test_the_report_is_made_of_the_files_alone(command, study, tmp_path):
     assert "cannot be told yet (2 of 3 runs)" in text
     assert f"{study.cells[1].name}.csv.gz is damaged" in text
     assert "![Three curves.](study/test/fig11.png)" in text
+    assert "| none | 2 | 0.800 ± 0.000 | - |\n| kl_cov | 0 | - | - |\n" in text
     for cell in study.cells:
         keep(tmp_path / "data", study, cell)
     shutil.rmtree(tmp_path / "studies" / "none", ignore_errors=True)
@@ -173,6 +174,8 @@ def test_the_report_is_made_of_the_files_alone(command, study, tmp_path):
     assert "all 7 runs" in text
     row = next(line for line in text.splitlines() if line.startswith("| kept "))
     assert "0.11 ± 0.0058 (0.0852 to 0.135) | 3 of 3 | holds | `verl-cov study run test --claim kept` |" in row
+    assert "Both.\n\n| control | n | found | distance |\n" in text
+    assert "| none | 3 | 0.800 ± 0.000 | - |\n| kl_cov | 3 | 0.910 ± 0.006 | - |\n" in text
     picture = output.parent / "study" / "test" / "fig11.png"
     same = picture.read_bytes()
     command("report", "-o", output)
@@ -182,7 +185,7 @@ def test_the_report_is_made_of_the_files_alone(command, study, tmp_path):
 def test_every_figure_of_the_paper_can_be_drawn(make, tmp_path):
     kinds = {
         kind: {"kind": kind, "by": "control", "says": kind, "runs": {"control": ["none", "kl_cov"]}}
-        for kind in protocol.FIGURES
+        for kind in shown.FIGURES
     }
     path = make(figures=kinds)
     study = protocol.read(path)

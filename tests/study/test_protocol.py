@@ -1,4 +1,4 @@
-"""Protocols: what they mean, what of them is refused, and the two that are in this repository."""
+"""Protocols: what they mean, what of them is refused, and those that are in this repository."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.study.conftest import CONTENT
 from verl_cov.recipes import catalogue, compose
-from verl_cov.study import figures, protocol
+from verl_cov.study import figures, protocol, shown
 from verl_cov.study.protocol import BadProtocol
 
 
@@ -41,7 +41,7 @@ def test_comments_and_figures_do_not_change_the_digest_and_any_other_value_does(
     digest = protocol.read(path).digest
     path.write_text("# a remark\n" + path.read_text())
     assert protocol.read(path).digest == digest
-    assert protocol.read(make(figures={}, report=False)).digest == digest
+    assert protocol.read(make(figures={}, tables={}, report=False)).digest == digest
     others = {protocol.read(make(**change)).digest for change in ({"version": 4}, {"about": "x"}, {"tried": []})}
     assert len(others | {digest}) == 4
 
@@ -67,6 +67,11 @@ def changed(claim: str, **fields):
         (changed("collapse", runs={"algorithm": "rloo", "control": "kl_cov"}), "not among `runs`"),
         ({"figures": {"f": {"kind": "curve", "by": "control", "says": "", "runs": {}}}}, "did you mean curves"),
         ({"figures": {"f": {"kind": "law", "by": "lr", "says": "", "runs": {}}}}, "there is no factor (figure f) 'lr'"),
+        ({"tables": {"t": {"by": "control", "says": "", "runs": {}, "statistics": {"pas@64": ""}}}}, "pass@64"),
+        (
+            {"tables": {"t": {"by": "lr", "says": "", "runs": {}, "statistics": {}}}},
+            "there is no factor (table t) 'lr'",
+        ),
     ],
 )
 def test_a_bad_protocol_is_one_line_that_names_the_file(make, change, says):
@@ -88,7 +93,7 @@ def test_what_is_no_protocol_is_one_line(tmp_path, text):
 
 
 def test_the_kinds_of_figures_are_those_that_can_be_drawn():
-    assert set(protocol.FIGURES) == set(figures.KINDS)
+    assert set(shown.FIGURES) == set(figures.KINDS)
 
 
 @pytest.mark.parametrize("name", protocol.names())

@@ -12,8 +12,11 @@ from scipy import stats
 
 from tests.study.conftest import keep, trained
 from verl_cov.law import points
+from verl_cov.law.readers import merge
 from verl_cov.study import protocol, results, verdicts
+from verl_cov.study.result import Result
 from verl_cov.study.results import OtherProtocol
+from verl_cov.study.statistics import compute
 
 
 def test_a_run_comes_back_as_it_was_logged(study, tmp_path):
@@ -136,3 +139,27 @@ def test_a_number_that_runs_do_not_give_is_a_note(study, tmp_path):
     verdict = verdicts.judge(study, replace(study.claim("collapse"), statistic="theorem1"), have)
     assert (verdict.text, len(verdict.notes)) == (verdicts.OPEN, 3)
     assert "start 0: toy-grpo-none-0 has no actor/cov/theorem1_correlation" in verdict.notes[0]
+
+
+def held(entropies, targets, noise=0.02) -> Result:
+    records = [
+        (step, {"actor/cov/entropy": entropy, "actor/cov/target": target, "actor/cov/entropy_error": noise})
+        for step, (entropy, target) in enumerate(zip(entropies, targets, strict=True), 1)
+    ]
+    return Result("held", {}, 1.0, None, merge(records))
+
+
+def test_how_well_a_target_is_held_by_hand():
+    """Of a target of 0.5: 20 rollouts of which the first 15 settle; then 20 % above, 20 % below, and on it."""
+    settling = [1.0, 0.9, 0.8, 0.7, 0.6, 0.55, *[0.5] * 9]
+    result = held([*settling, 0.6, 0.4, 0.5, 0.5, 0.5], [0.5] * 20)
+    assert compute("target_error", [result]) == pytest.approx((0.2 + 0.2) / 5)
+    # Means of five, from the first: 0.8, 0.71, 0.63, 0.57, 0.53.
+    assert compute("target_settled", [result]) == 4
+    assert compute("target_swings", [result]) == 1
+    # Within twice the noise nothing swings; where the target falls too, what counts is the distance.
+    assert compute("target_swings", [held([*settling, 0.6, 0.4, 0.5, 0.5, 0.5], [0.5] * 20, noise=0.06)]) == 0
+    falling = [1 - 0.02 * step for step in range(20)]
+    assert compute("target_error", [held([1.1 * each for each in falling], falling)]) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="has no target for more than 15 rollouts"):
+        compute("target_error", [held(settling, [0.5] * 15)])

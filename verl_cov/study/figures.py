@@ -19,6 +19,7 @@ from verl_cov.law.plots.style import (
     TEXT,
     Look,
     by_step,
+    draw_target,
     dress,
     entropy_axis,
     from_zero,
@@ -32,8 +33,9 @@ from verl_cov.law.plots.style import (
 from verl_cov.law.points import ENTROPY_KEY, Points
 from verl_cov.law.readers import AVERAGE_KEY
 from verl_cov.study import curves
-from verl_cov.study.protocol import Figure, Protocol
+from verl_cov.study.protocol import Protocol
 from verl_cov.study.result import Result
+from verl_cov.study.shown import Figure
 from verl_cov.study.statistics import COV, entropy_of, of_whole, values
 
 Groups = Mapping[str, Sequence[Result]]  # level -> its results
@@ -46,19 +48,14 @@ ENTROPY_LABEL = "entropy (nats per token)"
 
 def draw(protocol: Protocol, figure: Figure, results: Mapping[str, Result], path: Path) -> bool:
     """Write one figure; returns False, and writes nothing, if none of its runs is there."""
-    cells = protocol.chosen(figure.runs)
-    levels = list(figure.runs.get(figure.by, ()) or dict.fromkeys(cell.levels[figure.by] for cell in cells))
-    groups = {
-        level: [results[c.name] for c in cells if c.levels[figure.by] == level and c.name in results]
-        for level in levels
-    }
-    groups = {level: found for level, found in groups.items() if found}
+    by_level = protocol.by_level(figure.by, figure.runs, results)
+    groups = {level: found for level, found in by_level.items() if found}
     if not groups:
         return False
     # A level keeps its look when others have no results yet.
     known: dict[str, Look] = {
         level: {"color": PALETTE[at % len(PALETTE)], "marker": _MARKERS[at % len(_MARKERS)]}
-        for at, level in enumerate(levels)
+        for at, level in enumerate(by_level)
     }
     with rc_context(TEXT):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,6 +204,24 @@ def _covariance(groups: Groups, known: Mapping[str, Look]) -> Canvas:
     return canvas
 
 
+def _targets(groups: Groups, known: Mapping[str, Look]) -> Canvas:
+    """Entropy and knob of every run, with the target and its band; a column a level."""
+    canvas = Canvas(figsize=(3.6 * len(groups), 5.4), layout="constrained")
+    above, below = canvas.subplots(2, len(groups), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 2))
+    for entropy, knob, (level, found) in zip(above, below, groups.items(), strict=True):
+        for result in found:
+            entropy.plot(*ENTROPY(result), color=known[level]["color"], linewidth=1, alpha=0.8)
+            knob.plot(*curves.logged(COV + "knob")(result), color=known[level]["color"], linewidth=1, alpha=0.8)
+        draw_target(entropy, found[0].run, known[level])
+        dress(entropy, f"{level} ({len(found)})", "", ENTROPY_LABEL)
+        dress(knob, "", "training step", "knob")
+        knob.set_yscale("log")
+    from_zero(above[0])
+    for axes in (*above[1:], *below[1:]):
+        axes.set_ylabel("")
+    return canvas
+
+
 KINDS: dict[str, Callable[[Groups, Mapping[str, Look]], Canvas]] = {
     "curves": _curves,
     "consumption": _consumption,
@@ -214,4 +229,5 @@ KINDS: dict[str, Callable[[Groups, Mapping[str, Look]], Canvas]] = {
     "forecast": _forecast,
     "sizes": _sizes,
     "covariance": _covariance,
+    "targets": _targets,
 }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from verl_cov.law import files
 from verl_cov.study.protocol import Protocol
+from verl_cov.study.result import Result
 from verl_cov.study.results import Found
-from verl_cov.study.statistics import STATISTICS
-from verl_cov.study.verdicts import LEVEL, WAITS, Verdict, judge
+from verl_cov.study.shown import Table
+from verl_cov.study.statistics import STATISTICS, compute
+from verl_cov.study.verdicts import LEVEL, WAITS, Verdict, interval, judge
 
 HEAD = f"""# The study
 
@@ -42,6 +45,7 @@ def write(output: Path, studies: Sequence[tuple[Protocol, Found]]) -> list[Path]
                 parts.append(f"![{figure.says}]({path.relative_to(output.parent)})\n\n{figure.says}\n")
             else:
                 parts.append(f"No run yet for: {figure.says}\n")
+        parts += (_numbers(protocol, table, found) for table in protocol.tables)
         if protocol.settings:
             parts.append(f"### How the runs of {protocol.name} were made\n\n" + _listed(protocol.settings))
         if protocol.tried:
@@ -87,6 +91,29 @@ def _table(protocol: Protocol, verdicts: Sequence[Verdict]) -> Iterator[str]:
             f"`verl-cov study run {protocol.name} --claim {claim.name}`",
         )
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _numbers(protocol: Protocol, table: Table, found: Found) -> str:
+    """A table of numbers with its caption."""
+    rows = [
+        f"| {table.by} | n | {' | '.join(table.statistics.values())} |",
+        "|---|---|" + "---|" * len(table.statistics),
+    ]
+    for level, results in protocol.by_level(table.by, table.runs, found.results).items():
+        numbers = [_number(statistic, results) for statistic in table.statistics]
+        rows.append(f"| {level} | {len(results)} | {' | '.join(numbers)} |")
+    return f"{table.says}\n\n" + "\n".join(rows) + "\n"
+
+
+def _number(statistic: str, results: Sequence[Result]) -> str:
+    """`0.123 ± 0.004`: mean and standard error over the runs that give the number."""
+    values = []
+    for result in results:
+        with contextlib.suppress(ValueError):
+            values.append(compute(statistic, [result]))
+    mean, se, _, _ = interval(values)
+    digits = 1 if abs(mean) >= 2 else 3
+    return "-" if not values else f"{mean:.{digits}f}" + ("" if math.isnan(se) else f" ± {se:.{digits}f}")
 
 
 def _seen(verdict: Verdict) -> str:

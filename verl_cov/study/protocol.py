@@ -16,6 +16,7 @@ A protocol is a file `recipes/study/NAME.yaml`:
     runs: [{start: [0, 1, 2], control: [none, kl_cov]}, ...]    # blocks; in a block the first factor changes slowest
     claims: ...                    # see `Claim`
     figures: ...                   # see `Figure`
+    tables: ...                    # see `Table`
 
 A factor's level may name a file of the recipes in `{factor}` of `recipe`, by its overrides `recipe/GROUP=FILE`.
 """
@@ -23,9 +24,8 @@ A factor's level may name a file of the recipes in `{factor}` of `recipe`, by it
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,12 @@ import yaml
 
 from verl_cov.recipes import catalogue
 from verl_cov.recipes.catalogue import Selection
+from verl_cov.study.factors import Chosen, Levels, check, chosen, levels_of, product
+from verl_cov.study.result import Result
+from verl_cov.study.shown import Figure, Table, read_figure, read_table
 from verl_cov.study.statistics import STATISTICS
 from verl_cov.suggestions import unknown
 
-Levels = Mapping[str, str]  # factor -> level
-Chosen = Mapping[str, tuple[str, ...]]  # factor -> levels
-
-FIGURES = ("curves", "consumption", "law", "forecast", "sizes", "covariance")  # of `figures`, which needs matplotlib
 FOLDER = Path(__file__).parents[2] / "recipes" / "study"  # of a checkout; a wheel has no studies
 
 
@@ -88,20 +87,8 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure as the paper draws it. kind: a name of :mod:`verl_cov.study.figures`. by: the factor whose levels are
-    drawn apart. runs: the runs in it. says: its caption."""
-
-    name: str
-    kind: str
-    says: str
-    by: str
-    runs: Chosen
-
-
-@dataclass(frozen=True)
 class Protocol:
-    """A protocol as it was read. digest: names its content but the figures. cells: in the order to be run in."""
+    """A protocol as it was read. digest: names its content but figures and tables. cells: in the order to be run in."""
 
     name: str
     version: int
@@ -115,6 +102,7 @@ class Protocol:
     cells: tuple[Cell, ...]
     claims: tuple[Claim, ...]
     figures: tuple[Figure, ...]
+    tables: tuple[Table, ...]
     path: Path = field(compare=False)
 
     def chosen(self, runs: Chosen) -> list[Cell]:
@@ -123,6 +111,15 @@ class Protocol:
         wanted = {**others, **runs}
         found = [cell for cell in self.cells if all(cell.levels[name] in wanted[name] for name in wanted)]
         return sorted(found, key=lambda cell: [wanted[name].index(cell.levels[name]) for name in runs])
+
+    def by_level(self, by: str, runs: Chosen, results: Mapping[str, Result]) -> dict[str, list[Result]]:
+        """The results that there are of `runs`, by their level of the factor `by`, in the order of its levels."""
+        cells = self.chosen(runs)
+        levels = runs.get(by, ()) or dict.fromkeys(cell.levels[by] for cell in cells)
+        return {
+            level: [results[cell.name] for cell in cells if cell.levels[by] == level and cell.name in results]
+            for level in levels
+        }
 
     def cells_of(self, claim: Claim) -> list[Cell]:
         """The cells that a claim needs."""
@@ -169,7 +166,7 @@ def read(path: Path) -> Protocol:
 
 _FIELDS = {
     *("version", "about", "tried", "settings", "report", "base", "recipe", "factors", "usual", "replicate"),
-    *("runs", "claims", "figures"),
+    *("runs", "claims", "figures", "tables"),
 }
 
 
@@ -179,16 +176,16 @@ def _protocol(path: Path, content: dict[str, Any]) -> Protocol:
             raise ValueError(unknown("field", str(name), sorted(_FIELDS)))
     if not isinstance(content["version"], int):
         raise ValueError(f"version={content['version']} must be a whole number")
-    factors = {str(name): _levels(levels) for name, levels in content["factors"].items()}
+    factors = {str(name): levels_of(levels) for name, levels in content["factors"].items()}
     usual = {name: str(content["usual"].get(name, next(iter(levels)))) for name, levels in factors.items()}
     replicate = str(content["replicate"])
     if replicate not in factors:
         raise ValueError(unknown("factor (replicate)", replicate, factors))
-    _check({name: (level,) for name, level in usual.items()}, factors, "usual")
+    check({name: (level,) for name, level in usual.items()}, factors, "usual")
     recipe, base = str(content["recipe"]), [str(word) for word in content.get("base", [])]
     cells: dict[str, Cell] = {}
     for block in content["runs"]:
-        for levels in _product(_chosen(block, factors, "runs"), usual):
+        for levels in product(chosen(block, factors, "runs"), usual):
             name = "-".join(levels.values())
             words = [word for factor, level in levels.items() for word in factors[factor][level]]
             filled = tuple(word.format(**levels) for word in (recipe, *base, *words))
@@ -205,7 +202,8 @@ def _protocol(path: Path, content: dict[str, Any]) -> Protocol:
         usual=usual,
         cells=tuple(cells.values()),
         claims=tuple(_claim(str(name), claim, factors) for name, claim in content.get("claims", {}).items()),
-        figures=tuple(_figure(str(name), figure, factors) for name, figure in content.get("figures", {}).items()),
+        figures=tuple(read_figure(str(name), figure, factors) for name, figure in content.get("figures", {}).items()),
+        tables=tuple(read_table(str(name), table, factors) for name, table in content.get("tables", {}).items()),
         path=path,
     )
     for claim in protocol.claims:
@@ -219,39 +217,8 @@ def _protocol(path: Path, content: dict[str, Any]) -> Protocol:
 
 def _digest(content: Mapping[str, Any]) -> str:
     """Sixteen hex digits that name what was decided: not how it is shown."""
-    decided = {key: value for key, value in content.items() if key not in ("report", "figures")}
+    decided = {key: value for key, value in content.items() if key not in ("report", "figures", "tables")}
     return hashlib.sha256(json.dumps(decided, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _levels(given: Any) -> dict[str, list[str]]:
-    """level -> overrides."""
-    if isinstance(given, dict):
-        return {str(level): [str(word) for word in words or []] for level, words in given.items()}
-    return {str(level): [] for level in given}
-
-
-def _chosen(given: Mapping[str, Any], factors: Mapping[str, Mapping[str, object]], where: str) -> dict[str, tuple]:
-    chosen = {
-        str(name): tuple(map(str, levels if isinstance(levels, list) else [levels])) for name, levels in given.items()
-    }
-    _check(chosen, factors, where)
-    return chosen
-
-
-def _check(chosen: Chosen, factors: Mapping[str, Mapping[str, object]], where: str) -> None:
-    """Raise ValueError for a factor or level that is not there."""
-    for name, levels in chosen.items():
-        if name not in factors:
-            raise ValueError(unknown(f"factor ({where})", name, factors))
-        for level in levels:
-            if level not in factors[name]:
-                raise ValueError(unknown(f"level of {name} ({where})", level, factors[name]))
-
-
-def _product(block: Chosen, usual: Levels) -> Iterator[Levels]:
-    """The cells' levels, in the factors' order, the block's first factor changing slowest."""
-    for levels in itertools.product(*block.values()):
-        yield {**usual, **dict(zip(block, levels, strict=True))}
 
 
 def _claim(name: str, given: Mapping[str, Any], factors: Mapping[str, Mapping[str, object]]) -> Claim:
@@ -266,17 +233,8 @@ def _claim(name: str, given: Mapping[str, Any], factors: Mapping[str, Mapping[st
         paper=str(given["paper"]),
         predicts=str(given["predicts"]),
         statistic=str(given["statistic"]),
-        runs=_chosen(given["runs"], factors, f"claim {name}"),
-        minus=None if minus is None else _chosen(minus, factors, f"claim {name}"),
+        runs=chosen(given["runs"], factors, f"claim {name}"),
+        minus=None if minus is None else chosen(minus, factors, f"claim {name}"),
         relation=relation,
         threshold=float(threshold),
     )
-
-
-def _figure(name: str, given: Mapping[str, Any], factors: Mapping[str, Mapping[str, object]]) -> Figure:
-    runs = _chosen(given["runs"], factors, f"figure {name}")
-    by, kind = str(given["by"]), str(given["kind"])
-    _check({by: ()}, factors, f"figure {name}")
-    if kind not in FIGURES:
-        raise ValueError(unknown(f"kind (figure {name})", kind, FIGURES))
-    return Figure(name, kind, str(given["says"]), by, runs)
