@@ -21,7 +21,8 @@ SWING_NOISE = 1.5  # standard errors that a swing must exceed, where that is mor
 # ln(target / entropy) that counts at most: for the proportional part, and for the integral, which otherwise would wind
 # up while a far target is approached.
 _FAR, _NEAR = 1.0, 0.2
-# The integral comes down so much more slowly than it goes up: entropy is lost more quickly than it is regained.
+# While a target is approached the integral comes down so much more slowly than it goes up: entropy is lost more quickly
+# than it is regained.
 _DOWN = 0.25
 _SMALLEST = 1e-9  # nats; the logarithm of 0 would be infinite
 
@@ -187,7 +188,7 @@ def _pi(settings: TargetSettings, knob: Knob, state: TargetState, error: float) 
     level = min(max(math.log(knob.start) if state.level is None else state.level, low), high)
     push = state.scale * settings.gain * min(max(error, -_FAR), _FAR)
     pull = state.scale * settings.integral * min(max(error, -_NEAR), _NEAR)
-    moved = level + (pull if pull > 0 else _DOWN * pull)
+    moved = level + (_DOWN * pull if left > 0 and pull < 0 else pull)
     above, below = moved + push > high, moved + push < low
     if not (above and error > 0) and not (below and error < 0):  # there the integral would wind up
         level = min(max(moved, low), high)

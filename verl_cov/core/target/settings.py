@@ -51,8 +51,8 @@ class TargetSettings:
         rule: ``pi``: proportional and integral, in the logarithm of the knob. ``double_half``: twice or half at each
             rollout (REPO-R, arXiv 2603.11682). ``delta``: a step up or down, and ``min`` at once while the entropy is
             not below the target (the gate of Skywork-OR1, arXiv 2505.22312, and TRL).
-        gain, integral: of ``pi``: change of the logarithm of the knob by ln(target / entropy), and a rollout; downwards
-            the latter is a quarter.
+        gain, integral: of ``pi``: change of the logarithm of the knob by ln(target / entropy), and a rollout; the
+            latter is a quarter downwards while the target is approached.
         approach: of ``pi``: rollouts in which the entropy shall come from where it is to the target; 0: at once.
         delta: the step of ``delta``. Default: 2 % of ``max``, as Skywork-OR1's 1e-4 of 0.005.
         measure: ``exact``: the entropy over the vocabulary at each token; ``sampled``: -log pi of the sampled tokens,
