@@ -1,9 +1,8 @@
 """``python -m benchmarks.target [--seeds 1000]``: how well each rule holds an entropy, on a simulated policy.
 
-The policy is the one that logged runs show: updates change ln H in proportion to ln(knob / HOLDS), where
-HOLDS grows with a power of the entropy, between two limits, of which that upwards is small. ``--fit RUN.jsonl`` (several
-times) finds these numbers for logged runs. The controller is the one that runs use. Prints Markdown tables. One core,
-no verl.
+The policy is the one that logged runs show: updates change ln H in proportion to ln(knob / HOLDS), where HOLDS grows
+with a power of the entropy, between two limits, of which that upwards is small. ``--fit RUN.jsonl`` (several times)
+finds these numbers for logged runs. The controller is the one that runs use. Prints Markdown tables. One core, no verl.
 """
 
 from __future__ import annotations
