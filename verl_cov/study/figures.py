@@ -72,12 +72,14 @@ def _panels(count: int, groups: Groups, known: Mapping[str, Look]) -> tuple[Canv
 
 
 def _curves(groups: Groups, known: Mapping[str, Look]) -> Canvas:
-    """Entropy, pass@1 and pass@64 against the step (Figures 1, 11 and 12)."""
+    """Entropy, pass@1 and pass@k for the largest k of all runs against the step (Figures 1, 11 and 12)."""
+    every = [result for found in groups.values() for result in found]
+    most = next((k for k in (64, 16, 4) if all(result.run.values(f"val-cov/pass@{k}").size for result in every)), 64)
     canvas, panels = _panels(3, groups, known)
     for axes, title, series, label in (
         (panels[0], "Policy entropy", ENTROPY, ENTROPY_LABEL),
         (panels[1], "pass@1", SCORE, "pass@1"),
-        (panels[2], "pass@64", curves.logged("val-cov/pass@64", "val-cov/pass@16", "val-cov/pass@4"), "pass@64"),
+        (panels[2], f"pass@{most}", curves.logged(f"val-cov/pass@{most}"), f"pass@{most}"),
     ):
         drawn = curves.draw(axes, groups, series, known)
         dress(axes, title, "training step", label)
