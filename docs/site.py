@@ -36,6 +36,7 @@ REFERENCE = {
     "config": ("Configuration", ["verl_cov.hooks.config", "verl_cov.core.prime.prime_config"]),
 }
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+NAMED = re.compile(r"\[([\w-]+\.md)\]\(([^)\s#]+)")  # a link whose text is the file's name
 FENCE = re.compile(r"^(```|~~~).*?^\1", flags=re.MULTILINE | re.DOTALL)
 LONG = 90  # lines: about two screens
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".json": "json", ".toml": "toml", ".patch": "diff"}
@@ -86,11 +87,16 @@ def relinked(text: str, page: str, uri: str, places: dict[str, str], repository:
         code.add(target)
         return f"]({posixpath.relpath(code_page(target), posixpath.dirname(uri) or '.')})"
 
+    text = NAMED.sub(lambda link: f"[{title_of(ROOT / posixpath.dirname(page) / link[2]) or link[1]}]({link[2]}", text)
     parts, end = [], 0
     for fence in FENCE.finditer(text):
         parts += [LINK.sub(turned, text[end : fence.start()]), fence[0]]
         end = fence.end()
     return "".join(parts) + LINK.sub(turned, text[end:])
+
+
+def title_of(page: Path) -> str:
+    return page.read_text().partition("\n")[0].removeprefix("# ") if page.is_file() else ""
 
 
 def with_contents(text: str) -> str:
