@@ -4,6 +4,7 @@ there; the README stays short."""
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -174,6 +175,29 @@ def test_two_outputs_that_differ_in_more_than_numbers_have_two_forms():
     assert examples.form("ceiling 0.62 [0.57, 0.67] in /tmp/a\n") == examples.form("ceiling   0.9 [0.1, 1] in /b/c\n")
     assert examples.form("ceiling 0.62\n") != examples.form("floor 0.62\n")
     assert examples.form("one\ntwo\n") != examples.form("one\n")
+
+
+# --- the notebook -----------------------------------------------------------------------------------------------------
+
+
+def printed(notebook: Any) -> list[list[str]]:
+    outputs = [[output.get("text", "") for output in cell.get("outputs", [])] for cell in notebook["cells"]]
+    return [examples.form("".join(texts)) for texts in outputs]
+
+
+@pytest.mark.nightly
+def test_the_notebook_runs_and_prints_what_it_holds():
+    from docs import notebook
+
+    held = json.loads(notebook.NOTEBOOK.read_text())
+    made = notebook.executed()
+    assert printed(made) == printed(held)
+    for one in (made, held):
+        pictures = [
+            out for cell in one["cells"] for out in cell.get("outputs", []) if "image/png" in out.get("data", {})
+        ]
+        assert len(pictures) == 2
+    assert notebook.NOTEBOOK.stat().st_size < 300_000
 
 
 # --- the site ---------------------------------------------------------------------------------------------------------
