@@ -17,11 +17,12 @@ NOTEBOOK = FOLDER / "first_run.ipynb"
 def executed() -> NotebookNode:
     """The notebook with today's outputs; what it saves goes elsewhere. Raises CellExecutionError if a cell fails."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    this_tree = os.pathsep.join(filter(None, (str(FOLDER.parents[1]), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": this_tree, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     with tempfile.TemporaryDirectory() as folder:
         os.symlink(FOLDER / "demo", Path(folder, "demo"))
-        NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}}).execute(
-            env={**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-        )
+        client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": folder}})
+        client.execute(env=environment)
     for cell in notebook.cells:
         cell.metadata = {}  # times of execution
     return notebook
