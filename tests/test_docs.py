@@ -181,7 +181,7 @@ def test_two_outputs_that_differ_in_more_than_numbers_have_two_forms():
 
 
 def printed(notebook: Any) -> list[list[str]]:
-    outputs = [[output.get("text", "") for output in cell.get("outputs", [])] for cell in notebook["cells"]]
+    outputs = [["".join(output.get("text", "")) for output in cell.get("outputs", [])] for cell in notebook["cells"]]
     return [examples.form("".join(texts)) for texts in outputs]
 
 
