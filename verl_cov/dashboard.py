@@ -110,8 +110,8 @@ def grafana() -> dict[str, Any]:
             }
             panels.append(_at(drawn, 8 * (index % 3), top + 1 + 8 * (index // 3), 8, 8))
         top += 1 + 8 * -(-len(inside) // 3)
-    for number, drawn in enumerate(panels, 1):
-        drawn["id"] = number
+    for number, made in enumerate(panels, 1):
+        made["id"] = number
     labels = [
         _variable(name, f'label_values({{__name__=~"{NAMESPACE}_.*"}}, {name})')
         for name in ("project", "experiment_name")
