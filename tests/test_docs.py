@@ -4,6 +4,7 @@ there; the README stays short."""
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import re
 import shlex
@@ -16,6 +17,7 @@ import yaml
 
 from docs import examples
 from verl_cov.cli import app
+from verl_cov.recipes import catalogue
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -100,7 +102,25 @@ def of_verl_cov(words: list[str]) -> str | None:
         if not hasattr(error, "format_message"):
             raise
         return error.format_message()
-    return overridden(words)
+    return overridden(words) or (
+        unknown_recipe(words) if names[:1] == ["recipes"] and names != ["recipes", "list"] else None
+    )
+
+
+def unknown_recipe(words: list[str]) -> str | None:
+    recipe = [word for word in itertools.takewhile(lambda word: not word.startswith("-"), words) if "=" not in word]
+    if not recipe or "$" in recipe[0] or recipe[0].isupper():
+        return None
+    try:
+        if re.search(r"^[a-z][^/]*/[A-Z]+$", recipe[0]) or (
+            len(recipe) == 1 and "/" not in recipe[0]
+        ):  # EXPERIMENT/NAME
+            catalogue.experiment(recipe[0].partition("/")[0])
+        elif not any(re.search(r"[A-Z]{3}", word) for word in recipe):
+            catalogue.parse_all(recipe)
+    except catalogue.UnknownRecipe as error:
+        return str(error)
+    return None
 
 
 def of_python(module: str, words: list[str]) -> str | None:
@@ -132,6 +152,10 @@ def overridden(words: list[str]) -> str | None:
         ("verl-cov fit RUN --pooled", "No such option"),
         ("verl-cov recipes show", None),
         ("verl-cov doctor +verl_cov=[kl_cov,tarjet]", "there is no verl_cov/tarjet.yaml"),
+        ("verl-cov recipes run sec4-7b/kl_kov", "did you mean"),
+        ("verl-cov recipes commands fig99", "fig99"),
+        ("verl-cov recipes run fig99/NAME", "fig99"),
+        ("verl-cov recipes run sec4-7b/NAME", None),
         ("python -m verl.trainer.main_ppo +recipe/model=qwen3", "there is no recipe/model/qwen3.yaml"),
         ("python -m benchmarks.run --bigest 1e8", "no option --bigest"),
         ("python -m verl.trainer.main_ppo YOUR_OPTIONS +verl_cov=NAME", None),
