@@ -2,7 +2,8 @@
 
 An example is a fenced block ``console`` with `$ verl-cov ...` and what that prints, its first lines and columns. They
 run one after the other in one folder that has the demo's runs of docs/notebooks. A block below the comment
-``<!-- by hand -->`` (a training, a patch of verl) keeps the output that it has; ``<!-- last lines -->`` shows the end.
+``<!-- by hand -->`` (a training, a patch of verl, what changes by the day) keeps the output that it has;
+``<!-- last lines -->`` shows the end.
 """
 
 from __future__ import annotations
