@@ -18,7 +18,8 @@ case ${1:---help} in -h | --help) awk 'NR > 1 { if (!/^# ?/ || /^#SBATCH/) exit;
 port=${PORT:-6379} setup=${SETUP:-true}
 nodes=$SLURM_JOB_NUM_NODES
 if [ "$nodes" -gt 1 ]; then
-  head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  head=${hosts%%$'\n'*} # not by head: it closes the pipe, which ends this script where scontrol still writes
   # Every node stays in its cluster as long as the job lasts (--block).
   srun --nodes 1 --ntasks 1 --nodelist "$head" --overlap \
     bash -c "$setup && ray start --head --port $port --block" &
