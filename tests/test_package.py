@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -68,6 +69,19 @@ def test_the_wheel_has_the_patches_and_says_that_it_is_typed(wheel):
     assert {f"verl_cov/{path.relative_to(ROOT)}" for path in patches} <= names
     assert "verl_cov/py.typed" in names
     assert "Typing :: Typed" in message_from_bytes(file_of(wheel, "METADATA")).get_all("Classifier")
+
+
+def test_the_wheel_has_the_pages_and_shows_them(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert {path.name for path in (tmp_path / "verl_cov" / "docs").iterdir()} == pages
+    for page, start in (("metrics", "# Metrics"), ("recipes", "# Recipes"), ("patches", "# Patches")):
+        command = [sys.executable, "-c", "from verl_cov.cli import main; main()", "docs", page]
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        for words, expected in (([], start), (["--path"], str(tmp_path))):
+            done = subprocess.run([*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+            assert done.stdout.startswith(expected), done.stderr
 
 
 def required(wheel: Path) -> list[Requirement]:

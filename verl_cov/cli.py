@@ -8,9 +8,13 @@ import sys
 import typer
 
 from verl_cov import __version__, patch, terminal
+from verl_cov.dashboard import EXAMPLES as dashboard_examples
+from verl_cov.dashboard import dashboard
 from verl_cov.doctor.cli import EXAMPLES as doctor_examples
 from verl_cov.doctor.cli import doctor
 from verl_cov.law import cli as law
+from verl_cov.manual import EXAMPLES as docs_examples
+from verl_cov.manual import docs
 from verl_cov.recipes import cli as recipes
 from verl_cov.study import cli as study
 from verl_cov.tasks.data import cli as data
@@ -46,6 +50,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 app.command(epilog=token_examples)(tokens)
 for command in law.COMMANDS:
     app.command(epilog=law.EXAMPLES[command])(command)
+app.command(epilog=dashboard_examples)(dashboard)
+app.command(epilog=docs_examples)(docs)
 
 
 def main() -> None:

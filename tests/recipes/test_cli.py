@@ -82,7 +82,10 @@ def test_commands_of_an_experiment():
         (["show", "sec4-7"], "did you mean sec4-7b"),
         (["run", "--dry-run", "sec4-7b/kl_cov", "data.train_bach_size=1"], "did you mean data.train_batch_size"),
         (["run", "sec4-7b"], "sec4-7b has 4 runs: give one of sec4-7b/none, sec4-7b/clip_higher"),
-        (["run", "sec4-7b", "recipe/entropy=kl_cov"], "or train all of them: recipes/sweep.sh sec4-7b"),
+        (
+            ["run", "sec4-7b", "recipe/entropy=kl_cov"],
+            "or train all of them: verl-cov recipes run $(verl-cov recipes commands sec4-7b)",
+        ),
         (["run", "demo/kl_cov", "fig12-kl_cov", "--dry-run"], "fig12-kl_cov has 5 runs"),
         (["check", "tiny"], "such as `tiny grpo kl_cov toy`"),
         (["commands", "fig12"], "did you mean"),

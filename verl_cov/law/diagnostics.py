@@ -131,7 +131,7 @@ def _about_the_noise(law: LawFit, autocorrelation: float, points: Series) -> lis
     return [
         f"The scores' noise has a memory close to a random walk's (correlation {autocorrelation:.2f} from one point to "
         "the next), or the law misses their shape: a score that wanders by itself can look like a law, and the "
-        "intervals hold the truth less often than they say (docs/law.md). More seeds help, more points do not."
+        "intervals hold the truth less often than they say (`verl-cov docs law`). More seeds help, more points do not."
     ]
 
 

