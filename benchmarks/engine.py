@@ -121,7 +121,7 @@ def _main(path: Path) -> None:
     OmegaConf.resolve(composed)
     worker = ActorRolloutRefWorker(config=composed.actor_rollout_ref, role="actor")
     worker.init_model()
-    engine._set_policy_loss(worker, fields)
+    engine.set_policy_loss(worker, fields)
 
     seconds: dict[str, list[float]] = {"hook": [], "update": [], "rollout": [], "loss": []}
 
