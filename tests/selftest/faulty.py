@@ -158,7 +158,7 @@ def main(output: str, *names: str) -> None:
 
         for name in names:
             fault = FAULTS[name]
-            here = session.Session(first.device, first.rank, first.ranks, first.group, first.gloo)
+            here = session.Session(first.device, first.rank, first.ranks, first.group, first.gloo, first.peers)
             with ExitStack() as stack:
                 fault(stack, here.rank)
                 kinds = ("KL-Cov", "high_entropy") if name.startswith("hook") else ("KL-Cov",)
@@ -171,7 +171,7 @@ def main(output: str, *names: str) -> None:
             found[name] = [asdict(check) for check in here.checks]
     if first.rank == 0:
         Path(output).write_text(json.dumps(found, indent=1))
-    dist.destroy_process_group()
+    session.leave(first)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 @functools.cache
 def checks(names: tuple[str, ...], file: Path) -> dict[str, list[dict[str, str]]]:
     done = torchrun("-m", "tests.selftest.faulty", str(file), *names)
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == 0, done.stderr[-20000:]
     return json.loads(file.read_text())
 
 

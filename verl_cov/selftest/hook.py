@@ -137,7 +137,7 @@ def agrees(session: Session, made: Engine, name: str, layout: Any) -> str | None
     with watched(policy_loss["loss_mode"], share) as seen:
         report = engine.update(made.worker, share, layout, ranks, step=STEP)
     everyone: list[Any] = [None] * ranks
-    dist.all_gather_object(everyone, (seen, _numbers(share)), group=session.gloo)
+    dist.all_gather_object(everyone, (seen, _numbers(share)), group=session.peers)
 
     weighs = control.kind == "high_entropy"
     logged = any(key.startswith("actor/cov/") for key in report.metrics)

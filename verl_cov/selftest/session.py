@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -15,6 +17,8 @@ from torch.distributed import ProcessGroup
 from verl_cov.selftest.machine import scrubbed
 
 Outcome = Literal["passed", "failed", "not possible"]
+LEFT = "Error: "  # in the cause of a check that a rank left half-way
+OUTCOMES: tuple[Outcome, ...] = ("failed", "not possible", "passed")
 LEVELS = ("core", "hook", "train")
 # How long a rank waits for another: one that ended in an error inside a check keeps the others waiting in a collective.
 PATIENCE = timedelta(seconds=float(os.environ.get("VERL_COV_SELFTEST_PATIENCE_S", 120)))
@@ -40,7 +44,8 @@ class Session:
 
     Args:
         group: of all ranks, for tensors on ``device``; None if there is one rank.
-        gloo: of all ranks, for tensors on the CPU, and for what the ranks agree on; None if there is one rank.
+        gloo: of all ranks, for tensors on the CPU; None if there is one rank.
+        peers: of all ranks, for what they agree on; a rank that left a check half-way is out of step in the others.
         timings: what was measured, see :mod:`.speed`; only rank 0's count.
     """
 
@@ -49,6 +54,7 @@ class Session:
     ranks: int = 1
     group: ProcessGroup | None = None
     gloo: ProcessGroup | None = None
+    peers: ProcessGroup | None = None
     checks: list[Check] = field(default_factory=list)
     timings: list[dict[str, Any]] = field(default_factory=list)
     lost: bool = False
@@ -76,13 +82,14 @@ class Session:
         if self.ranks > 1 and not self.lost:
             everyone: list[Any] = [None] * self.ranks
             try:
-                dist.all_gather_object(everyone, (outcome, cause), group=self.gloo)
+                dist.all_gather_object(everyone, (outcome, cause), group=self.peers)
             except RuntimeError as error:  # gloo's, and a timeout
                 self.lost = True
                 outcome, cause = "failed", cause or f"the ranks lost each other: {_line(error)}"
             else:
-                worst = min(everyone, key=lambda each: ("failed", "not possible", "passed").index(each[0]))
+                worst = min(everyone, key=_how_bad)
                 alike = all(each == worst for each in everyone)
+                self.lost = not alike and any(LEFT in why for _, why in everyone)
                 outcome, cause = worst
                 cause = cause if alike or not cause else f"rank {everyone.index(worst)}: {cause}"
         return outcome, scrubbed(cause)
@@ -97,8 +104,17 @@ class Session:
         except torch.OutOfMemoryError as error:
             return "not possible", f"not enough memory on the device: {_line(error)}"
         except Exception as error:  # of whatever kind: it is the answer
-            return "failed", f"{type(error).__name__}: {_line(error)}"
+            cause = f"{type(error).__name__.removesuffix('Error')}{LEFT}{_line(error)}"
+            if self.ranks > 1:  # at once: the others may end in an error of gloo's or NCCL's
+                print(f"rank {self.rank}: {scrubbed(cause)}", file=sys.__stderr__, flush=True)
+            return "failed", cause
         return ("passed", "") if cause is None else ("failed", cause)
+
+
+def _how_bad(found: tuple[Outcome, str]) -> tuple[int, bool]:
+    """The order of causes: what a rank says of itself before what it says of a rank that it waits for in vain."""
+    outcome, cause = found
+    return OUTCOMES.index(outcome), bool(re.search("timed out|connection|pair closure|nccl", cause, re.IGNORECASE))
 
 
 def _line(error: Exception) -> str:
@@ -128,7 +144,24 @@ def start(device: str = "auto") -> Session:
         start_group(session)
         session.group = dist.group.WORLD
         session.gloo = dist.new_group(backend="gloo", timeout=PATIENCE) if session.on_cuda else session.group
+        session.peers = dist.new_group(backend="gloo", timeout=3 * PATIENCE)
     return session
+
+
+def leave(session: Session) -> None:
+    """Ends the process groups. Of several ranks each waits for the others, and one that lost them does not return.
+
+    Not destroy_process_group with several: a rank's gloo threads may abort it when another one is gone already.
+    """
+    if session.ranks == 1:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        return
+    if not session.lost:
+        dist.barrier(group=session.peers)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if session.failed else 0)
 
 
 RANK_VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
-
-import torch.distributed as dist
 
 from verl_cov.selftest import core, hook, result, session, speed, train
 from verl_cov.selftest.session import LEVELS
@@ -51,10 +48,5 @@ def selftest(
         if output is not None:
             output.write_text(json.dumps(found, indent=1) + "\n")
             print(f"written: {output}; to send it, see docs/selftest.md")
-    code = 1 if here.failed else 0
-    if here.lost:  # the others may still wait in a collective: no farewell
-        sys.stdout.flush()
-        os._exit(code)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    return code
+    session.leave(here)
+    return 1 if here.failed else 0
