@@ -7,7 +7,6 @@ the batch and in the loss, not inferred from versions.
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from verl_cov.selftest import oracle, speed
+from verl_cov.selftest.machine import installed
 from verl_cov.selftest.session import NotPossible, Session, start_group
 
 SEED, STEP = 11, 3
@@ -77,7 +77,7 @@ def run(session: Session, full: bool = False) -> None:
 
 def _start(session: Session, folder: Path, made: list[Engine]) -> str | None:
     """Makes the model and verl's worker."""
-    if importlib.util.find_spec("verl") is None:
+    if not installed("verl"):
         raise NotPossible("verl is not installed here")
     from verl_cov.hooks import versions
 
@@ -114,7 +114,7 @@ def _start(session: Session, folder: Path, made: list[Engine]) -> str | None:
         engine.Layout("dynamic batching, other order", tokens=40, order=shuffled),
         engine.Layout("with padding rows", micro=2, padding_row=True),
     ]
-    if not session.on_cuda or importlib.util.find_spec("flash_attn"):
+    if not session.on_cuda or installed("flash_attn"):
         layouts.append(engine.Layout("packed (remove_padding)", tokens=64, remove_padding=True))
     made.append(Engine(worker, plain, tuple(layouts)))
     return None
@@ -205,7 +205,7 @@ def _fired(made: Engine) -> str | None:
 
 
 def _other_engine(name: str, module: str) -> str | None:
-    if importlib.util.find_spec(module) is None:
+    if not installed(module):
         raise NotPossible(f"{name} is not installed here")
     raise NotPossible(f"{name} is installed, but this test drives FSDP2 alone: docs/engines.md says what to look at")
 
@@ -220,6 +220,8 @@ def _share(session: Session, made: Engine, folder: Path, full: bool) -> None:
         worker = engine.actor_worker((*ON_CUDA, *engine.WIDE), str(larger))
     engine.set_policy_loss(worker, {**KL, "kl_cov_ratio": 2e-3})
     parameters = sum(parameter.numel() for parameter in worker.actor.engine.module.parameters())
+    if session.ranks > 1 and not session.on_cuda:
+        raise NotPossible("several ranks share this CPU: a hook would be charged for what it waits for another rank")
     for sequences in (32, 128):
         rows = speed.long_rows(sequences // session.ranks)
         rounds = 5 if session.on_cuda or full else 64 // sequences + 1

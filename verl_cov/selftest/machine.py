@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -36,6 +37,14 @@ def _user() -> str:
     with suppress(OSError, KeyError):  # a container's user may have no name
         return getpass.getuser()
     return ""
+
+
+def installed(module: str) -> bool:
+    """Whether a top-level module could be imported; it is not."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # an importer's own way to say so
+        return False
 
 
 def versions() -> dict[str, str]:

@@ -135,7 +135,7 @@ def start(device: str = "auto") -> Session:
     rank, ranks, local = (int(os.environ.get(name, number)) for name, number in RANK_VARIABLES)
     if kind == "cpu":
         os.environ["VERL_PLATFORM"] = "cpu"  # before verl is imported, which looks once
-        torch.set_num_threads(max(1, torch.get_num_threads() // ranks))
+        torch.set_num_threads(1)  # more of them, on a busy machine, wait for each other: 1 ms became 3 s
         session = Session(torch.device("cpu"), rank, ranks)
     else:
         torch.cuda.set_device(local)

@@ -5,7 +5,6 @@ Starts ``verl-cov recipes run`` on the demo's KL-Cov run, in a folder of its own
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from verl_cov.selftest import oracle
+from verl_cov.selftest.machine import installed
 from verl_cov.selftest.session import NotPossible, Session
 
 STEPS, RATIO = 3, 0.02
@@ -41,7 +41,7 @@ def killed_and_resumed(session: Session, folder: Path) -> str | None:
     if session.ranks > 1:
         raise NotPossible("under torchrun; without it, verl's trainer starts its own ranks")
     for package in ("verl", "vllm", "ray"):
-        if importlib.util.find_spec(package) is None:
+        if not installed(package):
             raise NotPossible(f"{package} is not installed here")
     command = [sys.executable, "-c", LINE, "recipes", "run", "demo/kl_cov", "--steps", str(STEPS), "--runs", "runs"]
     command += ["--toy", os.environ.get("VERL_COV_TOY", "toy"), "--scale", "gpu1" if session.on_cuda else "cpu"]

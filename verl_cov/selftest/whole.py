@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -30,23 +31,30 @@ def selftest(
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     started = time.monotonic()
     here = session.start(device)
-    with ExitStack() as stack:
-        if not verbose:  # what verl and torch print is no part of the result
-            nowhere = stack.enter_context(Path(os.devnull).open("w"))
-            stack.enter_context(redirect_stdout(nowhere))
-            stack.enter_context(redirect_stderr(nowhere))
-        if "core" in levels:
-            core.run(here)
-            here.measure("core", "timings", speed.measure_core, here)
-        if "hook" in levels:
-            hook.run(here, full)
-        if "train" in levels and full:
-            train.run(here)
-    if here.rank == 0:
+
+    def core_level() -> None:
+        core.run(here)
+        here.measure("core", "timings", speed.measure_core, here)
+
+    runs: dict[str, Callable[[], None]] = {
+        "core": core_level,
+        "hook": lambda: hook.run(here, full),
+        "train": lambda: train.run(here),
+    }
+    found = None
+    for level in [level for level in LEVELS if level in levels and (full or level != "train")]:
+        with ExitStack() as stack:
+            if not verbose:  # what verl and torch print is no part of the result
+                nowhere = stack.enter_context(Path(os.devnull).open("w"))
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
+            runs[level]()
         found = result.of(here, time.monotonic() - started)
+        if here.rank == 0 and output is not None:  # after each level: who is killed in the next one keeps it
+            output.write_text(json.dumps(found, indent=1) + "\n")
+    if here.rank == 0 and found is not None:
         result.show(found)
         if output is not None:
-            output.write_text(json.dumps(found, indent=1) + "\n")
             print(f"written: {output}; to send it, see docs/selftest.md")
     session.leave(here)
     return 1 if here.failed else 0
