@@ -44,7 +44,12 @@ def killed_and_resumed(session: Session, folder: Path) -> str | None:
         if not installed(package):
             raise NotPossible(f"{package} is not installed here")
     command = [sys.executable, "-c", LINE, "recipes", "run", "demo/kl_cov", "--steps", str(STEPS), "--runs", "runs"]
-    command += ["--toy", os.environ.get("VERL_COV_TOY", "toy"), "--scale", "gpu1" if session.on_cuda else "cpu"]
+    command += [
+        "--toy",
+        str(Path(os.environ["VERL_COV_TOY"]).absolute()) if "VERL_COV_TOY" in os.environ else "toy",
+        "--scale",
+        "gpu1" if session.on_cuda else "cpu",
+    ]
     command += ["trainer.save_freq=1", "trainer.test_freq=-1", "trainer.val_before_train=false"]
     command += [f"{DUMP}_every=1", f"{DUMP}_tokens=1000000"]
     with (folder / "first").open("w") as log:
