@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 
 WHEELS = Path(__file__).parent / "wheels"
 LIMIT = 64 * 2**20  # with the source folder, what can be carried to the machine that is lent
+WITHOUT_WHEELS = ("antlr4-python3-runtime",)  # pure Python: what is built here runs on any
 THERE = ("torch", "transformers", "triton", "pip", "verl-cov")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux_2_5", "manylinux1")
 # Folders below the package, and beginnings of files' names.
@@ -49,6 +50,7 @@ import json, sys
 from importlib.metadata import packages_distributions
 from verl_cov.selftest import hook, session
 here = session.start("cpu")
+here.measure = lambda *_: None
 hook.CONTROLS = {"KL-Cov": hook.CONTROLS["KL-Cov"]}
 hook.run(here)
 assert not here.failed, here.checks
@@ -60,14 +62,14 @@ print(json.dumps(sorted({name for module in sys.modules for name in known.get(mo
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", default="3.12", help="of the machine to run on")
+    parser.add_argument("--there", nargs="*", default=[], help="packages that it has, besides torch and transformers")
     asked = parser.parse_args()
-    there = closure(THERE)
+    there = closure((*THERE, *asked.there))
     names = [name for name in imported() if canonicalize_name(name) not in there]
     WHEELS.mkdir(exist_ok=True)
     for wheel in WHEELS.glob("*.whl"):
         wheel.unlink()
-    for name in names:
-        fetch(name, metadata.version(name), asked.python)
+    fetch(names, asked.python)
     for wheel in WHEELS.glob("*.whl"):
         if (package := wheel.name.partition("-")[0]) in LEFT_OUT:
             trim(wheel, LEFT_OUT[package])
@@ -103,14 +105,15 @@ def closure(names: tuple[str, ...]) -> set[str]:
     return found
 
 
-def fetch(name: str, version: str, python: str) -> None:
-    """A wheel for that Python; of a package without wheels, one that is built here."""
-    command = [sys.executable, "-m", "pip", "-q", "download", "--no-deps", "--only-binary=:all:", "-d", str(WHEELS)]
-    command += ["--python-version", python, "--implementation", "cp"]
-    command += [f"--platform={each}_x86_64" for each in PLATFORMS]
-    if subprocess.run([*command, f"{name}=={version}"], capture_output=True).returncode:
-        build = [sys.executable, "-m", "pip", "-q", "wheel", "--no-deps", "-w", str(WHEELS), f"{name}=={version}"]
-        subprocess.run(build, check=True)
+def fetch(names: list[str], python: str) -> None:
+    """Wheels for that Python, of the versions that are installed here."""
+    pip, pins = [sys.executable, "-m", "pip", "-q"], [f"{name}=={metadata.version(name)}" for name in names]
+    built = [pin for pin in pins if pin.partition("==")[0] in WITHOUT_WHEELS]
+    command = [*pip, "download", "--no-deps", "--only-binary=:all:", "--python-version", python, "-d", str(WHEELS)]
+    platforms = [f"--platform={each}_x86_64" for each in PLATFORMS]
+    subprocess.run([*command, *platforms, *(pin for pin in pins if pin not in built)], check=True)
+    if built:
+        subprocess.run([*pip, "wheel", "--no-deps", "-w", str(WHEELS), *built], check=True)
 
 
 def trim(wheel: Path, parts: list[str]) -> None:
