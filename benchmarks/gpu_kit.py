@@ -65,7 +65,8 @@ def main() -> int:
     parser.add_argument("--there", nargs="*", default=[], help="packages that it has, besides torch and transformers")
     asked = parser.parse_args()
     there = closure((*THERE, *asked.there))
-    names = [name for name in imported() if canonicalize_name(name) not in there]
+    here = {canonicalize_name(each.metadata["Name"]) for each in metadata.distributions()}  # ray brings some inside it
+    names = [name for name in imported() if canonicalize_name(name) in here - there]
     WHEELS.mkdir(exist_ok=True)
     for wheel in WHEELS.glob("*.whl"):
         wheel.unlink()
