@@ -6,6 +6,7 @@
 # make test          everything that a change can break, in at most 10 minutes on 2 cores
 # make wheel-test    the wheel in an empty environment; needs a package index
 # make nightly       the whole contract, all trainings, all cells of the recipes, all verl releases; hours; writes the tables
+# make gpu-kit      fills benchmarks/wheels, for benchmarks/gpu.sh on a GPU machine without a network; needs a package index
 # make bench         timings against verl's own losses, written to docs/benchmarks.md
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ PYTEST := $(VENV)/bin/python -m pytest
 # order of the files' names, which has the long ones first; xdist's own order ends with them.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo demo-lm check site test wheel-test nightly nightly-tests release-test compat bench format
+.PHONY: help setup demo demo-lm check site test wheel-test nightly nightly-tests release-test compat bench gpu-kit format
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
 
@@ -59,6 +60,9 @@ compat: setup
 
 bench: setup
 	$(VENV)/bin/python -m benchmarks.run $(ARGS)
+
+gpu-kit: setup
+	$(VENV)/bin/python -m benchmarks.gpu_kit $(ARGS)
 
 format: setup
 	$(VENV)/bin/ruff check --fix .

@@ -10,11 +10,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.timing import table
 from tests.hooks import engine, test_invariance, test_weights
 from tests.hooks.engine import Layout
+from verl_cov.selftest import engine as driver
+from verl_cov.selftest import hook, session, speed
 
 SEQUENCES, PROMPT, RESPONSE = 64, 64, 256
 VARIANTS = test_invariance.VARIANTS
@@ -94,86 +94,17 @@ def _in_process(model: Path, hidden: int, layers: int, fields: dict) -> dict[str
 
 
 def _main(path: Path) -> None:
-    import time
-
-    model, hidden, layers, fields = pickle.loads(path.read_bytes())
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "DIST_INIT_METHOD": f"file://{path.parent}/store"}
+    tiny, hidden, layers, fields = pickle.loads(path.read_bytes())
     import verl  # noqa: F401
-    from omegaconf import OmegaConf
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from verl.utils import tensordict_utils as tu
-    from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
-    from verl_cov.hooks import mini_batch, policy_losses, rollout_batch
-    from verl_cov.hooks.update_record import UpdateRecord
-
-    config = AutoConfig.from_pretrained(model)
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers = hidden, 4 * hidden, layers
-    config.layer_types = config.layer_types[:1] * layers
-    config.head_dim, config.max_position_embeddings = hidden // config.num_attention_heads, 1024
-    folder = path.parent / "model"
-    fresh = AutoModelForCausalLM.from_config(config)
-    fresh.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-
-    composed = engine.compose(test_invariance.WIDE, str(folder))
-    OmegaConf.resolve(composed)
-    worker = ActorRolloutRefWorker(config=composed.actor_rollout_ref, role="actor")
-    worker.init_model()
-    engine._set_policy_loss(worker, fields)
-
-    seconds: dict[str, list[float]] = {"hook": [], "update": [], "rollout": [], "loss": []}
-
-    def timed(owner, name, key):
-        original = getattr(owner, name)
-
-        def call(*args, **kwargs):
-            started = time.perf_counter()
-            try:
-                return original(*args, **kwargs)
-            finally:
-                seconds[key].append(time.perf_counter() - started)
-
-        setattr(owner, name, call)
-
-    timed(mini_batch.MiniBatchHook, "__init__", "hook")
-    timed(mini_batch.MiniBatchHook, "metrics", "hook")
-    timed(rollout_batch, "gather_responses", "rollout")
-    timed(rollout_batch, "rollout_metrics", "rollout")
-    timed(policy_losses, "_measure", "loss")
-    timed(UpdateRecord, "add_log_probs", "loss")
-    timed(TrainingWorker, "train_batch", "update")
-    random = np.random.default_rng(0)
-    for _ in range(4):
-        rows = [
-            dict(
-                prompt=random.integers(0, 200, PROMPT),
-                response=random.integers(0, 200, RESPONSE),
-                mask=np.ones(RESPONSE, dtype=np.int64),
-                old_log_prob=-random.exponential(1.5, RESPONSE).astype(np.float32) - 4.0,
-                advantage=np.full(RESPONSE, random.normal(), dtype=np.float32),
-                entropy=random.exponential(1.0, RESPONSE).astype(np.float32),
-                score=float(random.integers(0, 2)),
-                uid=f"prompt {index // 8}",
-            )
-            for index in range(SEQUENCES)
-        ]
-        data = engine.to_tensordict(rows, dense=False)
-        tu.assign_non_tensor(data, mini_batch_size=SEQUENCES, global_batch_size=SEQUENCES, epochs=1, temperature=1.0)
-        tu.assign_non_tensor(data, calculate_entropy=True, global_steps=1, use_dynamic_bsz=False)
-        tu.assign_non_tensor(data, max_token_len_per_gpu=None, micro_batch_size_per_gpu=8)
-        worker.update_actor(data)
-    hook = np.array(seconds["hook"]).reshape(-1, 2).sum(1)
-    if seconds["loss"]:
-        hook = hook + np.array(seconds["loss"]).reshape(len(hook), -1).sum(1)
-    if seconds["rollout"]:  # each of these rollouts is one optimizer step
-        hook = hook + np.array(seconds["rollout"]).reshape(-1, 2).sum(1)
-    found = dict(
-        hook=statistics.median(hook[1:]),
-        update=statistics.median(seconds["update"][1:]),
-        parameters=sum(parameter.numel() for parameter in fresh.parameters()),
-    )
+    here = session.start("cpu")
+    session.start_group(here)
+    model = hook.larger_model(Path(tiny), path.parent / "model", hidden, layers)
+    worker = driver.actor_worker(test_invariance.WIDE, str(model))
+    driver.set_policy_loss(worker, fields)
+    seconds, update = speed.share_of_step(worker, speed.long_rows(SEQUENCES, PROMPT, RESPONSE), rounds=3)
+    parameters = sum(parameter.numel() for parameter in worker.actor.engine.module.parameters())
+    found = dict(hook=seconds, update=update, parameters=parameters)
     (path.parent / "found.pickle").write_bytes(pickle.dumps(found))
 
 

@@ -24,7 +24,7 @@ Tokens = set[tuple[int, int]]  # (response, position in it)
 def main() -> None:
     """Measure and print the table."""
     from benchmarks.timing import table
-    from tests.conftest import save_untrained_model
+    from verl_cov.selftest.batches import save_untrained_model
 
     with tempfile.TemporaryDirectory() as folder:
         model = save_untrained_model(Path(folder) / "model", positions=PROMPT + LENGTHS[1])
@@ -131,7 +131,7 @@ def _selected_tokens(worker: Any, loss: str, rows: list[dict[str, Any]], micro_b
     from verl_cov.hooks.worker_state import WorkerState
 
     worker.actor._verl_cov = WorkerState()  # each time the first optimizer step of the same rollout
-    engine._set_policy_loss(worker, {"loss_mode": loss, **PAPER})
+    engine.set_policy_loss(worker, {"loss_mode": loss, **PAPER})
     original = core_algos.POLICY_LOSS_REGISTRY[loss]
     selected: Tokens = set()
     first_row = 0

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import cpu_step, engine, loss, selection, training
-from tests.conftest import save_untrained_model
+from verl_cov.selftest.batches import save_untrained_model
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 console = Console()

@@ -12,6 +12,7 @@ from verl_cov.core.covariance import Covariances
 from verl_cov.core.identity import mix
 from verl_cov.core.metric_table import LADDER
 from verl_cov.core.selection import Control, largest_means, select, select_tokens
+from verl_cov.selftest.speed import one_read
 
 BAND = (1.0, 5.0)
 
@@ -30,13 +31,12 @@ def measure(largest: int = 10**8, device: str = "cpu") -> str:
         ):
             data = (log_prob, advantage, valid)
             calls = {
-                "read": partial(_read, *data),
+                "read": partial(one_read, *data),
                 "covariance": partial(_covariance, *data),
                 "select": partial(select_tokens, *data, mix, Control(share, band)),
                 "topk": partial(_topk, *data, max(1, int(share * tokens))),
             }
-            calls = {key: _waited(call, device) for key, call in calls.items()}
-            seconds = paired(calls, 9 if tokens <= 10**7 else 3)
+            seconds = paired(calls, 9 if tokens <= 10**7 else 3, device)
             rows.append(
                 [f"{tokens:.0e}".replace("e+0", "e"), name, milliseconds(seconds["select"])]
                 + [f"{ratio(seconds, 'select', other):.1f}" for other in ("read", "covariance", "topk")]
@@ -98,20 +98,5 @@ def _covariance(log_prob, advantage, valid):
     return centred * (advantage - (advantage * valid).sum() / count)
 
 
-def _read(log_prob, advantage, valid):
-    return log_prob.sum(), advantage.sum(), valid.sum()
-
-
 def _topk(log_prob, advantage, valid, count):
     return _covariance(log_prob, advantage, valid).topk(count)
-
-
-def _waited(call, device: str):
-    if device == "cpu":
-        return call
-
-    def waited():
-        call()
-        torch.cuda.synchronize()
-
-    return waited

@@ -1,27 +1,12 @@
-"""Paired timings: the contestants take turns, so that a busy machine slows all of them."""
+"""Tables of paired timings (:mod:`verl_cov.selftest.speed`)."""
 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 
+from verl_cov.selftest.speed import paired, ratio
 
-def paired(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, round by round; a first, unmeasured round warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
-        for name, call in contestants.items():
-            started = time.perf_counter()
-            call()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
-def ratio(seconds: dict[str, list[float]], name: str, baseline: str) -> float:
-    """Median over the rounds of name's time by the baseline's in the same round."""
-    return statistics.median(a / b for a, b in zip(seconds[name], seconds[baseline], strict=True))
+__all__ = ["milliseconds", "paired", "ratio", "table"]
 
 
 def milliseconds(seconds: list[float]) -> str:

@@ -4,7 +4,7 @@
 
 For each release a virtual environment (.compat/RELEASE, made once), the groups of tests that :data:`GROUPS` has for it,
 and a line. What was found goes to docs/compatibility.json, so that one release can be run again without the others, and
-from there to docs/compatibility.md (tests/compat_page.py).
+from there to docs/compatibility.md (tests/compat_page.py). So does the release's self-test (docs/selftests).
 """
 
 from __future__ import annotations
@@ -124,12 +124,13 @@ def main() -> int:
                 outcomes[group.name] = run(python, version, group)
                 say(version, f"{group.name}: {outcomes[group.name]} in {outcomes[group.name].seconds:.0f} s")
         fine = all(not outcome.failed and not outcome.error and outcome.passed for outcome in outcomes.values())
-        good &= fine
-        lines.append(
-            f"verl {version}: {'ok' if fine else 'NOT ok'}; " + "; ".join(f"{k} {v}" for k, v in outcomes.items())
-        )
         if not arguments.no_write:
+            say(version, "selftest")
+            fine &= selftest(python, version)
             compat_page.record(version, stack(python), {name: asdict(one) for name, one in outcomes.items()})
+        good &= fine
+        said = "; ".join(f"{name} {outcome}" for name, outcome in outcomes.items())
+        lines.append(f"verl {version}: {'ok' if fine else 'NOT ok'}; {said}")
     print("\n" + "\n".join(lines), flush=True)
     return 0 if good else 1
 
@@ -186,6 +187,15 @@ def run(python: Path, version: str, group: Group) -> Outcome:
         print(f"    {case.get('classname')}::{case.get('name')}", flush=True)
     skipped = sum("skipped" in kind for kind in kinds)
     return Outcome(len(cases) - len(failed) - skipped, len(failed), skipped, seconds)
+
+
+def selftest(python: Path, version: str) -> bool:
+    """Writes this machine's result with the release; False if a check failed."""
+    compat_page.SELFTESTS.mkdir(exist_ok=True)
+    command = [str(python), "-m", "verl_cov.selftest", "--device", "cpu"]
+    command += ["-o", str(compat_page.SELFTESTS / f"cpu-verl-{version}.json")]
+    variables = {**os.environ, "VERL_USE_EXTERNAL_MODULES": "verl_cov.plugin"}
+    return subprocess.run(command, cwd=ROOT, env=variables).returncode == 0
 
 
 def stack(python: Path) -> dict[str, str]:

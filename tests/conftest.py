@@ -60,32 +60,6 @@ def verl_yaml_parsed_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def untrained_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen2 of 0.1 M parameters with random weights and the byte tokenizer."""
+    from verl_cov.selftest.batches import save_untrained_model
+
     return save_untrained_model(tmp_path_factory.mktemp("untrained"))
-
-
-def save_untrained_model(
-    folder: Path, positions: int = 128, layers: int = 2, seed: int = 0, more_tokens: tuple[str, ...] = ()
-) -> Path:
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from verl_cov.tasks import tiny_model
-
-    tokenizer = tiny_model.tokenizer()
-    tokenizer.add_tokens(list(more_tokens))
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=264,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=positions,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    return folder

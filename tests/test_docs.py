@@ -35,7 +35,8 @@ MODULE = re.compile(r"python -m ((?:verl_cov|benchmarks|docs|recipes|tests)[\w.]
 def test_every_link_and_path_of_a_page_exists(page):
     text = page.read_text()
     missing = [path for path in FILE.findall(text) if not (ROOT / path).exists() and not (page.parent / path).exists()]
-    missing += [name for name in MODULE.findall(text) if not (ROOT / f"{name.replace('.', '/')}.py").exists()]
+    modules = [ROOT / name.replace(".", "/") for name in MODULE.findall(text)]
+    missing += [at.name for at in modules if not at.with_suffix(".py").exists() and not (at / "__main__.py").exists()]
     for link in LINK.findall(text):
         path, _, heading = link.partition("#")
         if ":" in path:

@@ -16,6 +16,8 @@ from verl_cov.law import cli as law
 from verl_cov.manual import EXAMPLES as docs_examples
 from verl_cov.manual import docs
 from verl_cov.recipes import cli as recipes
+from verl_cov.selftest.cli import EXAMPLES as selftest_examples
+from verl_cov.selftest.cli import selftest
 from verl_cov.study import cli as study
 from verl_cov.tasks.data import cli as data
 from verl_cov.tokens import EXAMPLES as token_examples
@@ -47,6 +49,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit()
 
 
+app.command(epilog=selftest_examples)(selftest)
 app.command(epilog=token_examples)(tokens)
 for command in law.COMMANDS:
     app.command(epilog=law.EXAMPLES[command])(command)

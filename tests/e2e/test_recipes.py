@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from recipes import matrix
-from tests.conftest import save_untrained_model
 from verl_cov.law.readers import read_metrics
 from verl_cov.recipes import catalogue
 from verl_cov.recipes.train import session_members
+from verl_cov.selftest.batches import save_untrained_model
 from verl_cov.tasks import countdown, tiny_model
 from verl_cov.tasks.data.prepare import prepare
 from verl_cov.tasks.data.sets import SETS

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import save_untrained_model
 from verl_cov.core import token_file
 from verl_cov.core.metric_table import LADDER
 from verl_cov.core.update_kinds import UPDATE_KINDS
+from verl_cov.selftest.batches import save_untrained_model
 from verl_cov.tasks import countdown
 from verl_cov.tasks.tiny_model.byte_tokenizer import PAD
 

@@ -7,8 +7,6 @@ engines their registration for the device "cpu"; and the bfloat16 of 0.7's engin
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
-from typing import Any
 
 
 def prepare() -> None:
@@ -38,22 +36,3 @@ def prepare() -> None:
     if release.version == "0.7.1":
         # Its engines compute in bfloat16, whatever the configuration says: the oracle knows no rounding.
         torch.autocast = lambda *_, **__: contextlib.nullcontext()  # type: ignore[assignment, misc]
-
-
-def overrides() -> tuple[str, ...]:
-    """For the trainer's configuration: what that verl needs besides."""
-    from verl_cov.hooks import versions
-
-    # verl 0.7 takes an engine's kind from its own node, not from actor.strategy, and FSDP1 refuses CPU parameters.
-    return (
-        ("actor_rollout_ref.actor.fsdp_config.strategy=fsdp2",)
-        if versions.installed_release().version == "0.7.1"
-        else ()
-    )
-
-
-def known(layout: Any) -> Any:
-    """``layout`` as that verl knows it: the engines of 0.7 get dense batches only."""
-    from verl_cov.hooks import versions
-
-    return replace(layout, dense=True) if versions.installed_release().version == "0.7.1" else layout

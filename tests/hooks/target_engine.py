@@ -90,7 +90,7 @@ def _run(worker: Any, spec: Spec, case: Case, rank: int, folder: Path, counts: C
 
     report = Report()
     _forget(worker)
-    engine._set_policy_loss(worker, case.policy_loss)
+    engine.set_policy_loss(worker, case.policy_loss)
     coefficient = 0.0 if case.entropy_coeff is None else case.entropy_coeff
     object.__setattr__(worker.actor.loss_fn.keywords["config"], "entropy_coeff", coefficient)
     extra = {"calculate_entropy": case.entropy_coeff is not None}
@@ -101,14 +101,14 @@ def _run(worker: Any, spec: Spec, case: Case, rank: int, folder: Path, counts: C
             dist.barrier()
             _forget(worker)
             if case.loads is not None:
-                engine._set_policy_loss(worker, case.loads)
+                engine.set_policy_loss(worker, case.loads)
             worker.load_checkpoint(str(folder))
             report.files = sorted(each.name for each in folder.iterdir())
         rollout = engine.Spec(spec.model, (), (), ranks=spec.ranks, extra=extra, edit=case.edit)
         before = counts.total()
         with _watched(worker, mine):
             try:
-                one = engine._update(worker, rollout, engine.Layout("rollout", micro=4, step=number + 1), rank, seed)
+                one = engine.update(worker, rollout, engine.Layout("rollout", micro=4, step=number + 1), rank, seed)
             except RuntimeError as error:
                 report.error = str(error)
                 break

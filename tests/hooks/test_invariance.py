@@ -3,9 +3,8 @@
 Runs verl's own actor worker (FSDP2 engine, gloo) on fixed mini-batches: micro-batches of 1, 2, 4, 8 and all rows,
 static and dynamic, packed (remove_padding) or not, jagged (V1 trainer) and dense (legacy trainer), with padding rows,
 on 1, 2 and 4 ranks with the rows dealt in different orders, ranked by old and by current log-probs, for both losses and
-three seeds. Tokens, loss and gradient are compared with an oracle that shares no code with the package: the hash, the
-covariance and the losses are written down a second time in numpy, the log-probs and the gradient come from
-the plain transformers model. So are the metrics (numpys_metrics.py).
+three seeds. Tokens, loss and gradient are compared with the self-test's oracle (:mod:`verl_cov.selftest.oracle`), that
+shares no code with what it checks. So are the metrics (numpys_metrics.py).
 
 `make test` runs a small matrix of it (:data:`SMALL`: every kind of layout, both losses and log-probs, one seed, 1 and 2
 ranks); `make nightly` all layouts, seeds and ranks.
@@ -26,6 +25,9 @@ from tests.hooks.engine import ROWS, Layout
 from tests.hooks.numpys_metrics import check, expected, ours
 from verl_cov.hooks import versions
 from verl_cov.hooks.base_losses import known_base_losses
+from verl_cov.selftest import engine as driver
+from verl_cov.selftest import oracle as oracles
+from verl_cov.selftest.oracle import model_log_probs
 
 SEEDS = (0, 1, 2)
 STEP = 3
@@ -53,7 +55,7 @@ VARIANTS = {
     "clip_cov, old": CLIP,
     "clip_cov, current": {**CLIP, "cov_log_prob": "current"},
 }
-WIDE = ("+verl_cov=cpu", *(f"actor_rollout_ref.actor.clip_ratio{side}=1.0" for side in ("", "_low", "_high")))
+WIDE = ("+verl_cov=cpu", *driver.WIDE)
 
 
 @dataclass(frozen=True)
@@ -84,90 +86,15 @@ def reports(model: str, matrix: Matrix, ranks: int) -> dict[tuple[str, int, str]
 
 # --- the oracle -------------------------------------------------------------------------------------------------------
 
-U = np.uint64
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64 in numpy's unsigned arithmetic."""
-    with np.errstate(over="ignore"):
-        x = x + U(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> U(30))) * U(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> U(27))) * U(0x94D049BB133111EB)
-        return x ^ (x >> U(31))
-
-
-def unsigned(x) -> np.ndarray:
-    return np.asarray(x, dtype=np.int64).view(np.uint64)
-
-
-def bits(x) -> np.ndarray:
-    return unsigned(np.asarray(x, dtype=np.float32).view(np.int32).astype(np.int64))
-
-
-def tickets(rows) -> dict[tuple[int, int], int]:
-    """The hash that Clip-Cov draws by, of each token: 55 bits of the seed, the step and the token's content."""
-    with np.errstate(over="ignore"):
-        key = mix(mix(unsigned([11])) + U(STEP << 20))
-        seen: Counter = Counter()
-        found = {}
-        for row in rows:
-            tokens = np.concatenate([row["prompt"], row["response"]])
-            positions = unsigned(np.arange(len(row["response"])))
-            content = np.sum(mix(mix(unsigned(tokens)) + unsigned(np.arange(len(tokens)))))
-            content = mix(content ^ mix(unsigned([row["mask"].sum()])))
-            per_token = mix(mix(positions) + mix(bits(row["old_log_prob"])) + mix(bits(row["advantage"])))
-            content = content + np.sum(per_token[row["mask"] == 1])
-            row_id = mix(content + U(seen[int(content[0])]))
-            seen[int(content[0])] += 1
-            ids = mix(row_id + mix(positions))
-            for at in np.flatnonzero(row["mask"]):
-                found[row["index"], int(at)] = int((mix(ids[at : at + 1] ^ key) & U((1 << 55) - 1))[0])
-    return found
-
-
-def model_log_probs(model, row) -> torch.Tensor:
-    """[response] log-probs of the plain transformers model, with gradient."""
-    ids = torch.from_numpy(np.concatenate([row["prompt"], row["response"]]))
-    logits = model(ids[None]).logits[0].log_softmax(-1)
-    return logits[:-1].gather(1, ids[1:, None])[len(row["prompt"]) - 1 :, 0]
-
 
 def update(rows, log_probs, variant: str):
-    """(chosen tokens, loss, mean magnitude of the token losses) of one mini-batch, whatever model gave the log-probs.
+    """(chosen tokens, loss, mean magnitude of the token losses) by the oracle, whatever model gave the log-probs."""
+    return oracles.update(rows, log_probs, asked_of_oracle(variant))
 
-    log_probs: [response] of each row, with gradient.
-    """
-    tokens = [(row["index"], int(at)) for row in rows for at in np.flatnonzero(row["mask"])]
-    current = np.array([float(log_probs[row][at].detach()) for row, at in tokens])
-    old = np.array([rows[row]["old_log_prob"][at] for row, at in tokens], dtype=np.float64)
-    advantage = np.array([rows[row]["advantage"][at] for row, at in tokens], dtype=np.float64)
-    ranked_by = current if variant.endswith("current") else old
-    covariance = (ranked_by - ranked_by.mean()) * (advantage - advantage.mean())
-    count = int(RATIO * len(tokens))
-    ticket = tickets(rows)
-    if variant.startswith("kl"):
-        # Equal covariances (a sequence that is twice in the batch) are cut by the hash.
-        order = sorted(range(len(tokens)), key=lambda i: (np.float32(covariance[i]), ticket[tokens[i]]), reverse=True)
-    else:
-        inside = [i for i in range(len(tokens)) if BAND[0] < covariance[i] < BAND[1]]
-        order = sorted(inside, key=lambda i: ticket[tokens[i]], reverse=True)
-    chosen = {tokens[i] for i in order[:count]}
 
-    total, magnitude = torch.zeros(()), 0.0
-    for i, (row, at) in enumerate(tokens):
-        log_prob, a = log_probs[row][at], float(advantage[i])
-        if variant.startswith("clip") and tokens[i] in chosen:
-            log_prob = log_prob.detach()
-        x = log_prob - float(old[i])
-        ratio = x.clamp(-20, 20).exp()
-        if variant.startswith("kl"):
-            loss = -a * ratio + (0.7 * x.abs() if tokens[i] in chosen else 0.0)
-        else:  # verl's vanilla loss with the clip at [0, 2] and the dual clip at 3
-            loss = torch.maximum(-a * ratio, -a * ratio.clamp(0, 2))
-            if a < 0:
-                loss = torch.minimum(loss, torch.tensor(-a * 3.0))
-        total, magnitude = total + loss, magnitude + abs(float(loss.detach()))
-    return chosen, total / len(tokens), magnitude / len(tokens)
+def asked_of_oracle(variant: str) -> oracles.Control:
+    kind, current = variant.split("_")[0], variant.endswith("current")
+    return oracles.Control(kind, RATIO, BAND, coefficient=0.7, seed=11, step=STEP << 20, current=current)
 
 
 @functools.cache
@@ -175,12 +102,9 @@ def oracle(folder: str, variant: str, seed: int):
     """(chosen tokens, loss, mean magnitude of the token losses, gradient) of one mini-batch."""
     from transformers import AutoModelForCausalLM
 
-    rows = engine.mini_batch(seed)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    chosen, loss, magnitude = update(rows, [model_log_probs(model, row) for row in rows], variant)
-    loss.backward()
-    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    return chosen, float(loss.detach()), magnitude, gradient.double().numpy()
+    found = oracles.expected(model, engine.mini_batch(seed), asked_of_oracle(variant))
+    return found.chosen, found.loss, found.magnitude, found.gradient
 
 
 def alike(selected: set[tuple[int, int]]) -> Counter[tuple[int, int]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from tests.conftest import save_untrained_model
 from tests.hooks.test_start import config
 from verl_cov.hooks.checks import configuration
 from verl_cov.hooks.prime import refusals
+from verl_cov.selftest.batches import save_untrained_model
 
 POLICY = (
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1",

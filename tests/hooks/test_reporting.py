@@ -20,6 +20,7 @@ from verl_cov.hooks import mini_batch, reporting, rollout_batch, token_dump
 from verl_cov.hooks.batch import RankTokens
 from verl_cov.hooks.config import CovPolicyLossConfig
 from verl_cov.hooks.reporting import agreed
+from verl_cov.hooks.update_record import UpdateRecord
 
 KL = dict(loss_mode="verl_cov.kl_cov", kl_cov_ratio=0.05)
 
@@ -221,3 +222,11 @@ def test_primes_metrics_end_no_run_and_its_advantages_stay(prime_advantages, mon
 def test_prime_refuses_an_agent_loop_with_several_outputs(prime_advantages):
     with pytest.raises(ValueError, match="1 of 3 rows are further outputs of a session"):
         prime_advantages(("p_0_0", "p_0_1", "p_1_0"))
+
+
+def test_a_row_of_another_rank_ends_no_update():
+    """Its numbers are not this rank's. An engine that re-shards shows them: what is measured may be wrong there, but an
+    error on one rank alone would leave the others waiting in the gradient's collective."""
+    record = UpdateRecord(slots=3)
+    record.add_log_probs(torch.tensor([[1, 3, 900]]), -torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool))
+    assert record.present_log_probs(torch.zeros(3)).tolist()[::2] == [-1, -1]

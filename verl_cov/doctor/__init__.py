@@ -2,6 +2,6 @@
 
 :mod:`.checks` looks at the installed versions, the plugin in verl and the machine; :mod:`.run` at one run's
 configuration; :mod:`.cli` prints what they say. Nothing is trained and no process is started. Whether the losses
-really compute what they should on this machine and with this verl (a fork, say) is not asked here: a self-test that
-trains a little will live beside these modules.
+really compute what they should on this machine and with this verl (a fork, say) is not asked here: ``verl-cov
+selftest`` (:mod:`verl_cov.selftest`) shows it.
 """

@@ -106,7 +106,8 @@ def _summary(levels: Counter[Level], asked: bool) -> str:
     said = f"[yellow]{levels['warn']} to look at[/]" if levels["warn"] else "[green]all is well[/]"
     if asked:
         return f"{said}: start the run with the same options"
-    return f"{said}; would your run use it? `verl-cov doctor YOUR_OPTIONS +verl_cov=kl_cov`"
+    asks = "would your run use it? `verl-cov doctor YOUR_OPTIONS +verl_cov=kl_cov`"
+    return f"{said}; {asks}; does it select and train right on this machine? `verl-cov selftest`"
 
 
 def _print(sections: dict[str, list[Check]]) -> None:

@@ -73,6 +73,8 @@ class UpdateRecord:
             return
         if self.log_probs is None:
             self.log_probs = torch.full((self._slots + 1,), torch.nan, device=log_prob.device)
+        # An engine that gives a rank the rows of another one: their numbers are not this rank's, and may be larger.
+        at = torch.where(at > self._slots, 0, at)
         self.log_probs[at.flatten()] = log_prob.detach().flatten().float()
         self.add(seen=valid.sum())
 

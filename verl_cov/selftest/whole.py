@@ -1,0 +1,60 @@
+"""The self-test as a whole: every level on every rank, then the result from the first rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from verl_cov.selftest import core, hook, result, session, speed, train
+from verl_cov.selftest.session import LEVELS
+
+
+def selftest(
+    device: str = "auto",
+    full: bool = False,
+    output: Path | None = None,
+    levels: tuple[str, ...] = LEVELS,
+    verbose: bool = False,
+) -> int:
+    """Runs the levels, prints the table, writes ``output``; returns the exit code: 0, or 1 if a check failed.
+
+    Raises ValueError for a device that is not there, a level of another name, and a file that cannot be written.
+    """
+    if unknown := set(levels) - set(LEVELS):
+        raise ValueError(f"--levels {','.join(sorted(unknown))}: there are {','.join(LEVELS)}")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ValueError(f"-o {output}: there is no such folder")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    started = time.monotonic()
+    here = session.start(device)
+
+    def core_level() -> None:
+        core.run(here)
+        here.measure("core", "timings", speed.measure_core, here)
+
+    runs: dict[str, Callable[[], None]] = {
+        "core": core_level,
+        "hook": lambda: hook.run(here, full),
+        "train": lambda: train.run(here),
+    }
+    found = None
+    for level in [level for level in LEVELS if level in levels and (full or level != "train")]:
+        with ExitStack() as stack:
+            if not verbose:  # what verl and torch print is no part of the result
+                nowhere = stack.enter_context(Path(os.devnull).open("w"))
+                stack.enter_context(redirect_stdout(nowhere))
+                stack.enter_context(redirect_stderr(nowhere))
+            runs[level]()
+        found = result.of(here, time.monotonic() - started)
+        if here.rank == 0 and output is not None:  # after each level: who is killed in the next one keeps it
+            output.write_text(json.dumps(found, indent=1) + "\n")
+    if here.rank == 0 and found is not None:
+        result.show(found)
+        if output is not None:
+            print(f"written: {output}; to send it, see docs/selftest.md")
+    session.leave(here)
+    return 1 if here.failed else 0
