@@ -154,6 +154,9 @@ def test_a_run_that_another_process_trains_is_skipped(command, stand_in, tmp_pat
 
 def test_the_report_is_made_of_the_files_alone(command, study, tmp_path):
     output = tmp_path / "docs" / "study.md"
+    output.parent.mkdir()
+    other = output.with_name("other.md")
+    other.write_text("Before\n\n<!-- study test both -->\nold\n<!-- end -->\n\nafter\n")
     for cell in study.cells[:3]:
         keep(tmp_path / "data", study, cell)
     (tmp_path / "data" / "test" / f"{study.cells[1].name}.csv.gz").write_bytes(b"half")
@@ -165,7 +168,7 @@ def test_the_report_is_made_of_the_files_alone(command, study, tmp_path):
     assert "cannot be told yet (2 of 3 runs)" in text
     assert f"{study.cells[1].name}.csv.gz is damaged" in text
     assert "![Three curves.](study/test/fig11.png)" in text
-    assert "| none | 2 | 0.800 ± 0.000 | - |\n| kl_cov | 0 | - | - |\n" in text
+    assert "| none | 2 | 0.800 ± 0.000 | - |\n\nNo run yet: kl_cov.\n" in text
     for cell in study.cells:
         keep(tmp_path / "data", study, cell)
     shutil.rmtree(tmp_path / "studies" / "none", ignore_errors=True)
@@ -176,6 +179,8 @@ def test_the_report_is_made_of_the_files_alone(command, study, tmp_path):
     assert "0.11 ± 0.0058 (0.0852 to 0.135) | 3 of 3 | holds | `verl-cov study run test --claim kept` |" in row
     assert "Both.\n\n| control | n | found | distance |\n" in text
     assert "| none | 3 | 0.800 ± 0.000 | - |\n| kl_cov | 3 | 0.910 ± 0.006 | - |\n" in text
+    table = text[text.index("Both.\n\n| control |") :].partition("\n\n###")[0]
+    assert other.read_text() == f"Before\n\n<!-- study test both -->\n\n{table}\n\n<!-- end -->\n\nafter\n"
     picture = output.parent / "study" / "test" / "fig11.png"
     same = picture.read_bytes()
     command("report", "-o", output)

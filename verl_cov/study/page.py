@@ -29,6 +29,8 @@ study run NAME` makes the files, and `verl-cov study status NAME` says how far i
 `recipes/study`. [Limits](limits.md) has what else a CPU cannot show.
 """
 
+END = "<!-- end -->"
+
 
 def write(output: Path, studies: Sequence[tuple[Protocol, Found]]) -> list[Path]:
     """Write the page, and its figures into a folder of the page's name beside it. Returns the paths."""
@@ -54,7 +56,26 @@ def write(output: Path, studies: Sequence[tuple[Protocol, Found]]) -> list[Path]
             )
     output.parent.mkdir(parents=True, exist_ok=True)
     files.write(output, "\n".join(parts).encode())
-    return [output, *written]
+    return [output, *written, *_embed(output.parent, studies)]
+
+
+def _embed(folder: Path, studies: Sequence[tuple[Protocol, Found]]) -> Iterator[Path]:
+    """Bring the tables in other pages of the folder up to date: what is between `<!-- study NAME TABLE -->` and
+    `<!-- end -->`. Yields the pages that change."""
+    tables = {
+        f"<!-- study {protocol.name} {table.name} -->": _numbers(protocol, table, found)
+        for protocol, found in studies
+        for table in protocol.tables
+    }
+    for path in sorted(folder.glob("*.md")):
+        text = new = path.read_text(encoding="utf-8")
+        for mark, table in tables.items():
+            before, there, rest = new.partition(mark)
+            if there and END in rest:
+                new = f"{before}{mark}\n\n{table}\n{END}{rest.partition(END)[2]}"
+        if new != text:
+            files.write(path, new.encode())
+            yield path
 
 
 def _study(protocol: Protocol, found: Found) -> Iterator[str]:
@@ -99,10 +120,14 @@ def _numbers(protocol: Protocol, table: Table, found: Found) -> str:
         f"| {table.by} | n | {' | '.join(table.statistics.values())} |",
         "|---|---|" + "---|" * len(table.statistics),
     ]
-    for level, results in protocol.by_level(table.by, table.runs, found.results).items():
+    levels = protocol.by_level(table.by, table.runs, found.results)
+    for level, results in levels.items():
+        if not results:
+            continue
         numbers = [_number(statistic, results) for statistic in table.statistics]
         rows.append(f"| {level} | {len(results)} | {' | '.join(numbers)} |")
-    return f"{table.says}\n\n" + "\n".join(rows) + "\n"
+    missing = [level for level, results in levels.items() if not results]
+    return f"{table.says}\n\n" + "\n".join(rows) + "\n" + (f"\nNo run yet: {', '.join(missing)}.\n" if missing else "")
 
 
 def _number(statistic: str, results: Sequence[Result]) -> str:
