@@ -13,7 +13,7 @@
 #SBATCH --output=slurm-%j.log
 #SBATCH --signal=B:TERM@120
 set -euo pipefail
-case ${1:---help} in -h | --help) awk 'NR > 1 { if (!/^# ?/ || /^#SBATCH/) exit; sub(/^# ?/, ""); print }' "$0"; exit 0 ;; esac
+case ${1:-none} in none | -h | --help) awk 'NR > 1 { if (!/^# ?/ || /^#SBATCH/) exit; sub(/^# ?/, ""); print }' "$0"; exit $(($# ? 0 : 2)) ;; esac
 [ -n "${SLURM_JOB_NODELIST:-}" ] || { echo "recipes/slurm.sh: this is for sbatch: sbatch --nodes N recipes/slurm.sh $*" >&2; exit 2; }
 port=${PORT:-6379} setup=${SETUP:-true}
 nodes=$SLURM_JOB_NUM_NODES

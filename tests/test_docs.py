@@ -129,7 +129,8 @@ def of_python(module: str, words: list[str]) -> str | None:
         return f"there is no module {module}"
     if not (ROOT / module.partition(".")[0]).is_dir():  # another package's
         return overridden(words)
-    source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+    path = ROOT / module.replace(".", "/")
+    source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
     return next((f"no option {word}" for word in words if word.startswith("--") and word[2:] not in source), None)
 
 

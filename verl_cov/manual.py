@@ -59,15 +59,15 @@ def docs(
     """Show the documentation of this installation: its pages, one of them, or where they are."""
     with terminal.one_line():
         found = pages()
-        name, _, heading = (page or "").partition("#")
-        name = name.removesuffix(".md")
+        name, mark, heading = (page or "").partition("#")
+        name = Path(name).name.removesuffix(".md").lower()
         if name and name not in found:
             raise ValueError(suggestions.unknown("page", name, found))
         if path:
             typer.echo(found[name] if name else folder())
         elif name:
             text = found[name].read_text(encoding="utf-8")
-            _show(section(text, heading) if heading else text)
+            _show(section(text, heading) if mark else text)
         else:
             _list(found)
 

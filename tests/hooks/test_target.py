@@ -19,11 +19,13 @@ from verl_cov.hooks import target
 from verl_cov.hooks.config import CovPolicyLossConfig
 from verl_cov.hooks.worker_state import WorkerState
 
-GOAL = dict(target_entropy=1.0, start=0.7, min=0.01, max=50.0)
+GOAL = dict(target_entropy=1.0, start=0.7, min=0.01, max=50.0, approach=0)
 HELD = {**KL, "cov_target": GOAL}
 ANNEALED = {**KL, "ppo_kl_coef": dict(start=0.8, end=0.2, over=3)}
 ZETA = dict(loss_mode="vanilla", cov_metrics="off", cov_weights={"repo": {"zeta": 0.05}})
-BONUS = dict(loss_mode="vanilla", cov_metrics="off", cov_target=dict(target_entropy=1.0, knob="entropy_coeff"))
+BONUS = dict(
+    loss_mode="vanilla", cov_metrics="off", cov_target=dict(target_entropy=1.0, knob="entropy_coeff", approach=0)
+)
 
 
 def without_entropy(rows):
@@ -47,7 +49,7 @@ CASES = {
     "clip_cov": Case(
         {**CLIP, "clip_cov_ratio": 0.02, "cov_target": dict(fraction=1.0, knob="ratio", rule="double_half")}
     ),
-    "weight": Case({**ZETA, "cov_target": dict(target_entropy=1.0, knob="repo.zeta")}),
+    "weight": Case({**ZETA, "cov_target": dict(target_entropy=1.0, knob="repo.zeta", approach=0)}),
     "annealed": Case(ANNEALED, seeds=(0, 1, 2, 3, 0)),
     "annealed, off, stopped": Case({**ANNEALED, "cov_metrics": "off"}, seeds=(0, 1, 2, 3, 0), stop_at=2),
     "bonus": Case(BONUS, seeds=(0, 1), entropy_coeff=0.02),
@@ -62,7 +64,7 @@ CASES = {
 def by_pi(seeds, start: float, goal: float = 1.0) -> list[float]:
     """The knob at each rollout, by the formula, from numpy's entropies."""
     errors = np.array([np.log(goal / expected(seed)["entropy"]) for seed in seeds])
-    return (start * np.exp(6 * errors + 1.5 * np.cumsum(np.clip(errors, -0.2, 0.2)))).tolist()
+    return (start * np.exp(6 * errors + 3 * np.cumsum(np.clip(errors, -0.2, 0.2)))).tolist()
 
 
 FIXED = {
@@ -139,7 +141,7 @@ def test_the_target_may_change_on_resumption(found):
     level = np.sum(np.clip([np.log(1 / expected(seed)["entropy"]) for seed in (0, 1)], -0.2, 0.2))
     error = np.log(0.6 / expected(2)["entropy"])
     assert logged(report, "knob")[2] == pytest.approx(
-        0.7 * np.exp(1.5 * (level + max(error, -0.2)) + 6 * error), rel=1e-5
+        0.7 * np.exp(3 * (level + max(error, -0.2)) + 6 * error), rel=1e-5
     )
 
 

@@ -48,7 +48,7 @@ def _no_watch(monkeypatch):
         ((HALF, "target.measure=sample"), ("target.measure='sample'", "did you mean sampled?")),
         ((HALF, "target.gain=0", "target.integral=0"), ("would never move",)),
         ((HALF, "target.approach=-1"), ("target.approach=-1 must be a whole number of rollouts", "0 for at once")),
-        ((HALF, "target.approach=2.5"), ("target.approach=2.5 must be a whole number",)),
+        ((HALF, "target.approach=2.5"), ("target.approach=2.5 must be a whole number of rollouts", "0 for at once")),
         ((HALF, "target.knob=ppo_kl_coeff"), ("target.knob=ppo_kl_coeff", "did you mean ppo_kl_coef?")),
         ((HALF, "target.knob=clip_cov_ratio"), ("a number of verl_cov.clip_cov", "use ppo_kl_coef or kl_cov_ratio")),
         ((HALF, "target.knob=ratio", "target.max=2"), ("target.max=2", "kl_cov_ratio is at most 0.05")),

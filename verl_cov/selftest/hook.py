@@ -207,7 +207,9 @@ def _fired(made: Engine) -> str | None:
 def _other_engine(name: str, module: str) -> str | None:
     if not installed(module):
         raise NotPossible(f"{name} is not installed here")
-    raise NotPossible(f"{name} is installed, but this test drives FSDP2 alone: docs/engines.md says what to look at")
+    raise NotPossible(
+        f"{name} is installed, but this test drives FSDP2 alone: verl-cov docs engines says what to look at"
+    )
 
 
 def _share(session: Session, made: Engine, folder: Path, full: bool) -> None:

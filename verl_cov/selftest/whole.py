@@ -55,6 +55,6 @@ def selftest(
     if here.rank == 0 and found is not None:
         result.show(found)
         if output is not None:
-            print(f"written: {output}; to send it, see docs/selftest.md")
+            print(f"written: {output}; to send it, see verl-cov docs selftest")
     session.leave(here)
     return 1 if here.failed else 0

@@ -92,8 +92,6 @@ class TargetSettings:
         for name in ("gain", "integral"):
             if not (is_number(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{NODE}.{name}={getattr(self, name)!r} must be a number of at least 0")
-        if not is_whole(self.approach):
-            raise ValueError(_NO_APPROACH.format(self.approach))
         if self.gain == self.integral == 0:
             raise ValueError(f"{NODE}.gain and {NODE}.integral are both 0: the knob would never move. Raise gain (6)")
         if self.min is not None and self.max is not None and self.min > self.max:
@@ -155,6 +153,8 @@ class TargetSettings:
                 raise ValueError(f"{NODE}.{name}={value!r} must be a number{_percent(value)}")
         if not is_whole(values.get("hold") or 0):
             raise ValueError(_NO_ROLLOUT.format(values["hold"]))
+        if not is_whole(values.get("approach", 0)):
+            raise ValueError(_NO_APPROACH.format(values["approach"]))
         for name in _WORDS:
             if not isinstance(values.get(name, ""), str):
                 raise ValueError(f"{NODE}.{name}={values[name]!r} must be a word, without which it has its default")
