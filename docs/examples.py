@@ -80,7 +80,7 @@ def shown(output: str, last: bool = False) -> str:
 def form(output: str) -> list[str]:
     """What of an output does not depend on the machine and the numbers: the words of its lines."""
     output = re.sub(r"\S*/\S*", " ", output)  # paths
-    output = "\n".join(line[:60] for line in output.splitlines())
+    output = "\n".join(line[:40] for line in output.splitlines())
     return [" ".join(re.findall(r"[A-Za-z]{2,}", line)) for line in output.splitlines() if line.strip()]
 
 
