@@ -8,9 +8,11 @@ run one after the other in one folder that has the demo's runs of docs/notebooks
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +27,9 @@ BLOCK = re.compile(
     r"^(?P<note><!-- (?:by hand|last lines) -->\n)?```console\n\$ (?P<command>.+)\n(?P<output>(?:.*\n)*?)```$",
     re.MULTILINE,
 )
+
+
+_MAIN = "import sys; sys.argv[0] = 'verl-cov'; from verl_cov.cli import main; main()"
 
 
 @dataclass(frozen=True)
@@ -48,20 +53,19 @@ def examples(text: str) -> list[Example]:
 
 def outputs(wanted: list[Example]) -> Iterator[tuple[Example, str]]:
     """Run the examples that are not by hand, in order; each with what it prints. Raises RuntimeError if one fails."""
-    from typer.testing import CliRunner
-
-    from verl_cov.cli import app
-
-    env = {"COLUMNS": str(COLUMNS), "VERL_PLATFORM": "cpu"}
+    # Processes of their own, with these variables alone: who runs them may have others.
+    env = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    env |= {"COLUMNS": str(COLUMNS), "TERM": "xterm", "VERL_PLATFORM": "cpu", "PYTHONPATH": str(HERE.parent)}
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         shutil.copytree(HERE / "notebooks" / "demo", "demo")
         places = {folder: "/home/me", str(HERE.parent): "/home/me/verl-cov", sys.prefix: "/home/me/.venv"}
         for example in wanted:
             if example.by_hand:
                 continue
-            done = CliRunner().invoke(app, example.words[1:], prog_name="verl-cov", env=env)
-            if done.exit_code not in (0, 1):  # 1: a check that says no
-                raise RuntimeError(f"{example.command}: {done.output}")
+            command = [sys.executable, "-c", _MAIN, *example.words[1:]]
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+            if done.returncode not in (0, 1):  # 1: a check that says no
+                raise RuntimeError(f"{example.command}: {done.stdout}{done.stderr}")
             printed = done.stdout
             for place, name in sorted(places.items(), key=lambda each: -len(each[0])):
                 printed = printed.replace(place, name)
