@@ -21,10 +21,10 @@ from verl_cov.core.metric_table import PREFIX
 from verl_cov.core.target.controller import TargetState, resumed, update
 from verl_cov.core.target.settings import BAND, Knob, TargetSettings
 from verl_cov.law.readers import read_metrics
+from verl_cov.study.statistics import SETTLED, first_within
 
 ROLLOUTS = 120
 JUMP = 60  # rollout at which the data change, in the case that they do
-SETTLED = 15  # rollouts after which the error counts
 HALF = 0.55  # nats, about half of the demo's first entropy
 LATE = 40  # last rollouts, in which a limit cycle is looked for
 
@@ -106,9 +106,7 @@ def simulate(plant: Plant, settings: TargetSettings | None, seed: int, forward: 
 
 def arrival(entropies: np.ndarray, target: float, start: int = 0) -> int:
     """Rollouts from `start` until the mean of five rollouts is within the band for the first time."""
-    means = np.convolve(entropies[start:], np.ones(5) / 5, mode="valid")
-    inside = np.abs(means - target) <= BAND * target
-    return int(np.argmax(inside)) if inside.any() else inside.size
+    return first_within(entropies[start:] / target - 1)
 
 
 def cycles(entropies: np.ndarray, target: float) -> bool:

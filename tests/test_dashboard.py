@@ -140,7 +140,7 @@ def test_a_real_prometheus_answers_each_query_of_a_real_run(monkeypatch, tmp_pat
 
     def ask(expression: str) -> list[Any]:
         query = urllib.parse.urlencode({"query": expression})
-        with opener.open(f"http://127.0.0.1:{port}/api/v1/query?{query}", timeout=10) as answer:
+        with opener.open(f"http://127.0.0.1:{port}/api/v1/query?{query}", timeout=60) as answer:
             return json.load(answer)["data"]["result"]
 
     try:

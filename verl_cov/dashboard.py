@@ -23,6 +23,7 @@ EXAMPLES = terminal.examples(
     "verl-cov dashboard grafana -o verl-cov.json", "verl-cov dashboard wandb -o workspace.py", "verl-cov dashboard list"
 )
 NAMESPACE = "rl_insight_monitor"
+_SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _KINDS = ("exploitation", "confirmation", "exploration", "correction")
 
 
@@ -83,6 +84,14 @@ PANELS = (
 )
 
 
+def by_row() -> dict[str, list[Panel]]:
+    """The panels of each section, in order."""
+    rows: dict[str, list[Panel]] = {}
+    for panel in PANELS:
+        rows.setdefault(panel.row, []).append(panel)
+    return rows
+
+
 def gauge(key: str) -> str:
     """A regular expression for the name that a key has in Prometheus."""
     name = f"{NAMESPACE}_{key.replace('/', '_')}"
@@ -91,19 +100,16 @@ def gauge(key: str) -> str:
 
 def grafana() -> dict[str, Any]:
     """A dashboard for Grafana 9 and later, to be imported; its data source is a variable."""
-    source = {"type": "prometheus", "uid": "${datasource}"}
     panels: list[dict[str, Any]] = []
-    rows = list(dict.fromkeys(panel.row for panel in PANELS))
     top = 0
-    for row in rows:
+    for row, inside in by_row().items():
         panels.append(_at({"type": "row", "title": row, "collapsed": False}, 0, top, 24, 1))
-        inside = [panel for panel in PANELS if panel.row == row]
         for index, panel in enumerate(inside):
             drawn = {
                 "type": "timeseries",
                 "title": panel.title,
                 "description": description(panel),
-                "datasource": source,
+                "datasource": _SOURCE,
                 "targets": [_target(key, chr(ord("A") + number)) for number, key in enumerate(panel.logged())],
                 "fieldConfig": {"defaults": {"custom": _look(panel), **({"max": 1} if panel.stacked else {})}},
                 "options": {"tooltip": {"mode": "multi"}},
@@ -152,10 +158,9 @@ def _target(key: str, letter: str) -> dict[str, Any]:
 
 
 def _variable(name: str, query: str) -> dict[str, Any]:
-    source = {"type": "prometheus", "uid": "${datasource}"}
     ways = {"refresh": 2, "multi": True, "includeAll": True, "allValue": ".*"}
     every = {"text": "All", "value": "$__all"}
-    return {"name": name, "type": "query", "datasource": source, "query": query, "current": every, **ways}
+    return {"name": name, "type": "query", "datasource": _SOURCE, "query": query, "current": every, **ways}
 
 
 def description(panel: Panel) -> str:
@@ -203,14 +208,12 @@ if __name__ == "__main__":
 
 def wandb(file: str = "workspace.py") -> str:
     """A script that makes a workspace in W&B: W&B takes templates from its own package only, not from files."""
-    rows = dict.fromkeys(panel.row for panel in PANELS)
     sections = {
         row: [
             {"title": panel.title, "keys": panel.logged(), "log": panel.log, "stacked": panel.stacked}
-            for panel in PANELS
-            if panel.row == row
+            for panel in panels
         ]
-        for row in rows
+        for row, panels in by_row().items()
     }
     return _WORKSPACE.format(sections=json.dumps(sections, indent=1), file=file)
 

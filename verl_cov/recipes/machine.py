@@ -19,6 +19,8 @@ from verl_cov.recipes.memory import GB, STATE_BYTES, Estimate, of_config, on_cpu
 from verl_cov.tasks import smollm2
 from verl_cov.terminal import counted
 
+_CLUSTERS = "verl-cov docs launchers#a-ray-cluster"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -235,8 +237,8 @@ def _gpus(config: DictConfig) -> Iterator[Finding]:
         yield Finding(
             "GPUs",
             True,
-            f"{nodes} nodes of {counted(per_node, 'GPU')} need a Ray cluster: start one and submit (verl-cov docs "
-            "launchers#a-ray-cluster), or give recipe/scale=node8 or gpu1",
+            f"{nodes} nodes of {counted(per_node, 'GPU')} need a Ray cluster: start one and submit ({_CLUSTERS}), "
+            "or give recipe/scale=node8 or gpu1",
         )
     else:
         have = torch.cuda.device_count()
@@ -266,19 +268,14 @@ def _cluster(per_node: int, nodes: int) -> Finding:
         ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError) as error:
         return Finding(
-            "GPUs",
-            True,
-            f"no Ray cluster answers ({' '.join(str(error).split())[:120]}): start one (verl-cov docs "
-            "launchers#a-ray-cluster)",
+            "GPUs", True, f"no Ray cluster answers ({' '.join(str(error).split())[:120]}): start one ({_CLUSTERS})"
         )
     try:
         able = sum(node["Alive"] and node["Resources"].get("GPU", 0) >= per_node for node in ray.nodes())
     finally:
         ray.shutdown()
     text = f"nodes of the Ray cluster with {counted(per_node, 'GPU')}: {able} of {nodes}"
-    return Finding(
-        "GPUs", able < nodes, text + (": add workers (verl-cov docs launchers#a-ray-cluster)" if able < nodes else "")
-    )
+    return Finding("GPUs", able < nodes, text + (f": add workers ({_CLUSTERS})" if able < nodes else ""))
 
 
 def _host_memory(need: float, what: str) -> Iterator[Finding]:

@@ -99,7 +99,12 @@ def rows_of(case: str, rows: int, rank: int, ranks: int) -> slice:
 
 def selected(tokens: Tokens, control: selection.Control, group: ProcessGroup | None) -> selection.Selected:
     """This rank's part of the selection, by the identity that the hooks take. Every rank must call it."""
-    ids = identities(tokens, group)
+    return _selected(tokens, identities(tokens, group), control, group)
+
+
+def _selected(
+    tokens: Tokens, ids: Tensor, control: selection.Control, group: ProcessGroup | None
+) -> selection.Selected:
     return selection.select_tokens(
         tokens.log_prob, tokens.advantage, tokens.valid, lambda at: ids[at], control, group=group
     )
@@ -273,9 +278,7 @@ def never_waits(session: Session, size: int) -> str | None:
     inputs, chosen = loss_inputs((64, 512), torch.float32, session.device)
     with waiting_raises(session.device):
         for control in CONTROLS.values():
-            selection.select_tokens(
-                mine.log_prob, mine.advantage, mine.valid, lambda at: ids[at], control, group=session.group
-            )
+            _selected(mine, ids, control, session.group)
         for call in our_losses(inputs, chosen).values():
             call().backward()
     if not session.on_cuda:

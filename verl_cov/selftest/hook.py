@@ -170,9 +170,10 @@ def agrees(session: Session, made: Engine, name: str, layout: Any) -> str | None
 
 
 def _numbers(share: list[dict[str, Any]]) -> set[int]:
-    """The rows of a rank that have a token; of rows alike (4 and 5) the last."""
-    known = {row["old_log_prob"].tobytes(): row for row in share if row["index"] >= 0}
-    return {row["index"] for row in known.values() if row["mask"].any()}
+    """The rows of a rank that have a token, as what watches the losses knows them."""
+    from verl_cov.selftest.watch import rows_by_content
+
+    return {row["index"] for row in rows_by_content(share).values() if row["mask"].any()}
 
 
 def _alike(tokens: Any) -> Counter[tuple[int, int]]:

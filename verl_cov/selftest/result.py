@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 FIELDS: dict[str, Any] = {"format": int, "verl_cov": str, "date": str, "seconds": (int, float)}
 FIELDS |= {"versions": dict, "hardware": dict, "checks": list, "timings": list}
-OUTCOMES = ("passed", "failed", "not possible")
 STYLES = {"passed": "green", "failed": "bold red", "not possible": "dim"}
+OUTCOMES = tuple(STYLES)
 
 Result = dict[str, Any]
 

@@ -41,6 +41,11 @@ class Seen:
     hidden: Tokens = field(default_factory=set)
 
 
+def rows_by_content(share: list[dict[str, Any]]) -> dict[bytes, dict[str, Any]]:
+    """The real rows of a rank by the bytes of their old log-probs; of rows alike (4 and 5) the last."""
+    return {row["old_log_prob"].tobytes(): row for row in share if row["index"] >= 0}
+
+
 @contextmanager
 def watched(loss_mode: str, share: list[dict[str, Any]]) -> Iterator[Seen]:
     """Within this block, looks on at every call of the policy loss ``loss_mode`` on a rank that has the rows ``share``.
@@ -49,7 +54,7 @@ def watched(loss_mode: str, share: list[dict[str, Any]]) -> Iterator[Seen]:
     """
     from verl.trainer.ppo import core_algos
 
-    known = {row["old_log_prob"].tobytes(): row for row in share if row["index"] >= 0}
+    known = rows_by_content(share)
     original, seen = core_algos.POLICY_LOSS_REGISTRY[loss_mode], Seen()
 
     def look_on(*args: Any, **kwargs: Any) -> Any:

@@ -38,6 +38,7 @@ def write(output: Path, studies: Sequence[tuple[Protocol, Found]]) -> list[Path]
 
     written = []
     parts = [HEAD]
+    tables: dict[str, str] = {}  # by the mark that other pages have for them
     for protocol, found in studies:
         parts += _study(protocol, found)
         for figure in protocol.figures:
@@ -47,7 +48,9 @@ def write(output: Path, studies: Sequence[tuple[Protocol, Found]]) -> list[Path]
                 parts.append(f"![{figure.says}]({path.relative_to(output.parent)})\n\n{figure.says}\n")
             else:
                 parts.append(f"No run yet for: {figure.says}\n")
-        parts += (_numbers(protocol, table, found) for table in protocol.tables)
+        own = {f"<!-- study {protocol.name} {one.name} -->": _numbers(protocol, one, found) for one in protocol.tables}
+        tables |= own
+        parts += own.values()
         if protocol.settings:
             parts.append(f"### How the runs of {protocol.name} were made\n\n" + _listed(protocol.settings))
         if protocol.tried:
@@ -56,17 +59,14 @@ def write(output: Path, studies: Sequence[tuple[Protocol, Found]]) -> list[Path]
             )
     output.parent.mkdir(parents=True, exist_ok=True)
     files.write(output, "\n".join(parts).encode())
-    return [output, *written, *_embed(output.parent, studies)]
+    return [output, *written, *_embed(output.parent, tables)]
 
 
-def _embed(folder: Path, studies: Sequence[tuple[Protocol, Found]]) -> Iterator[Path]:
-    """Bring the tables in other pages of the folder up to date: what is between `<!-- study NAME TABLE -->` and
-    `<!-- end -->`. Yields the pages that change."""
-    tables = {
-        f"<!-- study {protocol.name} {table.name} -->": _numbers(protocol, table, found)
-        for protocol, found in studies
-        for table in protocol.tables
-    }
+def _embed(folder: Path, tables: Mapping[str, str]) -> Iterator[Path]:
+    """Bring the tables in other pages of the folder up to date: what is between the mark of a table and `END`.
+
+    tables: by their marks, `<!-- study NAME TABLE -->`. Yields the pages that change.
+    """
     for path in sorted(folder.glob("*.md")):
         text = new = path.read_text(encoding="utf-8")
         for mark, table in tables.items():

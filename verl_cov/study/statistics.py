@@ -200,9 +200,13 @@ def target_error(result: Result) -> float:
 
 def target_settled(result: Result) -> float:
     """Rollouts until the mean of five is within the band for the first time; all of them if it never is."""
-    means = np.convolve(_target(result)[0], np.ones(5) / 5, mode="valid")
-    inside = np.abs(means) <= BAND
-    return float(np.argmax(inside)) if inside.any() else float(inside.size)
+    return float(first_within(_target(result)[0]))
+
+
+def first_within(apart: Array) -> int:
+    """Rollouts until the mean of five relative distances is within the band for the first time; all if it never is."""
+    inside = np.abs(np.convolve(apart, np.ones(5) / 5, mode="valid")) <= BAND
+    return int(np.argmax(inside)) if inside.any() else inside.size
 
 
 def target_swings(result: Result) -> float:

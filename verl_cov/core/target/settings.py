@@ -92,6 +92,8 @@ class TargetSettings:
         for name in ("gain", "integral"):
             if not (is_number(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{NODE}.{name}={getattr(self, name)!r} must be a number of at least 0")
+        if self.approach < 0:
+            raise ValueError(_NO_APPROACH.format(self.approach))
         if self.gain == self.integral == 0:
             raise ValueError(f"{NODE}.gain and {NODE}.integral are both 0: the knob would never move. Raise gain (6)")
         if self.min is not None and self.max is not None and self.min > self.max:
