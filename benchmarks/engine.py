@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.timing import table
 from tests.hooks import engine, test_invariance, test_weights
 from tests.hooks.engine import Layout
+from verl_cov.core.controls import catalogue
 from verl_cov.selftest import engine as driver
 from verl_cov.selftest import hook, session, speed
 
@@ -21,14 +22,19 @@ VARIANTS = test_invariance.VARIANTS
 
 
 def share(model: Path) -> str:
-    """Share of our hooks in an optimizer step, one process, a Qwen2 of 0.1 M and one of 5 M parameters."""
+    """Share of our hooks in an optimizer step, one process, a Qwen2 of 0.2 M and one of 6.4 M parameters; controls by
+    weight with the small one alone, where the share is largest."""
     variants = {f"{name}, metrics off": {**fields, "cov_metrics": "off"} for name, fields in VARIANTS.items()}
     for level in ("basic", "full"):
         variants[f"kl_cov, old, metrics {level}"] = {**VARIANTS["kl_cov, old"], "cov_metrics": level}
         variants[f"vanilla, metrics {level}"] = dict(loss_mode="vanilla", cov_metrics=level)
+    weights = {
+        f"vanilla, {name}, metrics off": dict(loss_mode="vanilla", cov_metrics="off", cov_weights={name: {}})
+        for name in catalogue.CONTROLS
+    }
     rows = []
-    for hidden, layers in ((64, 2), (256, 6)):
-        for variant, fields in variants.items():
+    for hidden, layers, these in ((64, 2, variants | weights), (256, 6, variants)):
+        for variant, fields in these.items():
             found = _in_process(model, hidden, layers, fields)
             hook, update = found["hook"], found["update"]
             parameters = f"{found['parameters'] / 1e6:.1f} M"

@@ -118,7 +118,7 @@ def _step(loss: Callable[[], Tensor]) -> None:
 
 # --- through verl -----------------------------------------------------------------------------------------------------
 
-LOSSES = ("vanilla", "clip_cov", "verl_cov.clip_cov", "kl_cov", "verl_cov.kl_cov")
+LOSSES = ("vanilla", "clip_cov", "verl_cov.clip_cov", "kl_cov", "verl_cov.kl_cov", "verl_cov.ce_gppo")
 
 
 def loss_calls(shape: tuple[int, int], device: str) -> dict[str, Call]:
