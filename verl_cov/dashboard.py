@@ -223,7 +223,11 @@ def dashboard(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The file; else it is printed.")] = None,
 ) -> None:
     """Write panels of verl-cov's metrics: a dashboard for Grafana (verl's rl_insight logger), or a W&B workspace."""
+    from verl_cov.law import files
+
     with terminal.one_line():
+        if output is not None:
+            files.check_output(output)
         if kind == "grafana":
             text = json.dumps(grafana(), indent=1) + "\n"
         elif kind == "wandb":
@@ -233,5 +237,5 @@ def dashboard(
         if output is None:
             typer.echo(text, nl=False)
             return
-        output.write_text(text, encoding="utf-8")
+        files.write(output, text.encode())
         typer.echo(f"written: {output}")

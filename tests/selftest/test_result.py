@@ -91,7 +91,7 @@ def test_a_failure_is_exit_code_1_and_bad_input_2(monkeypatch, tmp_path):
     for options, words in (
         (["--device", "tpu"], "--device tpu: it must be auto, cpu or cuda"),
         (["--levels", "core,hooks"], "--levels hooks: there are core,hook,train"),
-        (["-o", str(tmp_path / "no" / "x.json")], "there is no such folder"),
+        (["-o", str(tmp_path / "no" / "x.json")], "give a file in a folder that exists"),
     ):
         refused = runner.invoke(app, ["selftest", *options])
         assert refused.exit_code == 2

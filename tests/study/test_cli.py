@@ -30,6 +30,7 @@ def command(make, tmp_path):
     path = make()
 
     def invoke(word: str, *words: str):
+        (tmp_path / "data").mkdir(exist_ok=True)
         places = ["--protocols", path.parent, "--data", tmp_path / "data"]
         places += ["--runs", tmp_path / "runs"] if word in ("run", "status") else []
         return CliRunner().invoke(app, ["study", word, *map(str, [*words, *places])], env={"COLUMNS": "200"})
@@ -222,6 +223,64 @@ def test_bad_input_is_one_line_and_code_2(command, words, says):
     assert done.exit_code == 2
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("word", ["list", "status", "report", "run"])
+def test_a_folder_that_is_not_there_is_one_line_that_names_the_option(make, tmp_path, word, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    study = [] if word == "list" else ["test"]
+    for option in ("--protocols", "--data"):
+        if (word, option) == ("run", "--data"):
+            continue  # it is written to
+        done = CliRunner().invoke(app, ["study", word, *study, "--protocols", str(make().parent), option, "no/where"])
+        assert done.exit_code == 2
+        assert done.stderr == f"verl-cov: {option} no/where: there is no such folder\n"
+    assert not list((tmp_path / "docs").iterdir())
+
+
+def test_outside_a_checkout_it_is_said_where_was_looked(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    monkeypatch.setattr(protocol, "FOLDER", nothing)  # as in a wheel
+    for words in (["list"], ["status", "test"], ["report"], ["run", "test"]):
+        done = CliRunner().invoke(app, ["study", *words])
+        assert done.exit_code == 2
+        assert len(done.stderr.splitlines()) == 1
+        if words != ["report"]:
+            assert f"there are no studies in {nothing}: give --protocols FOLDER" in done.stderr
+    assert (
+        "-o docs/study.md: give a file in a folder that exists" in CliRunner().invoke(app, ["study", "report"]).stderr
+    )
+    for words in (["list"], ["status", "test"], ["report", "-o", "page.md"]):
+        done = CliRunner().invoke(app, ["study", *words, "--protocols", str(make().parent)])
+        assert done.exit_code == 0, done.output
+        assert f"no results in {tmp_path}/docs/study/data: `verl-cov study run " in done.stderr
+        assert "--data FOLDER" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["study", "report", "test", "-o", "no/page.md"],
+        ["dashboard", "grafana", "-o", "no/board.json"],
+        ["selftest", "--device", "cpu", "-o", "no/x.json"],
+        ["fit", "--example", "-o", "no/law.json"],
+        ["report", "--example", "-o", "no/report.html"],
+        ["plot", "--example", "-o", "no/law.png"],
+        ["data", "prepare", "gsm8k", "--from", "sample", "-o", "no/data"],
+    ],
+)
+def test_no_output_makes_a_folder_on_the_way(make, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    words = [*words, *(["--protocols", str(make().parent)] if words[0] == "study" else [])]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("verl-cov: -o no/")
+    assert "that exists" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_damaged_protocol_is_one_line(command, tmp_path):

@@ -9,9 +9,10 @@ from pathlib import Path
 PICTURES = (".png", ".pdf", ".svg")
 
 
-def check_output(output: Path, endings: Sequence[str], inputs: Sequence[Path] = ()) -> None:
-    """Raise ValueError unless `output` can be written and is none of the inputs."""
-    if output.suffix.lower() not in endings:
+def check_output(output: Path, endings: Sequence[str] = (), inputs: Sequence[Path] = ()) -> None:
+    """Raise ValueError unless `output` can be written and is none of the inputs. endings: the ones to choose from, if
+    they matter."""
+    if endings and output.suffix.lower() not in endings:
         raise ValueError(f"-o {output}: give a file that ends with {', '.join(endings)}")
     if not output.parent.is_dir() or output.is_dir():
         raise ValueError(f"-o {output}: give a file in a folder that exists")

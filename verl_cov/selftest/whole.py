@@ -26,8 +26,8 @@ def selftest(
     """
     if unknown := set(levels) - set(LEVELS):
         raise ValueError(f"--levels {','.join(sorted(unknown))}: there are {','.join(LEVELS)}")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise ValueError(f"-o {output}: there is no such folder")
+    if output is not None and (output.is_dir() or not output.parent.is_dir()):
+        raise ValueError(f"-o {output}: give a file in a folder that exists")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     started = time.monotonic()
     here = session.start(device)

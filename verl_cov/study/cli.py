@@ -26,7 +26,9 @@ def _names(incomplete: str) -> list[str]:
 
 Study = Annotated[str, typer.Argument(help="A study of recipes/study, or the file of one.", autocompletion=_names)]
 Protocols = Annotated[Path | None, typer.Option(help="Folder of studies; else recipes/study of this checkout.")]
-DataFolder = Annotated[Path, typer.Option(help="Folder of the results, NAME/RUN.csv.gz.")]
+DATA, RUNS, TOY = Path("docs/study/data"), Path("runs/study"), Path("runs/cache")
+_DATA_HELP = "Folder of the results, NAME/RUN.csv.gz."
+DataFolder = Annotated[Path | None, typer.Option(help=_DATA_HELP, show_default=str(DATA))]
 Runs = Annotated[Path, typer.Option(help="Folder of trainings.")]
 Toy = Annotated[Path, typer.Option(help="Folder of the tiny models and the toy tasks.", envvar="VERL_COV_TOY")]
 Sets = Annotated[Path, typer.Option("--sets", help="Folder that `verl-cov data prepare -o` wrote to.")]
@@ -36,20 +38,20 @@ Claims = Annotated[
     list[str] | None, typer.Option("--claim", help="Only the runs of this claim; may be given several times.")
 ]
 
-DATA, RUNS, TOY = Path("docs/study/data"), Path("runs/study"), Path("runs/cache")
-
 
 @app.command("list", epilog=terminal.examples("verl-cov study list"))
-def list_studies(protocols: Protocols = None, data: DataFolder = DATA, as_json: AsJson = False) -> None:
+def list_studies(protocols: Protocols = None, data: DataFolder = None, as_json: AsJson = False) -> None:
     """Which studies there are, what they are about, and how many of their runs are done."""
     from rich.table import Table
 
-    from verl_cov.study import protocol, results
+    from verl_cov.study import results
 
-    folder = protocols or protocol.FOLDER
     with terminal.one_line():
-        studies = [protocol.load(name, folder) for name in protocol.names(folder)]
-        done = [len(results.find(data, study).results) for study in studies]
+        studies = _load_all(protocols)
+        place = _folder("--data", data, DATA)
+        done = [len(results.find(place, study).results) for study in studies]
+    if not any(done):
+        _say_none(place, "NAME")
     if as_json:
         listed = [
             {"name": one.name, "version": one.version, "about": one.about, "runs": len(one.cells), "done": number}
@@ -70,7 +72,7 @@ def run(
     at_most: Annotated[int | None, typer.Option("--at-most", min=1, help="Stop after so many runs.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show verl's log instead of the progress.")] = False,
     protocols: Protocols = None,
-    data: DataFolder = DATA,
+    data: Annotated[Path, typer.Option(help=f"{_DATA_HELP} It is made.")] = DATA,
     runs: Runs = RUNS,
     toy: Toy = TOY,
     sets: Sets = Path("data"),
@@ -105,7 +107,7 @@ def run(
 def status(
     study: Study,
     protocols: Protocols = None,
-    data: DataFolder = DATA,
+    data: DataFolder = None,
     runs: Runs = RUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -115,8 +117,11 @@ def status(
 
     with terminal.one_line():
         protocol = _load(study, protocols)
-        found = results.find(data, protocol)
-        missing = state.states(protocol, found, runner.Places(data, runs, TOY, Path("data")))
+        place = _folder("--data", data, DATA)
+        found = results.find(place, protocol)
+        missing = state.states(protocol, found, runner.Places(place, runs, TOY, Path("data")))
+    if not found.results:
+        _say_none(place, study)
     if as_json:
         typer.echo(json.dumps(state.as_json(protocol, found, missing), indent=1))
         return
@@ -132,20 +137,24 @@ def report(
     studies: Annotated[list[str] | None, typer.Argument(help="Studies; else all that are for the report.")] = None,
     output: Output = Path("docs/study.md"),
     protocols: Protocols = None,
-    data: DataFolder = DATA,
+    data: DataFolder = None,
 ) -> None:
     """Write docs/study.md, a row a claim, and every figure, from the results alone."""
-    from verl_cov.study import page, protocol, results
+    from verl_cov.law import files
+    from verl_cov.study import page, results
 
     with terminal.one_line():
-        folder = protocols or protocol.FOLDER
-        read = [_load(name, protocols) for name in studies or protocol.names(folder)]
-        wanted = [one for one in read if studies or one.reported]
-        found = [results.find(data, one) for one in wanted]
+        files.check_output(output, (".md",))
+        wanted = [_load(name, protocols) for name in studies or ()]
+        wanted = wanted or [one for one in _load_all(protocols) if one.reported]
+        place = _folder("--data", data, DATA)
+        found = [results.find(place, one) for one in wanted]
         with terminal.working("writing the report"):
             written = page.write(output, list(zip(wanted, found, strict=True)))
     for path in written:
         typer.echo(f"written: {path}")
+    if not any(one.results for one in found):
+        _say_none(place, "NAME")
     for one in found:
         for problem in one.problems:
             typer.echo(f"verl-cov: left out: {problem}", err=True)
@@ -154,4 +163,27 @@ def report(
 def _load(name: str, folder: Path | None) -> Protocol:
     from verl_cov.study import protocol
 
-    return protocol.load(name, folder or protocol.FOLDER)
+    return protocol.load(name, _folder("--protocols", folder, protocol.FOLDER))
+
+
+def _load_all(folder: Path | None) -> list[Protocol]:
+    """All studies of the folder. Raises ValueError if there are none."""
+    from verl_cov.study import protocol
+
+    place = _folder("--protocols", folder, protocol.FOLDER)
+    if not protocol.names(place):
+        raise ValueError(f"there are no studies in {place}: give --protocols FOLDER, with a NAME.yaml for each")
+    return [protocol.load(name, place) for name in protocol.names(place)]
+
+
+def _folder(option: str, given: Path | None, default: Path) -> Path:
+    """The folder of an option. Raises ValueError if one is given that is not there."""
+    if given is not None and not given.is_dir():
+        raise ValueError(f"{option} {given}: there is no such folder")
+    return given or default
+
+
+def _say_none(data: Path, study: str) -> None:
+    """Say that there are no results, and where they were looked for."""
+    made = f"`verl-cov study run {study}` makes them, and --data FOLDER names another place"
+    typer.echo(f"verl-cov: no results in {data.absolute()}: {made}", err=True)

@@ -57,7 +57,6 @@ def write(output: Path, studies: Sequence[tuple[Protocol, Found]]) -> list[Path]
             parts.append(
                 f"### What was tried before {protocol.name}\n\n" + "".join(f"- {one}\n" for one in protocol.tried)
             )
-    output.parent.mkdir(parents=True, exist_ok=True)
     files.write(output, "\n".join(parts).encode())
     return [output, *written, *_embed(output.parent, tables)]
 

@@ -144,7 +144,7 @@ def load(name: str, folder: Path = FOLDER) -> Protocol:
     path = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
     if not path.is_file():
         if not names(folder):
-            raise ValueError(f"there are no studies in {folder}: give the file of one, such as my.yaml")
+            raise ValueError(f"there are no studies in {folder}: give --protocols FOLDER, or the file of one")
         raise ValueError(unknown("study", name, names(folder)))
     return read(path)
 

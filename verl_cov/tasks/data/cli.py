@@ -90,6 +90,8 @@ def prepare(
     console = terminal.console()
     with terminal.one_line():
         datasets = _sets(names)
+        if not output.parent.is_dir():
+            raise ValueError(f"-o {output}: give a folder in one that exists")
     failures = []
     # Evaluation sets first: training sets are compared with them.
     for dataset in sorted(datasets, key=lambda dataset: dataset.split == "train"):
