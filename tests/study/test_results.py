@@ -12,7 +12,7 @@ from scipy import stats
 
 from tests.study.conftest import keep, trained
 from verl_cov.law import points
-from verl_cov.law.readers import merge
+from verl_cov.law.readers import find_runs, merge, read_metrics
 from verl_cov.study import protocol, results, verdicts
 from verl_cov.study.result import Result
 from verl_cov.study.results import OtherProtocol
@@ -36,6 +36,18 @@ def test_a_run_comes_back_as_it_was_logged(study, tmp_path):
     keep(tmp_path, study, cell)
     assert path.read_bytes() == same
     assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_the_law_reads_a_result_as_any_other_log(study, tmp_path):
+    paths = [keep(tmp_path, study, cell) for cell in study.cells[:3]]
+    found = find_runs(tmp_path)
+    assert found == [
+        (cell.name, [path]) for cell, path in sorted(zip(study.cells, paths, strict=False), key=lambda one: one[1])
+    ]
+    for name, [path] in found:
+        run, cell = read_metrics(path), next(cell for cell in study.cells if cell.name == name)
+        assert run.records == results.read(tmp_path, study, cell).run.records
+    assert points(run, "x").score_key == "val-cov/acc/sample_weighted"
 
 
 def rewritten(path, change):

@@ -12,7 +12,6 @@ import gzip
 import io
 import json
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from verl_cov.law import files
-from verl_cov.law.readers import Run, merge
+from verl_cov.law.readers import Run, open_log, read_metrics
 from verl_cov.study.protocol import Cell, Protocol
 from verl_cov.study.result import Result
 
@@ -83,10 +82,10 @@ def read(folder: Path, protocol: Protocol, cell: Cell) -> Result | None:
         return None
     again = f"`verl-cov study run {protocol.name}` makes it again"
     try:
-        head, run = _parse(gzip.decompress(path.read_bytes()).decode())
+        head, run = _parse(path)
         name, levels, seconds = str(head["run"]), dict(head["levels"]), float(head["seconds"])
         made_by = (head["study"], head["version"], head["protocol"])
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise Damaged(f"{path} is damaged ({reason}): {again}") from None
     if made_by != (protocol.name, protocol.version, protocol.digest):
@@ -100,20 +99,15 @@ def read(folder: Path, protocol: Protocol, cell: Cell) -> Result | None:
     return Result(name, levels, seconds, head.get("parameters"), run)
 
 
-def _parse(text: str) -> tuple[Mapping[str, Any], Run]:
+def _parse(path: Path) -> tuple[Mapping[str, Any], Run]:
     """The head and the metrics. Raises ValueError for anything else."""
-    first, _, rest = text.partition("\n")
-    head = json.loads(first)
+    with open_log(path) as file:
+        head = json.loads(file.readline())
     if not isinstance(head, dict):
         raise ValueError("its first line is no JSON object")
-    rows = list(csv.reader(io.StringIO(rest)))
-    if not rows or rows[0][:1] != ["step"] or any(len(row) != len(rows[0]) for row in rows):
-        raise ValueError("it has no table with a step column")
-    records: list[tuple[int, dict[str, object]]] = [
-        (int(row[0]), {key: float(value) for key, value in zip(rows[0][1:], row[1:], strict=True) if value})
-        for row in rows[1:]
-    ]
-    run = merge(records)
+    run = read_metrics(path)
+    if run.damaged:
+        raise ValueError(run.damage)
     if not run.steps.size or int(run.steps[-1]) != head["steps"]:
         raise ValueError(f"it does not reach its step {head['steps']}")
     return head, run

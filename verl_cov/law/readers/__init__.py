@@ -5,10 +5,13 @@
 | W&B's local run                       | its first bytes                      | `wandb`           |
 | TensorBoard's event files             | its first record                     | `tensorboard`     |
 | trainer_state.json, as TRL leaves it  | its history, within the first 64 KiB | `trainer_state`   |
-| verl's `file` logger, flat JSON lines | a JSON object in the first 20 lines  | `jsonl`           |
 | CSV, W&B's export of a chart          | a step column in the first line      | `table`           |
+| a result of `verl-cov study`          | the same below a line of JSON        | `table`           |
+| verl's `file` logger, flat JSON lines | a JSON object in the first 20 lines  | `jsonl`           |
 | verl's `console` logger               | anything else                        | `console, dashes` |
 | dictionaries that trainers print      | anything else                        | `console, dicts`  |
+
+All but the first two may be packed by gzip (`packed`).
 
 What the numbers mean, whatever the format (verl 0.9.1, trainer/ppo/v1/trainer_base.py): at step n `actor/entropy` and
 `critic/score/mean` describe the policy *before* update n (its rollouts), and `val-*` the policy *after* it; step 0
@@ -25,6 +28,7 @@ from verl_cov.law.readers import console, jsonl, table, tensorboard, trainer_sta
 from verl_cov.law.readers.find import find, find_runs, log_files
 from verl_cov.law.readers.gather import LeftOut, no_log
 from verl_cov.law.readers.jsonl import parse_line
+from verl_cov.law.readers.packed import damage, is_packed, open_log
 from verl_cov.law.readers.run import (
     AVERAGE_KEY,
     DETECTED,
@@ -56,6 +60,7 @@ __all__ = [
     "find_runs",
     "log_files",
     "no_log",
+    "open_log",
     "parse_line",
     "pick_score",
     "read_metrics",
@@ -93,6 +98,8 @@ def _records(files: list[Path], progress: Callable[[int, int], None], step_key: 
         def tell(done: int, before: int = before, size: int = size) -> None:
             progress(before + min(done, size), total)  # a file that is still being written grows meanwhile
 
+        if why := damage(table.split_run(file)[0]):
+            yield Aside(damage=f"{file.name}: {why}")
         yield from _file(file, tell, step_key)
         before += size
         progress(before, total)
@@ -100,19 +107,21 @@ def _records(files: list[Path], progress: Callable[[int, int], None], step_key: 
 
 def _file(path: Path, tell: Tell, step_key: str | None) -> Records:
     path, run = table.split_run(path)
-    with path.open("rb") as file:
+    with open_log(path) as file:
         head = file.read(1 << 16)
+    if is_packed(path) and (wandb.recognises(head) or tensorboard.recognises(head)):
+        raise NoPoints(f"{path} is packed: unpack it with gunzip")
     if wandb.recognises(head):
         return wandb.records(path, tell, step_key)
     if tensorboard.recognises(head):
         return _by(step_key, tensorboard.records(path, tell), path)
     if trainer_state.recognises(head):
         return trainer_state.records(path, tell, step_key)
+    if table.recognises(head, step_key):
+        return table.records(path, tell, run, step_key)
     # A console log can begin with a configuration in JSON.
     if jsonl.recognises(head) and (jsonl.is_log(head) or not console.has_record(path, dictionaries=False)):
         return jsonl.records(path, tell, step_key)
-    if table.recognises(head, step_key):
-        return table.records(path, tell, run, step_key)
     if columns := table.stepless(head):
         asked = f"no step {step_key!r}" if step_key is not None else "no step"
         raise NoPoints(f"{asked} among the columns of {path}: choose one with --step-key: {', '.join(columns)}")

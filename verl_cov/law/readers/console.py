@@ -18,13 +18,14 @@ from pathlib import Path
 
 from verl_cov.law.readers import dashes, dicts
 from verl_cov.law.readers.lines import lines
+from verl_cov.law.readers.packed import open_log
 from verl_cov.law.readers.run import Records, Tell
 
 
 def records(path: Path, tell: Tell) -> Records:
     """The records of one log, each followed by None if a part of it could not be read."""
     verl, others = dashes.Dashes(), dicts.Dictionaries()
-    with path.open("rb") as file:
+    with open_log(path) as file:
         for line, ended in lines(file, tell):
             if not verl.feed(line, ended) and not verl.found:
                 others.feed(line, ended)
@@ -42,7 +43,7 @@ def has_record(path: Path, within: int = 64 << 20, dictionaries: bool = True) ->
         nonlocal position
         position = done
 
-    with path.open("rb") as file:
+    with open_log(path) as file:
         for line, _ in lines(file, tell):
             if position > within:
                 return False

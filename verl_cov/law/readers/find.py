@@ -15,6 +15,8 @@ names of their own are runs of their own in all formats, but not if only the end
 | *.csv, *.tsv with a step column                    | a file, or a column | the file's, or the column's     |
 | *.log, *.out, *.txt of the console                 | a file              | the file's (train.log: folder)  |
 
+Each of them but TensorBoard's and W&B's may be packed by gzip (`.gz`); beside its own unpacked file it does not count.
+
 Whatever is passed over is said, with the reason: a folder or a log file without a record, a log in another format below
 that of a run, what cannot be read, what lies too deep. Folders whose name begins with a dot are not looked into.
 """
@@ -29,6 +31,7 @@ from pathlib import Path
 
 from verl_cov.law.readers import console, jsonl, table, tensorboard, trainer_state, wandb
 from verl_cov.law.readers.gather import FoundRun, LeftOut, add, distinct_names, in_folder, no_log, wandb_run
+from verl_cov.law.readers.packed import open_log, stem, unpacked, without_copies
 from verl_cov.law.readers.run import NoLog
 
 METRICS = "metrics.jsonl"
@@ -136,12 +139,12 @@ class _Search:
         try:
             entries = sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path.name))
             folders = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
-            files = [path for path in entries if path.is_file()]
+            files = without_copies([path for path in entries if path.is_file()])
         except OSError as error:
             return self._leave(folder, _reason(error))
         said = len(self.left_out)
         for path in entries:
-            if path.is_symlink() and not path.exists() and path.suffix in _ENDINGS:
+            if path.is_symlink() and not path.exists() and unpacked(path).suffix in _ENDINGS:
                 self._leave(path, "a link that leads nowhere")
         before = len(self.runs)
         own = next((form for form in _FORMATS if self._take(form, folder, files, above)), None)
@@ -161,7 +164,7 @@ class _Search:
             elif not _only_pictures(inner):
                 silent.append(inner)
         if above is None and not whole:
-            looked = [path.name for path in files if path.suffix in _ENDINGS]
+            looked = [path.name for path in files if unpacked(path).suffix in _ENDINGS]
             if found:
                 for inner in silent:
                     self._leave(inner, "no log of a known kind in it")
@@ -191,7 +194,7 @@ class _Search:
                 del self.left_out[said:]
             for run in others:
                 file, _ = table.split_run(run.paths[0])
-                if file.name in _NAMED_BY_FOLDER or file.stem in {one.paths[0].stem for one in taken}:
+                if unpacked(file).name in _NAMED_BY_FOLDER or stem(file) in {stem(one.paths[0]) for one in taken}:
                     continue  # the same run once more
                 if not whole:
                     self.runs.append(run)
@@ -206,16 +209,16 @@ class _Search:
         head = self._head(path)
         if wandb.recognises(head):
             return [wandb_run([path])]
-        if tensorboard.recognises(head) or path.name in _NAMED_BY_FOLDER:
+        if tensorboard.recognises(head) or unpacked(path).name in _NAMED_BY_FOLDER:
             return [in_folder(path, [path])]
         top = table.header(path, self.step_key) if table.recognises(head, self.step_key) else None
         if top is not None and top.runs() not in ([], [""]):
             return [FoundRun(run, path.parent, [Path(f"{path}::{run}")]) for run in top.runs()]
-        return [FoundRun(path.stem, path.parent, [path])]
+        return [FoundRun(stem(path), path.parent, [path])]
 
     def _head(self, path: Path) -> bytes:
         try:
-            with path.open("rb") as file:
+            with open_log(path) as file:
                 return file.read(1 << 16)
         except OSError as error:
             self._leave(path, _reason(error))
@@ -224,21 +227,21 @@ class _Search:
 
 def _lines(search: _Search, folder: Path, files: list[Path]) -> list[FoundRun]:
     for path in files:
-        if path.name == METRICS:
+        if unpacked(path).name == METRICS:
             return [in_folder(path, [path])]
     # By content: verl's dumps of rollouts are *.jsonl too, and numbered. (A run that has just begun has none yet.)
-    heads = {path: search._head(path) for path in files if path.suffix == ".jsonl"}
+    heads = {path: search._head(path) for path in files if unpacked(path).suffix == ".jsonl"}
     paths = [path for path, head in heads.items() if not head or jsonl.is_log(head)]
-    segments = sorted((path for path in paths if path.stem.isdigit()), key=lambda path: int(path.stem))
+    segments = sorted((path for path in paths if stem(path).isdigit()), key=lambda path: int(stem(path)))
     runs = [in_folder(segments[0], segments)] if segments else []
-    return runs + [run for path in paths if not path.stem.isdigit() for run in search._file_run(path)]
+    return runs + [run for path in paths if not stem(path).isdigit() for run in search._file_run(path)]
 
 
 def _states(search: _Search, folder: Path, files: list[Path]) -> list[FoundRun]:
     numbers = {path: trainer_state.checkpoint(path) for path in folder.iterdir()}
     checkpoints = sorted((number, path) for path, number in numbers.items() if number is not None)
     states = [state for _, path in checkpoints if (state := path / trainer_state.NAME).is_file()]
-    states += [path for path in files if path.name == trainer_state.NAME]
+    states += [path for path in files if unpacked(path).name == trainer_state.NAME]
     last = trainer_state.last_of_each_run(states)
     for path in states:
         if path not in last:
@@ -259,7 +262,7 @@ def _wandb(search: _Search, folder: Path, files: list[Path]) -> list[FoundRun]:
 def _tables(search: _Search, folder: Path, files: list[Path]) -> list[FoundRun]:
     runs = []
     for path in files:
-        if path.suffix in (".csv", ".tsv"):
+        if unpacked(path).suffix in (".csv", ".tsv"):
             head = search._head(path)
             if table.recognises(head, search.step_key):
                 runs += search._file_run(path)
@@ -272,7 +275,7 @@ def _consoles(search: _Search, folder: Path, files: list[Path]) -> list[FoundRun
     runs: list[Path] = []
     others: list[Path] = []
     for path in files:
-        if path.suffix in (".log", ".out", ".txt"):
+        if unpacked(path).suffix in (".log", ".out", ".txt"):
             try:
                 held = console.has_record(path)
             except OSError as error:

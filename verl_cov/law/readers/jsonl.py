@@ -10,6 +10,7 @@ import json
 import re
 from pathlib import Path
 
+from verl_cov.law.readers.packed import open_log
 from verl_cov.law.readers.run import FRACTION_KEY, NoPoints, Record, Records, Tell, step_key, whole_step
 
 _ENTROPY = re.compile(r"(?:^|[^a-z])entropy(?:[^a-z]|$)", re.IGNORECASE)
@@ -41,7 +42,7 @@ def records(path: Path, tell: Tell, wanted: str | None = None) -> Records:
     done = 0
     stepless: dict[str, object] = {}
     found = False
-    with path.open("rb") as file:
+    with open_log(path) as file:
         for line in file:
             done += len(line)
             tell(done)

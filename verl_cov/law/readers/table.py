@@ -3,6 +3,8 @@
 W&B's export of a chart has columns `Step`, `{run} - {key}` and, for runs it had to thin out, `{run} - {key}__MIN` and
 `__MAX`, which are left out here. Such a file can hold several runs: FILE::RUN names one. Several charts of one run are
 several files, merged by step.
+
+A result of `verl-cov study` is such a table below a line of JSON that says what it is of.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl_cov.law.readers.packed import open_log
 from verl_cov.law.readers.run import Aside, NoPoints, Records, Tell, step_key, whole_step
 
 _DELIMITERS = (",", "\t", ";")
@@ -21,13 +24,14 @@ _NAME = re.compile(r"""[\w /.@%()*"\-]{1,120}""")  # of a column
 
 @dataclass(frozen=True)
 class Header:
-    """The first line of a table. columns: (run, key) by the column's number; run is "" if none is named. twice: names
-    of several columns, of which the first counts."""
+    """The first line of a table. columns: (run, key) by the column's number; run is "" if none is named. lines: before
+    the rows. twice: names of several columns, of which the first counts."""
 
     delimiter: str
     width: int
     step: int
     columns: dict[int, tuple[str, str]]
+    lines: int
     twice: tuple[str, ...] = ()
 
     def runs(self) -> list[str]:
@@ -44,8 +48,8 @@ def recognises(head: bytes, wanted: str | None = None) -> bool:
 
 def header(path: Path, wanted: str | None = None) -> Header | None:
     """The header of a table, or None if the file is not a table with a step column."""
-    with path.open("rb") as file:
-        return _header(file.readline(), wanted)
+    with open_log(path) as file:
+        return _header(file.readline() + file.readline(), wanted)
 
 
 def stepless(head: bytes) -> list[str]:
@@ -80,9 +84,10 @@ def records(path: Path, tell: Tell, run: str | None = None, wanted: str | None =
     for name in top.twice:
         yield Aside(note=f"{path.name} has several columns {name!r}: the first counts.")
     columns = {number: key for number, (name, key) in top.columns.items() if run is None or name == run}
-    with path.open("rb") as file:
+    with open_log(path) as file:
+        for _ in range(top.lines):
+            file.readline()
         rows = csv.reader(_text(file, tell), delimiter=top.delimiter)
-        next(rows)
         while True:
             try:
                 row = next(rows)
@@ -107,7 +112,9 @@ def records(path: Path, tell: Tell, run: str | None = None, wanted: str | None =
 
 
 def _header(head: bytes, wanted: str | None = None) -> Header | None:
-    line = head.split(b"\n", 1)[0].decode("utf-8-sig", "replace").strip("\r\n")
+    first, *others = head.split(b"\n", 2)
+    lines = 2 if first.startswith(b"{") and others else 1
+    line = (first if lines == 1 else others[0]).decode("utf-8-sig", "replace").strip("\r\n")
     for delimiter in _DELIMITERS:
         try:
             names = next(csv.reader([line], delimiter=delimiter), [])
@@ -116,11 +123,11 @@ def _header(head: bytes, wanted: str | None = None) -> Header | None:
         step = step_key(names, wanted)
         if step is None or len(names) < 2:
             continue
-        others = {number: name for number, name in enumerate(names) if name != step}
-        exported = all(" - " in name for name in others.values())
+        named = {number: name for number, name in enumerate(names) if name != step}
+        exported = all(" - " in name for name in named.values())
         columns: dict[int, tuple[str, str]] = {}
         twice = [step.strip()] * (names.count(step) > 1)
-        for number, name in others.items():
+        for number, name in named.items():
             run, _, key = name.rpartition(" - ") if exported else ("", "", name.strip())
             if key.endswith(("__MIN", "__MAX")) or key.startswith("_"):
                 continue
@@ -128,7 +135,7 @@ def _header(head: bytes, wanted: str | None = None) -> Header | None:
                 twice.append(name.strip())
             else:
                 columns[number] = (run, key)
-        return Header(delimiter, len(names), names.index(step), columns, tuple(dict.fromkeys(twice)))
+        return Header(delimiter, len(names), names.index(step), columns, lines, tuple(dict.fromkeys(twice)))
     return None
 
 

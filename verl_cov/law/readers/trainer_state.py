@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from verl_cov.law.readers.packed import open_log
 from verl_cov.law.readers.run import Records, Tell, step_key, whole_step
 
 NAME = "trainer_state.json"
@@ -65,7 +66,8 @@ def _goes_on(history: list[dict[str, object]], other: list[dict[str, object]]) -
 
 def _history(path: Path) -> list[dict[str, object]] | None:
     try:
-        history = json.loads(path.read_bytes())["log_history"]
+        with open_log(path) as file:
+            history = json.loads(file.read())["log_history"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
     return history if isinstance(history, list) else None
