@@ -14,6 +14,13 @@ source "$(dirname "$0")/common.sh"
 port=${PORT:-6379} dashboard=${DASHBOARD:-8265}
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token}
 answers() { timeout 10 bash -c '> "/dev/tcp/$0/$1"' "$1" "$2" 2> /dev/null; }
+# Ray's own errors of a port that is another program's are tracebacks, after minutes.
+is_head() { timeout 60 ray health-check --address "$1:$2" > /dev/null 2>&1; }
+is_dashboard() { # it knows Ray's version, or asks for Ray's token
+  local ask='exec 3<> "/dev/tcp/$0/$1"; printf "GET /api/version HTTP/1.0\r\n\r\n" >&3; tr -d "\0" <&3' said
+  said=$(timeout 10 bash -c "$ask" "$1" "$2" 2> /dev/null) || true
+  [[ $said == *ray_version* || $said == *"authentication token"* ]]
+}
 case $1 in
   head)
     [ $# -eq 1 ] || die "head takes no more words: recipes/ray.sh head (PORT and DASHBOARD are set in the environment)"
@@ -27,6 +34,7 @@ case $1 in
     [ $# -eq 2 ] || die "worker takes the head's address, which \`recipes/ray.sh head\` printed: recipes/ray.sh worker 10.0.0.1"
     need ray
     answers "$2" "$port" || die "no Ray head answers at $2:$port: start it there with \`recipes/ray.sh head\`, or set PORT"
+    is_head "$2" "$port" || die "what answers at $2:$port is no Ray head that takes this node's ~/.ray/auth_token: copy the head's, or set PORT"
     ray start --address "$2:$port" ${RAY_START_ARGS:-}
     ;;
   submit)
@@ -35,6 +43,7 @@ case $1 in
     need ray
     answers 127.0.0.1 "$dashboard" ||
       die "no Ray cluster answers at 127.0.0.1:$dashboard: start one here with \`recipes/ray.sh head\`, or set DASHBOARD"
+    is_dashboard 127.0.0.1 "$dashboard" || die "what answers at 127.0.0.1:$dashboard is no Ray cluster: set DASHBOARD to the dashboard's port"
     # The folder is shared: nothing is uploaded, and paths are absolute (a job has a working folder of its own).
     ray job submit --address "http://127.0.0.1:$dashboard" \
       --runtime-env-json '{"env_vars": {"RAY_ADDRESS": "auto", "RAY_AUTH_MODE": "'"$RAY_AUTH_MODE"'"}}' \

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -53,6 +55,15 @@ def test_help_is_help_and_runs_nothing(name, words):
     assert f"recipes/{name} " in done.stdout
     assert "<" not in done.stdout
     assert "set -" not in done.stdout
+
+
+@pytest.mark.parametrize("word", ["-h", "--help"])
+def test_the_script_for_verls_recipes_has_help_too(word):
+    done = script("../docs/upstream/entropy/run.sh", word)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "entropy/run.sh 7b kl_cov" in done.stdout
+    refused = script("../docs/upstream/entropy/run.sh", "8b", "kl_cov")
+    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", done.stdout)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -140,15 +151,65 @@ def test_without_a_cluster_ray_is_not_even_asked(words, says):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_recipe_is_submitted_to_the_cluster_that_answers():
-    with closing(socket.socket()) as cluster:
-        cluster.bind(("127.0.0.1", 0))
-        cluster.listen()
-        port = str(cluster.getsockname()[1])
-        done = script("ray.sh", "submit", "e/b", "a=1 2", DASHBOARD=port, PORT=port)
-        assert done.returncode == 0, done.stderr
-        assert f"<--address><http://127.0.0.1:{port}>" in done.stdout
-        assert done.stdout.endswith("<e/b><a=1 2>\n")
-        taken = script("ray.sh", "head", DASHBOARD=port, PORT=port)
-        assert (taken.returncode, taken.stdout) == (2, "")
-        assert f"port {port} is taken" in taken.stderr
+class Dashboard(http.server.BaseHTTPRequestHandler):
+    """What answers at a port; `says` is its code and its text."""
+
+    says = (200, b'{"ray_version": "2.50.0"}')
+
+    def do_GET(self):
+        code, text = self.says if self.path == "/api/version" else (404, b"")
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """answering(code, text): the port of a server that answers so."""
+    servers = []
+
+    def start(*says) -> str:
+        monkeypatch.setattr(Dashboard, "says", says)
+        servers.append(http.server.HTTPServer(("127.0.0.1", 0), Dashboard))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return str(servers[-1].server_port)
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_what_answers_and_is_not_ray_is_one_line(answering, stubs):
+    (stubs / "ray").write_text('#!/bin/sh\nprintf "<%s>" "$@"; echo Traceback >&2; [ "$1" != health-check ]\n')
+    port = answering(200, b"hello")
+    for words, says in (
+        (["worker", "127.0.0.1"], f"what answers at 127.0.0.1:{port} is no Ray head"),
+        (["submit", "e/b"], f"what answers at 127.0.0.1:{port} is no Ray cluster"),
+    ):
+        done = script("ray.sh", *words, DASHBOARD=port, PORT=port)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert says in done.stderr
+
+
+def test_a_worker_joins_the_head_that_answers(answering):
+    port = answering(200, b"")  # that it is Ray's, says the stub of `ray health-check`
+    done = script("ray.sh", "worker", "127.0.0.1", PORT=port)
+    assert (done.returncode, done.stdout) == (0, f"<start><--address><127.0.0.1:{port}>\n")
+
+
+@pytest.mark.parametrize(
+    "says", [(200, b'{"ray_version": "2.50.0"}'), (401, b"Unauthorized: Missing authentication token")]
+)
+def test_a_recipe_is_submitted_to_the_cluster_that_answers(answering, says):
+    port = answering(*says)
+    done = script("ray.sh", "submit", "e/b", "a=1 2", DASHBOARD=port, PORT=port)
+    assert done.returncode == 0, done.stderr
+    assert f"<--address><http://127.0.0.1:{port}>" in done.stdout
+    assert done.stdout.endswith("<e/b><a=1 2>\n")
+    taken = script("ray.sh", "head", DASHBOARD=port, PORT=port)
+    assert (taken.returncode, taken.stdout) == (2, "")
+    assert f"port {port} is taken" in taken.stderr
