@@ -7,6 +7,7 @@
 # Level core, then level hook with verl's own FSDP2 engine from the wheels; one GPU. DEVICE=cpu tries it without one.
 # It never ran on a GPU. OUT/selftest.json is the result, without host names and paths: docs/selftest.md says how to send it.
 set -u
+case ${1:-} in -h | --help) awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; exit 0 ;; esac
 here=$(cd "$(dirname "$0")/.." && pwd)
 out=${OUT:-$here}
 python=${PYTHON:-python3}

@@ -57,13 +57,22 @@ def test_help_is_help_and_runs_nothing(name, words):
     assert "set -" not in done.stdout
 
 
+OTHERS = ("recipes/slurm.sh", "docs/upstream/entropy/run.sh", "docs/upstream/prime/run.sh", "benchmarks/gpu.sh")
+
+
 @pytest.mark.parametrize("word", ["-h", "--help"])
-def test_the_script_for_verls_recipes_has_help_too(word):
-    done = script("../docs/upstream/entropy/run.sh", word)
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_script_has_help(name, word, tmp_path):
+    done = script(f"../{name}", word, OUT=str(tmp_path / "out"))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "entropy/run.sh 7b kl_cov" in done.stdout
-    refused = script("../docs/upstream/entropy/run.sh", "8b", "kl_cov")
-    assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", done.stdout)
+    assert name.removeprefix("docs/upstream/") in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_verl_recipes_script_tells_its_usage_for_another_model():
+    done = script("../docs/upstream/entropy/run.sh", "8b", "kl_cov")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "entropy/run.sh 7b kl_cov" in done.stderr
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
