@@ -105,7 +105,7 @@ def simulate(plant: Plant, settings: TargetSettings | None, seed: int, forward: 
 
 
 def arrival(entropies: np.ndarray, target: float, start: int = 0) -> int:
-    """Rollouts from `start` until the mean of five rollouts is within the band for the first time."""
+    """Rollouts from `start` before the first five whose mean is within the band."""
     return first_within(entropies[start:] / target - 1)
 
 
@@ -119,7 +119,7 @@ def cycles(entropies: np.ndarray, target: float) -> bool:
 def robustness(seeds: int, target: float = 0.5) -> list[str]:
     """The rows of the table: each case and rule."""
     rows = [
-        "| the policy | rule | there after | 9 of 10 runs by | error from rollout 15 on | limit cycle |",
+        "| the policy | rule | there after | 9 of 10 runs by | error after 15 rollouts | limit cycle |",
         "|---|---|---|---|---|---|",
     ]
     for case, plant in CASES.items():

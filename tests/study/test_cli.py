@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.recipes.conftest import _fast_compositions, stand_in  # noqa: F401
-from tests.study.conftest import keep
+from tests.study.conftest import CONTENT, keep
 from verl_cov.cli import app
 from verl_cov.recipes import child, machine, plan
 from verl_cov.study import protocol, results, runner, shown
@@ -186,6 +186,27 @@ def test_the_report_is_made_of_the_files_alone(command, study, tmp_path):
     same = picture.read_bytes()
     command("report", "-o", output)
     assert (output.read_text(), picture.read_bytes()) == (text, same)
+
+
+def test_the_page_says_whose_control_a_claim_is_about_and_how_its_words_are_counted(make, tmp_path):
+    claims = {name: {**claim, "paper": "its own"} for name, claim in CONTENT["claims"].items()}
+    digests = set()
+    for more in ({}, {"papers": {"kl_cov": "arXiv 2505.22617"}, "reading": ["By rollout 15: before the five."]}):
+        path = make(claims=claims, **more)
+        digests.add(protocol.read(path).digest)
+        words = ["--protocols", path.parent, "--data", tmp_path, "-o", tmp_path / "page.md"]
+        assert CliRunner().invoke(app, ["study", "report", *map(str, words)]).exit_code == 0
+        text = (tmp_path / "page.md").read_text()
+        if not more:
+            assert "| claim | in the paper |" in text
+    assert len(digests) == 1  # what only shows results may change after the first one
+    assert "| claim | whose control |" in text
+    assert "| kept | arXiv 2505.22617 |" in text
+    assert "| collapse | its own |" in text
+    assert "\n- By rollout 15: before the five.\n" in text
+    refused = make(papers={"kl_cvo": "x"})
+    with pytest.raises(protocol.BadProtocol, match="did you mean kl_cov"):
+        protocol.read(refused)
 
 
 def test_every_figure_of_the_paper_can_be_drawn(make, tmp_path):

@@ -86,13 +86,16 @@ def _study(protocol: Protocol, found: Found) -> Iterator[str]:
         yield f"**Left out:** {problem}\n"
     verdicts = [judge(protocol, claim, found.results) for claim in protocol.claims]
     yield "\n".join(_table(protocol, verdicts)) + "\n"
+    if protocol.reading:
+        yield "".join(f"- {one}\n" for one in protocol.reading)
     notes = [f"- {verdict.claim.name}: {note}\n" for verdict in verdicts for note in verdict.notes]
     if notes:
         yield "Numbers that runs did not give:\n\n" + "".join(notes)
 
 
 def _table(protocol: Protocol, verdicts: Sequence[Verdict]) -> Iterator[str]:
-    yield "| claim | in the paper | predicted | statistic | seen | n | verdict | command |"
+    whose = "whose control" if protocol.papers else "in the paper"
+    yield f"| claim | {whose} | predicted | statistic | seen | n | verdict | command |"
     yield "|---|---|---|---|---|---|---|---|"
     for verdict in verdicts:
         claim = verdict.claim
@@ -102,7 +105,7 @@ def _table(protocol: Protocol, verdicts: Sequence[Verdict]) -> Iterator[str]:
             minus = f", less that of {other}"
         cells = (
             claim.name,
-            claim.paper,
+            protocol.whose(claim),
             f"{claim.predicts}: {claim.relation} {claim.threshold:g}",
             STATISTICS[claim.statistic][0] + minus,
             _seen(verdict),

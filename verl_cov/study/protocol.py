@@ -17,7 +17,10 @@ A protocol is a file `recipes/study/NAME.yaml`:
     claims: ...                    # see `Claim`
     figures: ...                   # see `Figure`
     tables: ...                    # see `Table`
+    papers: {level: paper}         # what `paper: its own` means, by a level of the runs
+    reading: [how a claim's words are counted, a sentence each]
 
+The last four and `report` only say how results are shown: they may change after the first one.
 A factor's level may name a file of the recipes in `{factor}` of `recipe`, by its overrides `recipe/GROUP=FILE`.
 """
 
@@ -41,6 +44,8 @@ from verl_cov.study.statistics import STATISTICS
 from verl_cov.suggestions import unknown
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "study"  # of a checkout; a wheel has no studies
+
+ITS_OWN = "its own"
 
 
 class BadProtocol(ValueError):
@@ -88,7 +93,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol as it was read. digest: names its content but figures and tables. cells: in the order to be run in."""
+    """A protocol as it was read. digest: names what was decided. cells: in the order to be run in."""
 
     name: str
     version: int
@@ -103,6 +108,8 @@ class Protocol:
     claims: tuple[Claim, ...]
     figures: tuple[Figure, ...]
     tables: tuple[Table, ...]
+    papers: Mapping[str, str]
+    reading: tuple[str, ...]
     path: Path = field(compare=False)
 
     def chosen(self, runs: Chosen) -> list[Cell]:
@@ -125,6 +132,11 @@ class Protocol:
         """The cells that a claim needs."""
         other = [] if claim.minus is None else self.chosen({**claim.runs, **claim.minus})
         return list(dict.fromkeys([*self.chosen(claim.runs), *other]))
+
+    def whose(self, claim: Claim) -> str:
+        """Where a claim stands; for `ITS_OWN` the paper of the control that it is about."""
+        levels = [level for levels in claim.runs.values() for level in levels] if claim.paper == ITS_OWN else []
+        return next((self.papers[level] for level in levels if level in self.papers), claim.paper)
 
     def claim(self, name: str) -> Claim:
         """Raises ValueError for an unknown name."""
@@ -164,9 +176,10 @@ def read(path: Path) -> Protocol:
         raise BadProtocol(f"{path}: {error}") from None
 
 
+SHOWN = ("report", "figures", "tables", "papers", "reading")
 _FIELDS = {
-    *("version", "about", "tried", "settings", "report", "base", "recipe", "factors", "usual", "replicate"),
-    *("runs", "claims", "figures", "tables"),
+    *("version", "about", "tried", "settings", "base", "recipe", "factors", "usual", "replicate"),
+    *("runs", "claims", *SHOWN),
 }
 
 
@@ -204,8 +217,14 @@ def _protocol(path: Path, content: dict[str, Any]) -> Protocol:
         claims=tuple(_claim(str(name), claim, factors) for name, claim in content.get("claims", {}).items()),
         figures=tuple(read_figure(str(name), figure, factors) for name, figure in content.get("figures", {}).items()),
         tables=tuple(read_table(str(name), table, factors) for name, table in content.get("tables", {}).items()),
+        papers={str(level): str(paper) for level, paper in content.get("papers", {}).items()},
+        reading=tuple(map(str, content.get("reading", ()))),
         path=path,
     )
+    known = [level for levels in factors.values() for level in levels]
+    for level in protocol.papers:
+        if level not in known:
+            raise ValueError(unknown("level (papers)", level, known))
     for claim in protocol.claims:
         for part in (claim.runs, {**claim.runs, **(claim.minus or {})}):
             if not protocol.chosen(part):
@@ -217,7 +236,7 @@ def _protocol(path: Path, content: dict[str, Any]) -> Protocol:
 
 def _digest(content: Mapping[str, Any]) -> str:
     """Sixteen hex digits that name what was decided: not how it is shown."""
-    decided = {key: value for key, value in content.items() if key not in ("report", "figures", "tables")}
+    decided = {key: value for key, value in content.items() if key not in SHOWN}
     return hashlib.sha256(json.dumps(decided, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

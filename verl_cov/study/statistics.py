@@ -199,12 +199,12 @@ def target_error(result: Result) -> float:
 
 
 def target_settled(result: Result) -> float:
-    """Rollouts until the mean of five is within the band for the first time; all of them if it never is."""
+    """Rollouts before the first five whose mean is within the band; all of them if it never is."""
     return float(first_within(_target(result)[0]))
 
 
 def first_within(apart: Array) -> int:
-    """Rollouts until the mean of five relative distances is within the band for the first time; all if it never is."""
+    """Rollouts before the first five whose mean relative distance is within the band; all if it never is."""
     inside = np.abs(np.convolve(apart, np.ones(5) / 5, mode="valid")) <= BAND
     return int(np.argmax(inside)) if inside.any() else inside.size
 
@@ -262,7 +262,10 @@ STATISTICS: dict[str, tuple[str, Statistic]] = {
     "top_2%": (f"covariance of the largest 2 % {_TOP}", _each(_ladder("0.02"))),
     "top_0.2%": (f"covariance of the largest 0.2 % {_TOP}", _each(_ladder("0.002"))),
     "target_error": (f"distance from the target after {SETTLED} rollouts, in parts of it", _each(target_error)),
-    "target_settled": (f"rollouts until the mean of five is within {BAND:.0%} of the target", _each(target_settled)),
+    "target_settled": (
+        f"rollouts before the first five whose mean is within {BAND:.0%} of the target",
+        _each(target_settled),
+    ),
     "target_swings": ("swings from one side of the target to the other", _each(target_swings)),
     "rises_in_order": ("rank correlation of the levels' order with the entropy at the end", rises_in_order),
     "best_is_inside": ("1 if the best of the levels is neither the first nor the last", best_is_inside),
