@@ -261,3 +261,10 @@ def headings(text: str) -> set[str]:
 
 def test_readme_has_at_most_120_lines():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_no_module_is_longer_than_contributing_allows():
+    most = int(re.search(r"modules at most (\d+) lines", (ROOT / "CONTRIBUTING.md").read_text())[1])
+    modules = [path for name in ("verl_cov", "benchmarks", "recipes", "docs") for path in (ROOT / name).rglob("*.py")]
+    assert len(modules) > 200
+    assert [str(path) for path in modules if len(path.read_text().splitlines()) > most] == []

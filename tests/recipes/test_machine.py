@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_cov.recipes import catalogue, compose, machine
-from verl_cov.recipes.memory import GB, estimate
+from verl_cov.recipes.memory import GB, estimate, of_config
 from verl_cov.tasks import countdown
 from verl_cov.tasks.data.prepare import prepare
 from verl_cov.tasks.data.sets import SETS
@@ -170,7 +170,7 @@ def test_models_fit_their_scales(model, scale):
         compose.compose(catalogue.parse([model, "grpo", "none", "math"], scale).hydra_overrides())
     )
     large = scale == "gpu1" and model in LARGE
-    assert (machine.of_config(config).problem is not None) is large
+    assert (of_config(config).problem is not None) is large
     assert config.trainer.n_gpus_per_node % config.actor_rollout_ref.rollout.tensor_model_parallel_size == 0
 
 
@@ -178,5 +178,5 @@ def test_a_smaller_gpu_is_taken_into_account():
     config = compose.resolved(
         compose.compose(catalogue.parse(["qwen2.5-7b", "grpo", "none", "math"]).hydra_overrides())
     )
-    assert machine.of_config(config, 24 * GB).problem
+    assert of_config(config, 24 * GB).problem
     assert OmegaConf.select(config, "recipe.parameters") == 7.61e9

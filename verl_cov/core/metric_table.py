@@ -164,148 +164,125 @@ def _updates() -> list[Metric]:
     ]
 
 
+def _of_rollout(key: str, unit: str, meaning: str, source: str = "", level: str = "full") -> Metric:
+    return Metric(key, unit, meaning, level, "rollout", source)
+
+
 def _rollouts() -> list[Metric]:
     table = [
-        Metric(
+        _of_rollout(
             "entropy",
             _NATS,
             "entropy of the policy that sampled this rollout: mean over each response's tokens (of all outputs of a "
             "session, where an agent loop gives several), then over responses "
             "(verl's `actor/entropy` follows `loss_agg_mode` and by default weights long responses more). "
             "Absent if verl computes no entropy (`rollout_correction.bypass_mode`)",
-            "full",
-            "rollout",
             "Eq. 5",
         ),
-        Metric(
-            "entropy_error",
-            _NATS,
-            "standard error of `entropy`: what it owes to the prompts that happened to be drawn",
-            "full",
-            "rollout",
+        _of_rollout(
+            "entropy_error", _NATS, "standard error of `entropy`: what it owes to the prompts that happened to be drawn"
         ),
-        Metric(
+        _of_rollout(
             "entropy_sampled",
             _NATS,
             "-log pi of the sampled tokens, averaged as `entropy` and an estimate of it",
-            "full",
-            "rollout",
             "Eq. 5",
         ),
-        Metric(
+        _of_rollout(
             "entropy_change",
             _NATS,
             "this rollout's `entropy` (without it: `entropy_sampled`) less the previous rollout's: what the updates on "
             "the *previous* rollout did",
-            "full",
-            "rollout",
             "Lemma 1",
         ),
     ]
     table.append(
-        Metric(
+        _of_rollout(
             "clip_scale",
             "1",
             "what gradient clipping left of this rollout's steps: mean of min(1, clip_grad / grad_norm)",
-            "full",
-            "rollout",
         )
     )
     table.append(
-        Metric(
+        _of_rollout(
             "entropy_falls",
             "1",
             "share of the last 50 rollouts (from 5 on) whose `entropy_change` was negative: a constant guess has the "
             "larger of this and 1 less this as its agreement",
-            "full",
-            "rollout",
         )
     )
     for number, x in ((1, "pi A"), (2, "A")):
         name = f"theorem{number}"
         table += [
-            Metric(
+            _of_rollout(
                 name,
                 f"{_NATS} per unit step",
                 f"entropy change that Theorem {number} predicts of this rollout's updates, up to the step size: "
                 f"-Cov(log pi, {x}) within each token's state, by (log pi + H) {x} averaged as `entropy`",
-                "full",
-                "rollout",
                 f"Theorem {number}",
             ),
-            Metric(
+            _of_rollout(
                 f"{name}_predicted",
                 _NATS,
                 f"`{name}` times `clip_scale` times the step size that fits the last 50 rollouts best: to be compared "
                 "with the *next* rollout's `entropy_change`",
-                "full",
-                "rollout",
                 f"Theorem {number}",
             ),
-            Metric(
+            _of_rollout(
                 f"{name}_correlation",
                 "1",
                 f"correlation of `{name}` times `clip_scale` with the `entropy_change` one rollout later, over the "
                 "last 50 rollouts (from 5 on), less what both owe to the same draw of prompts",
-                "full",
-                "rollout",
                 "Figure 8",
             ),
-            Metric(
+            _of_rollout(
                 f"{name}_agreement",
                 "1",
                 f"share of the last 50 rollouts (from 5 on) in which `{name}` had the sign of the `entropy_change`",
-                "full",
-                "rollout",
                 "Figure 8",
             ),
         ]
     table.append(
-        Metric(
+        _of_rollout(
             "prompt_cov",
             _COV,
             "covariance of log pi and pi A within a prompt's responses (log pi: a response's mean log-prob, pi its "
             "exp), averaged over the prompts whose responses differ in advantage",
-            "full",
-            "rollout",
             "Eq. 8, 9; Figure 8",
         )
     )
-    table.append(Metric("prompts", "prompts", "how many prompts that is", "full", "rollout", "Figure 8"))
+    table.append(_of_rollout("prompts", "prompts", "how many prompts that is", "Figure 8"))
     for name, right in (("hard", "less than a third"), ("medium", "a third to two thirds"), ("easy", "more")):
         scope = (
             f"of the {name} prompts, of whose responses {right} are right (absent unless the scores take two values)"
         )
-        table.append(Metric(f"prompt_cov_{name}", _COV, f"`prompt_cov` {scope}", "full", "rollout", "Figure 8"))
-        table.append(Metric(f"prompts_{name}", "prompts", f"number {scope}", "full", "rollout", "Figure 8"))
+        table.append(_of_rollout(f"prompt_cov_{name}", _COV, f"`prompt_cov` {scope}", "Figure 8"))
+        table.append(_of_rollout(f"prompts_{name}", "prompts", f"number {scope}", "Figure 8"))
     return table
 
 
 def _targets() -> list[Metric]:
     return [
-        Metric("target", _NATS, "entropy that this rollout should have", "target", "rollout"),
-        Metric(
+        _of_rollout("target", _NATS, "entropy that this rollout should have", level="target"),
+        _of_rollout(
             "target_measured",
             _NATS,
             "entropy that it has: `entropy`, or `entropy_sampled` with `target.measure=sampled`",
-            "target",
-            "rollout",
+            level="target",
         ),
-        Metric("target_error", _NATS, "`target_measured` less `target`", "target", "rollout"),
-        Metric(
+        _of_rollout("target_error", _NATS, "`target_measured` less `target`", level="target"),
+        _of_rollout(
             "target_held",
             "1",
             "share of the last 50 rollouts in which the entropy was within 10 % of the target",
-            "target",
-            "rollout",
+            level="target",
         ),
-        Metric("knob", "the knob's", "what `target.knob` names, in this rollout's updates", "target", "rollout"),
-        Metric(
+        _of_rollout("knob", "the knob's", "what `target.knob` names, in this rollout's updates", level="target"),
+        _of_rollout(
             "knob_clamped",
             "1",
             "1 where the controller wanted to go beyond `target.min` or `target.max`",
-            "target",
-            "rollout",
+            level="target",
         ),
     ]
 

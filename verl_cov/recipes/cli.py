@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from verl_cov.recipes.catalogue import Selection
-    from verl_cov.recipes.machine import Finding
+    from verl_cov.recipes.finding import Finding
 
 app = typer.Typer(no_args_is_help=True, help="The paper's runs: list, show, check, run.")
 

@@ -17,8 +17,8 @@ from verl_cov import terminal
 from verl_cov.hooks.checks import command_line
 from verl_cov.recipes import compose, machine
 from verl_cov.recipes.catalogue import Selection
+from verl_cov.recipes.finding import Finding
 from verl_cov.recipes.launch import METRICS_KEY, Launch, finished, launch
-from verl_cov.recipes.machine import Finding
 from verl_cov.recipes.progress import Progress
 from verl_cov.recipes.train import TrainingFailed, train
 
