@@ -157,7 +157,7 @@ def _check_log(run: Run) -> None:
     if not run.known and not run.damaged:
         raise NoPoints(
             "not a known kind of log, or a run without a step: there is no record of a console, of verl's file logger, "
-            "TensorBoard or W&B, and no table with a step column"
+            "TensorBoard or W&B, and no table with a step column in UTF-8 (`verl-cov docs law#what-is-read`)"
         )
     if not run.known:
         raise NoPoints(f"no record could be read, and {_damage(run)}")

@@ -219,3 +219,18 @@ def test_one_path_or_many_as_text_or_path(tmp_path):
     path = put(tmp_path / "run" / "metrics.jsonl")
     for given in (str(path), path, [str(path)], [path], (str(tmp_path),)):
         assert find_runs(given) == [("run", [path])]
+
+
+def test_a_table_whose_values_are_no_numbers_says_so(tmp_path):
+    """As a spreadsheet writes it where numbers have a decimal comma."""
+    rows = "".join(f"{step};0,{step};0,5\n" for step in range(10, 20))
+    run = read_metrics(put(tmp_path / "curve.csv", "step;entropy;reward\n" + rows))
+    assert run.damaged == 10
+    assert run.damage == "entropy is '0,10', which is no number"
+
+
+def test_a_step_that_no_training_reaches_is_damage(tmp_path):
+    good = json.dumps({"step": 1, "data": {"h": 1.0}})
+    log = put(tmp_path / "a.jsonl", good + "\n" + good.replace('"step": 1', f'"step": {2**53 + 1}') + "\n")
+    run = read_metrics(log)
+    assert (run.steps.tolist(), run.damaged) == ([1], 1)

@@ -99,7 +99,7 @@ def _records(files: list[Path], progress: Callable[[int, int], None], step_key: 
             progress(before + min(done, size), total)  # a file that is still being written grows meanwhile
 
         if why := damage(table.split_run(file)[0]):
-            yield Aside(damage=f"{file.name}: {why}")
+            yield Aside(damage=why)
         yield from _file(file, tell, step_key)
         before += size
         progress(before, total)

@@ -62,7 +62,7 @@ def parse_line(line: bytes | str) -> tuple[int, dict[str, object]] | None:
     if record is None:
         return None
     step, data = record.get("step"), record.get("data")
-    if type(step) is not int or not 0 <= step < 2**63 or not isinstance(data, dict):
+    if type(step) is not int or whole_step(step) is None or not isinstance(data, dict):
         return None
     return step, data
 

@@ -107,8 +107,12 @@ def records(path: Path, tell: Tell, run: str | None = None, wanted: str | None =
                 continue
             numbers = {key: _number(row[column]) for column, key in columns.items()}
             data: dict[str, object] = {key: number for key, number in numbers.items() if number is not None}
-            if data:  # an empty row belongs to the other runs of the table
+            if data:
                 yield step, data
+            elif said := next(((key, row[column]) for column, key in columns.items() if row[column].strip()), None):
+                yield Aside(
+                    damage=f"{said[0]} is {said[1][:40]!r}, which is no number"
+                )  # an empty row is another run's
 
 
 def _header(head: bytes, wanted: str | None = None) -> Header | None:
