@@ -559,3 +559,13 @@ def test_a_missing_log_is_said_in_three_words_more(tmp_path):
     said = run("fit", tmp_path / "nosuch.log")
     assert said.exit_code == 2
     assert said.stderr.strip().endswith("nosuch.log: no such file or folder")
+
+
+def test_a_table_of_sizes_as_a_spreadsheet_writes_it(tmp_path):
+    table = "parameters,a,b\n0.5B,0.2,0.7\n1.5B,0.2,0.8\n7B,0.2,0.9\n"
+    path = tmp_path / "sizes.csv"
+    path.write_text(table, encoding="utf-8-sig")
+    assert run("scale", path).exit_code == 0
+    path.write_text(table, encoding="utf-16")
+    refused = run("scale", path)
+    assert (refused.exit_code, refused.stderr) == (2, f"verl-cov: {path} is no text in UTF-8: save the table so\n")

@@ -53,7 +53,13 @@ def changed(claim: str, **fields):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": "one"}, "version=one must be a whole number"),
+        ({"version": "one"}, "version must be a whole number, not 'one'"),
+        ({"version": True}, "version must be a whole number, not True"),
+        ({"tried": "once"}, "tried must be a list, not 'once'"),
+        ({"figures": None}, "figures must be a mapping, not None"),
+        ({"papers": ["x"]}, "papers must be a mapping, not ['x']"),
+        ({"claims": {"kept": "x"}}, "claims: kept must be a mapping, not 'x'"),
+        ({"runs": ["x"]}, "runs: a block must be a mapping"),
         ({"claim": {}}, "there is no field 'claim': did you mean claims?"),
         ({"replicate": "seed"}, "there is no factor (replicate) 'seed'"),
         ({"runs": [{"control": ["kl_covv"]}]}, "did you mean kl_cov?"),

@@ -104,8 +104,11 @@ def read_sizes(given: Sequence[str], wanted: Wanted = DETECTED) -> Sizes:
 
 
 def _size_table(path: str) -> list[tuple[float, float, float, str]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8: save the table so") from None
     try:
         numbers = [(arguments.size(row["parameters"]), float(row["a"]), float(row["b"])) for row in rows]
     except KeyError as error:

@@ -177,18 +177,33 @@ def read(path: Path) -> Protocol:
 
 
 SHOWN = ("report", "figures", "tables", "papers", "reading")
-_FIELDS = {
-    *("version", "about", "tried", "settings", "base", "recipe", "factors", "usual", "replicate"),
-    *("runs", "claims", *SHOWN),
+_FIELDS: dict[str, type] = {
+    **dict.fromkeys(("about", "recipe", "replicate"), str),
+    **dict.fromkeys(("tried", "base", "runs", "reading"), list),
+    **dict.fromkeys(("settings", "factors", "usual", "claims", "figures", "tables", "papers"), dict),
+    **{"version": int, "report": bool},
 }
+_KINDS = {str: "text", list: "a list", dict: "a mapping", int: "a whole number", bool: "true or false"}
+
+
+def _check_kinds(content: Mapping[str, Any]) -> None:
+    """Raise ValueError, with the field, for one that is unknown or of another kind."""
+    for name, value in content.items():
+        if name not in _FIELDS:
+            raise ValueError(unknown("field", str(name), sorted(_FIELDS)))
+        if type(value) is not _FIELDS[name]:
+            raise ValueError(f"{name} must be {_KINDS[_FIELDS[name]]}, not {value!r}")
+    for name in ("claims", "figures", "tables"):
+        for entry, value in content.get(name, {}).items():
+            if not isinstance(value, dict):
+                raise ValueError(f"{name}: {entry} must be a mapping, not {value!r}")
+    for block in content["runs"]:
+        if not isinstance(block, dict):
+            raise ValueError(f"runs: a block must be a mapping, such as {{start: [0, 1]}}, not {block!r}")
 
 
 def _protocol(path: Path, content: dict[str, Any]) -> Protocol:
-    for name in content:
-        if name not in _FIELDS:
-            raise ValueError(unknown("field", str(name), sorted(_FIELDS)))
-    if not isinstance(content["version"], int):
-        raise ValueError(f"version={content['version']} must be a whole number")
+    _check_kinds(content)
     factors = {str(name): levels_of(levels) for name, levels in content["factors"].items()}
     usual = {name: str(content["usual"].get(name, next(iter(levels)))) for name, levels in factors.items()}
     replicate = str(content["replicate"])
