@@ -181,7 +181,8 @@ _FIELDS: dict[str, type] = {
     **dict.fromkeys(("about", "recipe", "replicate"), str),
     **dict.fromkeys(("tried", "base", "runs", "reading"), list),
     **dict.fromkeys(("settings", "factors", "usual", "claims", "figures", "tables", "papers"), dict),
-    **{"version": int, "report": bool},
+    "version": int,
+    "report": bool,
 }
 _KINDS = {str: "text", list: "a list", dict: "a mapping", int: "a whole number", bool: "true or false"}
 
