@@ -36,9 +36,9 @@ REFERENCE = {
     "config": ("Configuration", ["verl_cov.hooks.config", "verl_cov.core.prime.prime_config"]),
 }
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
-NAMED = re.compile(r"\[([\w-]+\.md)\]\(([^)\s#]+)")  # a link whose text is the file's name
+NAMED = re.compile(r"\[((?:[\w-]+/)*[\w-]+\.md)\]\(([^)\s#]+)")  # a link whose text is the file's name
 FENCE = re.compile(r"^(```|~~~).*?^\1", flags=re.MULTILINE | re.DOTALL)
-LONG = 90  # lines: about two screens
+LONG = 2600  # letters: two screens of a phone
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".json": "json", ".toml": "toml", ".patch": "diff"}
 
 
@@ -57,7 +57,7 @@ def on_files(files: Files, config: Any) -> Files:
         for uri, (page, text) in texts.items()
     }
     made |= {code_page(path): code_text(path) for path in sorted(code)}
-    made |= {f"api/{name}.md": reference(title, modules) for name, (title, modules) in REFERENCE.items()}
+    made |= {f"api/{name}.md": with_contents(reference(*each), True) for name, each in REFERENCE.items()}
     for uri, text in made.items():
         if (old := files.get_file_from_path(uri)) is not None:
             files.remove(old)
@@ -99,10 +99,10 @@ def title_of(page: Path) -> str:
     return page.read_text().partition("\n")[0].removeprefix("# ") if page.is_file() else ""
 
 
-def with_contents(text: str) -> str:
+def with_contents(text: str, long: bool = False) -> str:
     """A page of more than two screens, with its contents below its title: on a phone there is no room beside it."""
     title, newline, rest = text.partition("\n")
-    if text.count("\n") < LONG or not title.startswith("# "):
+    if not (long or len(text) >= LONG) or not title.startswith("# "):
         return text
     contents = '<details class="contents" markdown><summary>On this page</summary>\n\n[TOC]\n\n</details>'
     return f"{title}{newline}\n{contents}\n{rest}"

@@ -37,6 +37,20 @@ def test_each_metric_of_the_table_has_one_panel_and_each_key_is_of_the_table():
         assert all(key in dashboard.description(panel) for key in panel.keys if "/" not in key)
 
 
+def test_the_keys_of_a_panel_have_one_unit_which_stands_at_its_axis():
+    for panel in dashboard.PANELS:
+        units = {dashboard.UNITS[key] for key in panel.keys if key in dashboard.UNITS}
+        assert len(units) <= 1, panel.title
+        assert panel.unit in units | {""}
+    drawn = {
+        one["title"]: one["fieldConfig"]["defaults"]["custom"]
+        for one in dashboard.grafana()["panels"]
+        if "targets" in one
+    }
+    assert drawn["Entropy"]["axisLabel"] == "nats/token"
+    assert drawn["Shares"]["axisLabel"] == ""
+
+
 def test_keys_that_are_not_ours_are_some_that_verl_logs():
     logged = {key for line in RUN.read_text().splitlines() for key in json.loads(line)["data"]}
     others = {key for panel in dashboard.PANELS for key in panel.keys if "/" in key}
@@ -91,8 +105,20 @@ def test_the_dashboard_is_what_grafana_imports(tmp_path):
         for x in range(panel["gridPos"]["w"])
         for y in range(panel["gridPos"]["h"])
     ]
+    assert all(row["panels"] == [] for row in board["panels"] if row["type"] == "row")  # required by Grafana's schema
     assert len(cells) == len(set(cells))  # no panel lies on another
     assert max(x for x, _ in cells) == 23
+
+
+def test_several_runs_and_zeros_can_be_drawn():
+    for panel, made in zip(
+        dashboard.PANELS, (one for one in dashboard.grafana()["panels"] if "targets" in one), strict=True
+    ):
+        look = made["fieldConfig"]["defaults"]["custom"]
+        assert "stacking" not in look  # it would add one run's shares to another's
+        assert look.get("scaleDistribution", {"type": "symlog"})["type"] == "symlog"  # "log" cannot show 0
+        # A legend that begins with what the title says leaves no room for the picture.
+        assert {one["legendFormat"].count(" ") for one in made["targets"]} == {int(len(panel.keys) > 1)}
 
 
 def test_the_workspace_of_wandb_has_all_panels():

@@ -24,6 +24,7 @@ EXAMPLES = terminal.examples(
 )
 NAMESPACE = "rl_insight_monitor"
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+UNITS = {metric.key: metric.unit for metric in TABLE}
 _KINDS = ("exploitation", "confirmation", "exploration", "correction")
 
 
@@ -34,14 +35,19 @@ class Panel:
     Args:
         row: the section it stands in.
         keys: of `TABLE`, without the prefix; or whole keys of verl's log, which have a slash.
-        log: a logarithmic axis. stacked: shares that add up to 1.
+        log: where a logarithmic axis begins; it is linear below, for values that are 0 or negative. 0: a linear axis.
     """
 
     row: str
     title: str
     keys: tuple[str, ...]
-    log: bool = False
-    stacked: bool = False
+    log: float = 0
+
+    @property
+    def unit(self) -> str:
+        """The unit of its axis, which is one; "" for shares and for keys that are not ours."""
+        unit = next((UNITS[key] for key in self.keys if key in UNITS), "1")
+        return "" if unit == "1" else unit
 
     def logged(self) -> tuple[str, ...]:
         """The keys as verl logs them."""
@@ -53,16 +59,18 @@ PANELS = (
     Panel("Score and entropy", "pass@k", tuple(f"val-cov/pass@{k}" for k in (1, 4, 16, 64))),
     Panel("Score and entropy", "Training score", ("critic/score/mean",)),
     Panel("Score and entropy", "Entropy", ("entropy", "entropy_sampled", "target", "target_measured", "actor/entropy")),
-    Panel("Why entropy falls", "Covariance ladder", (*map(ladder_key, LADDER), "mean"), log=True),
-    Panel("Why entropy falls", "Spread of the covariance", ("std", "entropy_error")),
-    Panel("Why entropy falls", "Covariance by kind", tuple(f"{kind}_cov_frac" for kind in _KINDS), stacked=True),
-    Panel("Why entropy falls", "Tokens by kind", tuple(f"{kind}_frac" for kind in _KINDS), stacked=True),
+    Panel("Score and entropy", "Standard error of the entropy", ("entropy_error",)),
+    Panel("Why entropy falls", "Covariance ladder", (*map(ladder_key, LADDER), "mean"), log=0.01),
+    Panel("Why entropy falls", "Spread of the covariance", ("std",)),
+    Panel("Why entropy falls", "Covariance by kind", tuple(f"{kind}_cov_frac" for kind in _KINDS)),
+    Panel("Why entropy falls", "Tokens by kind", tuple(f"{kind}_frac" for kind in _KINDS)),
     Panel(
         "Why entropy falls",
         "Change of entropy, measured and predicted",
         ("entropy_change", "theorem1_predicted", "theorem2_predicted"),
     ),
-    Panel("Why entropy falls", "Theorems, per unit step", ("theorem1", "theorem2", "clip_scale")),
+    Panel("Why entropy falls", "Theorems, per unit step", ("theorem1", "theorem2")),
+    Panel("Why entropy falls", "What gradient clipping leaves of a step", ("clip_scale",)),
     Panel(
         "Why entropy falls",
         "How well the theorems predict",
@@ -72,15 +80,16 @@ PANELS = (
         "The data", "Covariance by difficulty", tuple(f"prompt_cov{each}" for each in ("", "_hard", "_medium", "_easy"))
     ),
     Panel("The data", "Prompts by difficulty", tuple(f"prompts{each}" for each in ("", "_hard", "_medium", "_easy"))),
-    Panel("The control", "Tokens acted on", ("selected_tokens", "candidate_tokens", "tied_tokens", "tokens"), log=True),
+    Panel("The control", "Tokens acted on", ("selected_tokens", "candidate_tokens", "tied_tokens", "tokens"), log=1),
     Panel("The control", "Shares", ("selected_frac", "selected_negative_frac", "changed_gradient_frac")),
     Panel("The control", "Covariance of the selected", ("selected_mean", "threshold")),
     Panel("The control", "Does it select what the present policy would?", ("overlap_current", "overlap_old")),
     Panel("The target", "Error", ("target_error",)),
     Panel("The target", "Knob", ("knob",)),
     Panel("The target", "Held, and clamped", ("target_held", "knob_clamped")),
-    Panel("Health", "Rounding and gaps", ("kl_dead_zone", "non_finite_tokens")),
-    Panel("Health", "Additional forward (s)", ("forward_seconds",)),
+    Panel("Health", "Tokens without a finite value", ("non_finite_tokens",)),
+    Panel("Health", "Log-prob change that KL-Cov does not see", ("kl_dead_zone",)),
+    Panel("Health", "Additional forward", ("forward_seconds",)),
 )
 
 
@@ -103,19 +112,19 @@ def grafana() -> dict[str, Any]:
     panels: list[dict[str, Any]] = []
     top = 0
     for row, inside in by_row().items():
-        panels.append(_at({"type": "row", "title": row, "collapsed": False}, 0, top, 24, 1))
+        panels.append(_at({"type": "row", "title": row, "collapsed": False, "panels": []}, 0, top, 24, 1))
         for index, panel in enumerate(inside):
             drawn = {
                 "type": "timeseries",
                 "title": panel.title,
                 "description": description(panel),
                 "datasource": _SOURCE,
-                "targets": [_target(key, chr(ord("A") + number)) for number, key in enumerate(panel.logged())],
-                "fieldConfig": {"defaults": {"custom": _look(panel), **({"max": 1} if panel.stacked else {})}},
+                "targets": [_target(panel, number) for number in range(len(panel.keys))],
+                "fieldConfig": {"defaults": {"custom": _look(panel)}, "overrides": []},
                 "options": {"tooltip": {"mode": "multi"}},
             }
-            panels.append(_at(drawn, 8 * (index % 3), top + 1 + 8 * (index // 3), 8, 8))
-        top += 1 + 8 * -(-len(inside) // 3)
+            panels.append(_at(drawn, 12 * (index % 2), top + 1 + 8 * (index // 2), 12, 8))
+        top += 1 + 8 * -(-len(inside) // 2)
     for number, made in enumerate(panels, 1):
         made["id"] = number
     labels = [
@@ -140,20 +149,21 @@ def _at(panel: dict[str, Any], x: int, y: int, width: int, height: int) -> dict[
 
 
 def _look(panel: Panel) -> dict[str, Any]:
-    look: dict[str, Any] = {"lineWidth": 2, "spanNulls": True}
+    # No area, no stack: Grafana would put all runs that are chosen on one pile.
+    look: dict[str, Any] = {"lineWidth": 2, "spanNulls": True, "axisLabel": panel.unit}
     if panel.log:
-        look["scaleDistribution"] = {"type": "log", "log": 10}
-    if panel.stacked:
-        look |= {"stacking": {"mode": "normal"}, "fillOpacity": 40}
+        look["scaleDistribution"] = {"type": "symlog", "log": 10, "linearThreshold": panel.log}
     return look
 
 
-def _target(key: str, letter: str) -> dict[str, Any]:
+def _target(panel: Panel, number: int) -> dict[str, Any]:
+    key = panel.logged()[number]
     chosen = 'project=~"$project", experiment_name=~"$experiment_name"'
+    run = "{{experiment_name}}"
     return {
-        "refId": letter,
+        "refId": chr(ord("A") + number),
         "expr": f'{{__name__=~"{gauge(key)}", {chosen}}}',
-        "legendFormat": f"{key.removeprefix(PREFIX)} {{{{experiment_name}}}}",
+        "legendFormat": run if len(panel.keys) == 1 else f"{key.removeprefix(PREFIX)} {run}",
     }
 
 
@@ -192,8 +202,8 @@ def workspace(entity, project):
             wr.LinePlot(
                 title=panel["title"],
                 y=panel["keys"],
+                title_y=panel["unit"] or None,
                 log_y=panel["log"] or None,
-                plot_type="stacked-area" if panel["stacked"] else None,
             )
             for panel in panels
         ]
@@ -210,8 +220,7 @@ def wandb(file: str = "workspace.py") -> str:
     """A script that makes a workspace in W&B: W&B takes templates from its own package only, not from files."""
     sections = {
         row: [
-            {"title": panel.title, "keys": panel.logged(), "log": panel.log, "stacked": panel.stacked}
-            for panel in panels
+            {"title": panel.title, "keys": panel.logged(), "unit": panel.unit, "log": panel.log > 0} for panel in panels
         ]
         for row, panels in by_row().items()
     }

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.test_release import Environment
 from verl_cov.recipes import catalogue
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes"
-SHELL = [FOLDER / "slurm.sh", *sorted((ROOT / "docs" / "upstream").glob("*/run.sh"))]
+SHELL = [*sorted(FOLDER.glob("*.sh")), *sorted((ROOT / "docs" / "upstream").glob("*/run.sh"))]
 SKY = yaml.safe_load((FOLDER / "sky.yaml").read_text())
 JOB = yaml.safe_load((FOLDER / "kuberay.yaml").read_text())
 
@@ -26,6 +28,12 @@ JOB = yaml.safe_load((FOLDER / "kuberay.yaml").read_text())
 def stub(folder: Path, name: str, text: str) -> None:
     (folder / name).write_text(f"#!/bin/bash\n{text}\n")
     (folder / name).chmod(0o755)
+
+
+def tool(name: str) -> str:
+    """A checker's program, of this Python's environment (the extra dev) or of the system."""
+    places = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return shutil.which(name, path=places) or pytest.skip(f"no {name}: pip install -e '.[dev]'")
 
 
 @pytest.fixture
@@ -48,9 +56,8 @@ def run(script: Path | str, *words: str, **environment: str) -> subprocess.Compl
 @pytest.mark.parametrize("script", SHELL, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_script_is_right_by_bash_and_by_shellcheck(script):
     subprocess.run(["bash", "-n", str(script)], check=True)
-    assert os.access(script, os.X_OK)
-    if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", "-S", "warning", str(script)], check=True)
+    assert os.access(script, os.X_OK) == script.read_text().startswith("#!")  # common.sh is read by the others
+    subprocess.run([tool("shellcheck"), "-s", "bash", "-S", "warning", str(script)], check=True)
 
 
 def test_slurm_on_one_node_runs_the_recipe(stubs):
@@ -112,8 +119,7 @@ def test_the_replacement_of_prime_starts_a_recipe_that_there_is(stubs, control):
 def test_the_dockerfile_is_right_by_hadolint():
     text = (FOLDER / "Dockerfile").read_text()
     assert re.search(r"^ARG IMAGE=verlai/verl:\S+\nFROM \$\{IMAGE\}$", text, flags=re.MULTILINE)
-    if tool := shutil.which("hadolint"):
-        subprocess.run([tool, str(FOLDER / "Dockerfile")], check=True)
+    subprocess.run([tool("hadolint"), str(FOLDER / "Dockerfile")], check=True)
 
 
 def test_sky_runs_the_recipe_alone_or_on_a_cluster(stubs):
@@ -148,8 +154,47 @@ def test_the_rayjob_has_the_nodes_and_gpus_that_its_recipe_asks_for():
         assert {one["name"] for one in container["volumeMounts"]} == {one["name"] for one in spec["volumes"]}
 
 
-def test_the_pods_of_the_rayjob_are_right_by_kubernetes_schema():
-    kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    for _, spec in groups():
+# By KubeRay's Go types of ray.io/v1 (RayJobSpec, RayClusterSpec, HeadGroupSpec, WorkerGroupSpec): its schema is in no
+# package.
+def test_the_rayjob_has_the_fields_of_kuberay():
+    assert (JOB["apiVersion"], JOB["kind"]) == ("ray.io/v1", "RayJob")
+    assert set(JOB["spec"]) == {"entrypoint", "runtimeEnvYAML", "shutdownAfterJobFinishes", "rayClusterSpec"}
+    cluster = JOB["spec"]["rayClusterSpec"]
+    assert set(cluster) == {"headGroupSpec", "workerGroupSpecs"}
+    assert set(cluster["headGroupSpec"]) == {"rayStartParams", "template"}
+    for group in cluster["workerGroupSpecs"]:
+        assert set(group) == {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+        assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
+    assert isinstance(yaml.safe_load(JOB["spec"]["runtimeEnvYAML"])["env_vars"], dict)
+
+
+_SKY = """
+import sys, sky, yaml
+task = sky.Task.from_yaml(sys.argv[1])
+(resources,) = task.resources
+print(task.name, task.num_nodes, resources.accelerators)
+text = yaml.safe_load(open(sys.argv[1]))
+text["resources"]["accelarators"] = "H100:8"
+try:
+    sky.Task.from_yaml_config(text)
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.release
+def test_skypilot_and_kubernetes_schema_take_the_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
+    tools = Environment(tmp_path / "tools")
+    tools.run("pip", "install", "--quiet", "skypilot==0.14.1", "kubernetes-validate==1.37.0")
+    said = tools.run("python", "-c", _SKY, FOLDER / "sky.yaml").stdout
+    assert "verl-cov 1 {'H100': 8}" in said
+    assert "accelarators" in said  # a word that it does not know is refused
+    for number, (_, spec) in enumerate(groups()):
+        file = tmp_path / f"{number}.yaml"
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, "spec": spec}
-        kubernetes_validate.validate(pod, "1.32", strict=True)
+        file.write_text(yaml.safe_dump(pod))
+        tools.run("kubernetes-validate", "--strict", "-k", "1.32", file)
+        file.write_text(yaml.safe_dump({**pod, "spec": {**spec, "container": []}}))
+        tools.run("kubernetes-validate", "--strict", "-k", "1.32", file, fails=True)
