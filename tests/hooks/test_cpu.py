@@ -91,6 +91,28 @@ def test_verl_finds_vllms_cpu_build_and_vllm_its_cpu_platform():
     assert out.splitlines()[-2:] == [f"{vllm_package.version('vllm')} cpu", "restored"]
 
 
+def test_a_model_on_one_cpu_process_runs_in_the_process_of_its_engine():
+    script = """
+        import os, torch
+        from types import SimpleNamespace as N
+        import verl.third_party.vllm
+        from vllm.v1.executor.abstract import Executor
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+        for backend, size in (("mp", 1), ("mp", 2), ("uni", 1)):
+            config = N(parallel_config=N(distributed_executor_backend=backend, world_size=size))
+            print(Executor.get_class(config).__name__)
+        UniProcExecutor._init_executor = lambda self: print(torch.get_num_threads() == max(1, len(cores) - 1))
+        from verl_cov.hooks.cpu.one_process_executor import OneProcessExecutor
+        cores = os.sched_getaffinity(0)
+        OneProcessExecutor._init_executor(object.__new__(OneProcessExecutor))
+    """
+    words = fresh(script, VERL_PLATFORM="cpu").split()
+    assert words[-4:] == ["OneProcessExecutor", "MultiprocExecutor", "UniProcExecutor", "True"]
+    words = fresh(script, VERL_PLATFORM="cpu", VERL_COV_FAST_ROLLOUTS="0").split()
+    assert words[-4] == "MultiprocExecutor"
+
+
 def test_vllm_linear_layers_keep_their_weight_after_loading():
     out = fresh(
         """

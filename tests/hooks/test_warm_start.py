@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import pytest
@@ -69,6 +70,21 @@ def test_workers_are_forked_and_like_those_that_ray_starts():
     assert plain["died"]
     assert wide["killed"]
     assert _ended(server)
+
+
+@pytest.mark.nightly
+def test_imports_that_take_longer_than_rays_patience_do_not_hang_the_driver(tmp_path):
+    (tmp_path / "slow.py").write_text("import time; time.sleep(70)")  # Ray's is 60 s
+    script = """
+        import ray
+        from verl_cov.hooks.cpu import warm_start
+
+        warm_start.start_server({}, "slow", "ray._private.workers.default_worker")
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {}})
+        print(ray.get(ray.remote(lambda: "ran").remote()))
+    """
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    assert fresh(script, RAY_ADDRESS="", PYTHONPATH=path).split()[-1] == "ran"
 
 
 def _ended(pid: int) -> bool:

@@ -13,6 +13,7 @@ verl 0.9 has no CPU platform. Each obstacle between it and a CPU has one module 
 :mod:`.weight_socket`      two trainings on a machine, each with a Ray of its own, would send weights through one socket
 :mod:`.replay_poll`        the V1 trainer looks for finished rollouts every 2 s, longer than a small rollout takes
 :mod:`.fast_rollouts`      verl's agent loop takes 10 ms of Python a response, most of a tiny model's step
+:mod:`.one_process`        vLLM has two processes for one model: one more import, and a message there and back a token
 :mod:`.warm_start`         ten workers import the same packages one after the other: most of the minute before a step
 :mod:`.unpadding`          verl 0.9.0 unpads with flash-attn alone (0.9.1 does without)
 =========================  ==========================================================================================
@@ -47,6 +48,7 @@ def _pieces() -> list[ModuleType]:
     from verl_cov.hooks.cpu import (
         engines,
         fast_rollouts,
+        one_process,
         platform,
         process_group,
         reference,
@@ -70,6 +72,7 @@ def _pieces() -> list[ModuleType]:
         weight_socket,
         replay_poll,
         fast_rollouts,
+        one_process,
         warm_start,
         unpadding,
     ]

@@ -32,8 +32,13 @@ SWITCH = "VERL_COV_FAST_ROLLOUTS"
 seam = Seam()
 
 
+def wanted() -> bool:
+    """False where the switch turns it off, and before verl 0.9.1."""
+    return os.environ.get(SWITCH, "").strip() != "0" and versions.installed_release().batches_rollouts
+
+
 def install() -> None:
-    if os.environ.get(SWITCH, "").strip() == "0" or not versions.installed_release().batches_rollouts:
+    if not wanted():
         return
     seam.when_imported("verl.experimental.agent_loop.agent_loop", _wrap_legacy)
     seam.when_imported("verl.trainer.ppo.v1.agent_loop_tq", _wrap_v1)
