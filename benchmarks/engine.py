@@ -15,7 +15,7 @@ from tests.hooks import engine, test_invariance, test_weights
 from tests.hooks.engine import Layout
 from verl_cov.core.controls import catalogue
 from verl_cov.selftest import engine as driver
-from verl_cov.selftest import hook, session, speed
+from verl_cov.selftest import hook, ranks, speed
 
 SEQUENCES, PROMPT, RESPONSE = 64, 64, 256
 VARIANTS = test_invariance.VARIANTS
@@ -103,8 +103,8 @@ def _main(path: Path) -> None:
     tiny, hidden, layers, fields = pickle.loads(path.read_bytes())
     import verl  # noqa: F401
 
-    here = session.start("cpu")
-    session.start_group(here)
+    here = ranks.start("cpu")
+    ranks.start_group(here)
     model = hook.larger_model(Path(tiny), path.parent / "model", hidden, layers)
     worker = driver.actor_worker(test_invariance.WIDE, str(model))
     driver.set_policy_loss(worker, fields)

@@ -50,8 +50,8 @@ LEFT_OUT = {
 IMPORTED = """
 import json, sys
 from importlib.metadata import packages_distributions
-from verl_cov.selftest import hook, session
-here = session.start("cpu")
+from verl_cov.selftest import hook, ranks
+here = ranks.start("cpu")
 here.measure = lambda *_: None
 hook.CONTROLS = {"KL-Cov": hook.CONTROLS["KL-Cov"]}
 hook.run(here)

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from verl_cov.selftest import core, hook, session
+from verl_cov.selftest import core, hook, ranks
 
 
 def nothing(stack: ExitStack, rank: int) -> None:
@@ -144,21 +144,21 @@ FAULTS: dict[str, Callable[[ExitStack, int], None]] = {
 
 
 def main(output: str, *names: str) -> None:
-    first, begin = session.start("cpu"), hook._start
+    first, begin = ranks.start("cpu"), hook._start
     found = {}
 
-    def start(here: session.Session, folder: Path, made: list[hook.Engine]) -> str | None:
+    def start(here: ranks.Rank, folder: Path, made: list[hook.Engine]) -> str | None:
         cause = begin(here, folder, made)
         made[0].layouts = made[0].layouts[:2]  # in one micro-batch, and in micro-batches of 1
         return cause
 
-    quick = patch.object(hook, "_start", start), patch.object(session.Session, "measure")
+    quick = patch.object(hook, "_start", start), patch.object(ranks.Rank, "measure")
     with quick[0], quick[1], patch.dict(core.SIZES, cpu=(10**4,)):
         import verl  # noqa: F401
 
         for name in names:
             fault = FAULTS[name]
-            here = session.Session(first.device, first.rank, first.ranks, first.group, first.gloo, first.peers)
+            here = ranks.Rank(first.device, first.rank, first.ranks, first.group, first.gloo, first.peers)
             with ExitStack() as stack:
                 fault(stack, here.rank)
                 kinds = ("KL-Cov", "high_entropy") if name.startswith("hook") else ("KL-Cov",)
@@ -171,7 +171,7 @@ def main(output: str, *names: str) -> None:
             found[name] = [asdict(check) for check in here.checks]
     if first.rank == 0:
         Path(output).write_text(json.dumps(found, indent=1))
-    session.leave(first)
+    ranks.leave(first)
 
 
 if __name__ == "__main__":

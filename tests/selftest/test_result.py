@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from tests import compat_page
 from verl_cov.cli import app
-from verl_cov.selftest import machine, result, session
+from verl_cov.selftest import machine, ranks, result
 
 ROOT = Path(__file__).parents[2]
 # Nothing of verl's and nothing of the command line's can be imported: what a bare machine with torch has.
@@ -67,7 +67,7 @@ def test_a_cause_names_no_host_no_user_and_no_path(monkeypatch):
     text = "FileNotFoundError: '/home/jane.doe/models/m.json' on gpu-box-17\n (~/secret/x.py), jane.doe: 3/4 of 0.5/s"
     found = machine.scrubbed(text)
     assert found == "FileNotFoundError: 'm.json' on HOST (x.py), USER: 3/4 of 0.5/s"
-    here = session.Session(device=None)  # type: ignore[arg-type]
+    here = ranks.Rank(device=None)  # type: ignore[arg-type]
 
     def breaks() -> None:
         raise OSError("cannot open /data/jane.doe/corpus/part-0 on gpu-box-17")

@@ -4,7 +4,7 @@ verl-cov selftest [--device cpu] [--full] [-o result.json]
 torchrun --nproc-per-node 8 -m verl_cov.selftest        # the same on eight ranks
 python -m verl_cov.selftest                             # from a source folder, with torch, numpy and jaxtyping alone
 
-session.py   the ranks, and what the checks on them came to
+ranks.py     the ranks, and what the checks on them came to
 core.py      level core: the mathematics on this device against :mod:`.oracle`; needs torch alone
 speed.py     how long it takes there; never a reason to fail
 hook.py      level hook: verl's own engine (:mod:`.engine`) against :mod:`.oracle`

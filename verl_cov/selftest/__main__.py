@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from verl_cov.selftest.session import LEVELS
+from verl_cov.selftest.ranks import LEVELS
 from verl_cov.selftest.whole import selftest
 
 

@@ -20,7 +20,7 @@ from verl_cov.core import identity, losses, selection
 from verl_cov.core.covariance import Covariances
 from verl_cov.core.metric_table import LADDER
 from verl_cov.selftest import oracle
-from verl_cov.selftest.session import NotPossible, Session
+from verl_cov.selftest.ranks import NotPossible, Rank
 
 SIZES = {"cpu": (10**5, 10**6), "cuda": (10**5, 10**6, 10**7, 10**8)}
 ORACLE_UP_TO = 10**7  # above, numpy's copies fill a machine: there the CPU's tokens are what is compared with
@@ -53,19 +53,19 @@ class Tokens:
         return Tokens(log_prob, advantage, valid, ids, self.lengths[rows].to(device))
 
 
-def run(session: Session) -> None:
+def run(here: Rank) -> None:
     """All checks of this level."""
-    small, *larger = SIZES[session.device.type]
+    small, *larger = SIZES[here.device.type]
     for case in CASES:
-        session.check("core", f"selection, {case}, {small:,} tokens", selects, session, case, small)
+        here.check("core", f"selection, {case}, {small:,} tokens", selects, here, case, small)
     for size in larger:
-        session.check("core", f"selection, {size:,} tokens", selects, session, "float32", size)
-    session.check("core", "ladder of the largest covariances", ladder, session, small)
+        here.check("core", f"selection, {size:,} tokens", selects, here, "float32", size)
+    here.check("core", "ladder of the largest covariances", ladder, here, small)
     for dtype in TOLERANCE:
         name = str(dtype).removeprefix("torch.")
-        session.check("core", f"losses and gradients, {name}", loss_values, session, dtype)
-    session.check("core", "NCCL and gloo select the same", same_by_gloo, session, small)
-    session.check("core", "selection and loss do not wait for the device", never_waits, session, small)
+        here.check("core", f"losses and gradients, {name}", loss_values, here, dtype)
+    here.check("core", "NCCL and gloo select the same", same_by_gloo, here, small)
+    here.check("core", "selection and loss do not wait for the device", never_waits, here, small)
 
 
 def batch(case: str, size: int) -> Tokens:
@@ -118,17 +118,17 @@ def identities(tokens: Tokens, group: ProcessGroup | None) -> Tensor:
     return identity.token_identity(row_ids[rows], positions)
 
 
-def selects(session: Session, case: str, size: int) -> str | None:
+def selects(here: Rank, case: str, size: int) -> str | None:
     """Compares this rank's tokens with the oracle's and with those of one CPU process."""
-    if case == "a rank without tokens" and session.ranks == 1:
+    if case == "a rank without tokens" and here.ranks == 1:
         raise NotPossible("one rank; start it with torchrun --nproc-per-node 2 -m verl_cov.selftest")
     whole = batch(case, size)
-    rows = rows_of(case, len(whole.lengths), session.rank, session.ranks)
-    mine, cpu = whole.part(rows, session.device), torch.device("cpu")
+    rows = rows_of(case, len(whole.lengths), here.rank, here.ranks)
+    mine, cpu = whole.part(rows, here.device), torch.device("cpu")
     first = int(whole.lengths[: rows.start].sum())
     at = slice(first, first + mine.valid.numel())
     # All collectives come before the first answer: a rank that returned early would leave the others waiting.
-    everything = {name: selected(mine, control, session.group) for name, control in CONTROLS.items()}
+    everything = {name: selected(mine, control, here.group) for name, control in CONTROLS.items()}
     for name, control in CONTROLS.items():
         found, wanted = everything[name], {}
         if size <= ORACLE_UP_TO:
@@ -162,13 +162,11 @@ def differs(name: str, found: Tensor, wanted: Tensor, who: str) -> str | None:
     return f"{name} selects other tokens than {who}: {more:,} too many and {less:,} missing on this rank"
 
 
-def ladder(session: Session, size: int) -> str | None:
+def ladder(here: Rank, size: int) -> str | None:
     whole = batch("float32", size)
-    mine = whole.part(rows_of("float32", len(whole.lengths), session.rank, session.ranks), session.device)
-    cov = Covariances.compute(mine.log_prob, mine.advantage, mine.valid, session.group).values
-    values, means = (
-        f(cov, LADDER, session.group).tolist() for f in (selection.largest_values, selection.largest_means)
-    )
+    mine = whole.part(rows_of("float32", len(whole.lengths), here.rank, here.ranks), here.device)
+    cov = Covariances.compute(mine.log_prob, mine.advantage, mine.valid, here.group).values
+    values, means = (f(cov, LADDER, here.group).tolist() for f in (selection.largest_values, selection.largest_means))
     wanted = oracle.covariances(whole.log_prob.numpy(), whole.advantage.numpy(), whole.valid.numpy())
     wanted = np.sort(wanted[~np.isnan(wanted)])[::-1]
     for share, value, mean in zip(LADDER, values, means, strict=True):
@@ -215,9 +213,9 @@ def our_losses(inputs: dict[str, Tensor], chosen: Tensor) -> dict[str, Callable[
     }
 
 
-def loss_values(session: Session, dtype: torch.dtype) -> str | None:
+def loss_values(here: Rank, dtype: torch.dtype) -> str | None:
     """Compares loss and gradient with their formulas in numpy, float64, on the numbers as ``dtype`` has them."""
-    inputs, chosen = loss_inputs((64, 512), dtype, session.device)
+    inputs, chosen = loss_inputs((64, 512), dtype, here.device)
     old, new, a = (inputs[name].detach().cpu().double().numpy() for name in ("old_log_prob", "log_prob", "advantages"))
     on, marked, x = inputs["response_mask"].cpu().numpy(), chosen.cpu().numpy(), new - old
     plain = np.where(on, -a * np.exp(x), 0.0)
@@ -242,17 +240,17 @@ def loss_values(session: Session, dtype: torch.dtype) -> str | None:
 # --- what only an accelerator shows -----------------------------------------------------------------------------------
 
 
-def same_by_gloo(session: Session, size: int) -> str | None:
-    if not session.on_cuda:
+def same_by_gloo(here: Rank, size: int) -> str | None:
+    if not here.on_cuda:
         raise NotPossible("no CUDA device, so no NCCL; gloo's tokens are compared with one process's above")
-    if session.ranks == 1:
+    if here.ranks == 1:
         raise NotPossible("one rank; start it with torchrun --nproc-per-node N -m verl_cov.selftest")
     whole = batch("ties", size)
-    rows = rows_of("ties", len(whole.lengths), session.rank, session.ranks)
+    rows = rows_of("ties", len(whole.lengths), here.rank, here.ranks)
     masks = {}
     for name, control in CONTROLS.items():
-        found = selected(whole.part(rows, session.device), control, session.group).mask.cpu()
-        masks[name] = found, selected(whole.part(rows, torch.device("cpu")), control, session.gloo).mask
+        found = selected(whole.part(rows, here.device), control, here.group).mask.cpu()
+        masks[name] = found, selected(whole.part(rows, torch.device("cpu")), control, here.gloo).mask
     causes = (differs(f"{name} by NCCL", *both, "by gloo") for name, both in masks.items())
     return next(filter(None, causes), None)
 
@@ -271,16 +269,16 @@ def waiting_raises(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def never_waits(session: Session, size: int) -> str | None:
+def never_waits(here: Rank, size: int) -> str | None:
     whole = batch("float32", size)
-    mine = whole.part(rows_of("float32", len(whole.lengths), session.rank, session.ranks), session.device)
-    ids = identities(mine, session.group)  # may wait, once a step: it reads how many rows the largest rank has
-    inputs, chosen = loss_inputs((64, 512), torch.float32, session.device)
-    with waiting_raises(session.device):
+    mine = whole.part(rows_of("float32", len(whole.lengths), here.rank, here.ranks), here.device)
+    ids = identities(mine, here.group)  # may wait, once a step: it reads how many rows the largest rank has
+    inputs, chosen = loss_inputs((64, 512), torch.float32, here.device)
+    with waiting_raises(here.device):
         for control in CONTROLS.values():
-            _selected(mine, ids, control, session.group)
+            _selected(mine, ids, control, here.group)
         for call in our_losses(inputs, chosen).values():
             call().backward()
-    if not session.on_cuda:
+    if not here.on_cuda:
         raise NotPossible("no CUDA device: on a CPU nothing waits for a device (the same code ran)")
     return None

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from verl_cov.selftest import oracle, speed
 from verl_cov.selftest.machine import installed
-from verl_cov.selftest.session import NotPossible, Session, start_group
+from verl_cov.selftest.ranks import NotPossible, Rank, start_group
 
 SEED, STEP = 11, 3
 KL = dict(loss_mode="verl_cov.kl_cov", kl_cov_ratio=0.05, ppo_kl_coef=0.7, cov_seed=SEED)
@@ -58,24 +58,24 @@ class Engine:
     expected: dict[str, oracle.Expected] = field(default_factory=dict)
 
 
-def run(session: Session, full: bool = False) -> None:
+def run(here: Rank, full: bool = False) -> None:
     """All checks of this level."""
     made: list[Engine] = []
     with tempfile.TemporaryDirectory() as folder:
-        session.check("hook", "verl's engine starts (FSDP2)", _start, session, Path(folder), made)
-        if not made or session.checks[-1].outcome != "passed":
+        here.check("hook", "verl's engine starts (FSDP2)", _start, here, Path(folder), made)
+        if not made or here.checks[-1].outcome != "passed":
             return
         for name in CONTROLS:
             for layout in made[0].layouts:
-                session.check("hook", f"{name}, {layout.name}", agrees, session, made[0], name, layout)
-        session.check("hook", "verl-cov's hook fired in every update", _fired, made[0])
+                here.check("hook", f"{name}, {layout.name}", agrees, here, made[0], name, layout)
+        here.check("hook", "verl-cov's hook fired in every update", _fired, made[0])
         for name, module in OTHERS.items():
-            session.check("hook", f"verl's engine for {name}", _other_engine, name, module)
-        session.measure("hook", "time of the losses", speed.measure_losses, session)
-        session.measure("hook", "share of an optimizer step", _share, session, made[0], Path(folder), full)
+            here.check("hook", f"verl's engine for {name}", _other_engine, name, module)
+        here.measure("hook", "time of the losses", speed.measure_losses, here)
+        here.measure("hook", "share of an optimizer step", _share, here, made[0], Path(folder), full)
 
 
-def _start(session: Session, folder: Path, made: list[Engine]) -> str | None:
+def _start(here: Rank, folder: Path, made: list[Engine]) -> str | None:
     """Makes the model and verl's worker."""
     if not installed("verl"):
         raise NotPossible("verl is not installed here")
@@ -91,20 +91,20 @@ def _start(session: Session, folder: Path, made: list[Engine]) -> str | None:
         return f"{error}"
     if not release.engine:
         raise NotPossible(f"verl {release.version} has no engines, and its legacy actor is not driven here")
-    if not release.v1 and not session.on_cuda:
+    if not release.v1 and not here.on_cuda:
         raise NotPossible(f"verl {release.version} has no CPU platform; on a GPU this level runs")
     from transformers import AutoModelForCausalLM
 
     from verl_cov.selftest import engine
     from verl_cov.selftest.batches import ROWS, save_untrained_model
 
-    if ROWS % session.ranks:
-        raise NotPossible(f"{ROWS} rows cannot be dealt to {session.ranks} ranks: take 1, 2, 4, 8 or 16")
-    start_group(session)
+    if ROWS % here.ranks:
+        raise NotPossible(f"{ROWS} rows cannot be dealt to {here.ranks} ranks: take 1, 2, 4, 8 or 16")
+    start_group(here)
     save_untrained_model(folder, positions=512)
     # Without a model of the hub, the plain one is the oracle's: on the CPU, in float32.
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    overrides = (*(ON_CUDA if session.on_cuda else ("+verl_cov=cpu",)), *engine.WIDE)
+    overrides = (*(ON_CUDA if here.on_cuda else ("+verl_cov=cpu",)), *engine.WIDE)
     worker = engine.actor_worker(overrides, str(folder))
     shuffled = (7, 2, 13, 0, 9, 15, 4, 11, 1, 14, 6, 3, 12, 8, 5, 10)
     layouts = [
@@ -114,13 +114,13 @@ def _start(session: Session, folder: Path, made: list[Engine]) -> str | None:
         engine.Layout("dynamic batching, other order", tokens=40, order=shuffled),
         engine.Layout("with padding rows", micro=2, padding_row=True),
     ]
-    if not session.on_cuda or installed("flash_attn"):
+    if not here.on_cuda or installed("flash_attn"):
         layouts.append(engine.Layout("packed (remove_padding)", tokens=64, remove_padding=True))
     made.append(Engine(worker, plain, tuple(layouts)))
     return None
 
 
-def agrees(session: Session, made: Engine, name: str, layout: Any) -> str | None:
+def agrees(here: Rank, made: Engine, name: str, layout: Any) -> str | None:
     """One optimizer step in one layout against the oracle; returns the cause of what is different."""
     from verl_cov.selftest import engine
     from verl_cov.selftest.batches import mini_batch
@@ -130,14 +130,14 @@ def agrees(session: Session, made: Engine, name: str, layout: Any) -> str | None
     rows = mini_batch()
     if name not in made.expected:
         made.expected[name] = oracle.expected(made.plain, rows, control)
-    expected, ranks = made.expected[name], session.ranks
+    expected, ranks = made.expected[name], here.ranks
     engine.set_policy_loss(made.worker, policy_loss)
-    share = engine.share_of(rows, layout, session.rank, ranks)
+    share = engine.share_of(rows, layout, here.rank, ranks)
     made.updates += 1
     with watched(policy_loss["loss_mode"], share) as seen:
         report = engine.update(made.worker, share, layout, ranks, step=STEP)
     everyone: list[Any] = [None] * ranks
-    dist.all_gather_object(everyone, (seen, _numbers(share)), group=session.peers)
+    dist.all_gather_object(everyone, (seen, _numbers(share)), group=here.peers)
 
     weighs = control.kind == "high_entropy"
     logged = any(key.startswith("actor/cov/") for key in report.metrics)
@@ -163,7 +163,7 @@ def agrees(session: Session, made: Engine, name: str, layout: Any) -> str | None
             )
     loss_off = abs(report.metrics["loss"] - expected.loss) / expected.magnitude
     off = float(np.linalg.norm(report.gradient - expected.gradient) / np.linalg.norm(expected.gradient))
-    allowed = TOLERANCE[session.device.type]
+    allowed = TOLERANCE[here.device.type]
     if not max(loss_off, off) < allowed:
         return f"right tokens, but the loss is off by {loss_off:.1e}, the gradient by {off:.1e}; {allowed:.0e} allowed"
     return None
@@ -213,26 +213,26 @@ def _other_engine(name: str, module: str) -> str | None:
     )
 
 
-def _share(session: Session, made: Engine, folder: Path, full: bool) -> None:
+def _share(here: Rank, made: Engine, folder: Path, full: bool) -> None:
     """The share of our hooks in an optimizer step, for the result; a larger model where there is a GPU."""
     from verl_cov.selftest import engine
 
     worker = made.worker
-    if session.on_cuda:
+    if here.on_cuda:
         larger = larger_model(folder, folder / "larger", hidden=1024, layers=16)
         worker = engine.actor_worker((*ON_CUDA, *engine.WIDE), str(larger))
     engine.set_policy_loss(worker, {**KL, "kl_cov_ratio": 2e-3})
     parameters = sum(parameter.numel() for parameter in worker.actor.engine.module.parameters())
-    if session.ranks > 1 and not session.on_cuda:
+    if here.ranks > 1 and not here.on_cuda:
         raise NotPossible("several ranks share this CPU: a hook would be charged for what it waits for another rank")
     for sequences in (32, 128):
-        rows = speed.long_rows(sequences // session.ranks)
-        rounds = 5 if session.on_cuda or full else 64 // sequences + 1
-        hook, update = speed.share_of_step(worker, rows, rounds, session.ranks)
-        session.timings.append(
+        rows = speed.long_rows(sequences // here.ranks)
+        rounds = 5 if here.on_cuda or full else 64 // sequences + 1
+        hook, update = speed.share_of_step(worker, rows, rounds, here.ranks)
+        here.timings.append(
             {
                 "name": f"hooks in an optimizer step, KL-Cov, {parameters / 1e6:.1f} M parameters",
-                "tokens": 256 * (sequences // session.ranks) * session.ranks,
+                "tokens": 256 * (sequences // here.ranks) * here.ranks,
                 "ms": round(1000 * hook, 3),
                 "against": {"optimizer step": round(hook / update, 5)},
             }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from verl_cov import __version__
 
 if TYPE_CHECKING:
-    from verl_cov.selftest.session import Session
+    from verl_cov.selftest.ranks import Rank
 
 FORMAT = 1
 FIELDS: dict[str, Any] = {"format": int, "verl_cov": str, "date": str, "seconds": (int, float)}
@@ -23,7 +23,7 @@ OUTCOMES = tuple(STYLES)
 Result = dict[str, Any]
 
 
-def of(session: Session, seconds: float) -> Result:
+def of(here: Rank, seconds: float) -> Result:
     """The result as one JSON object."""
     from verl_cov.selftest import machine
 
@@ -33,9 +33,9 @@ def of(session: Session, seconds: float) -> Result:
         "date": time.strftime("%Y-%m-%d"),
         "seconds": round(seconds, 1),
         "versions": machine.versions(),
-        "hardware": machine.hardware(session.device, session.ranks),
-        "checks": [asdict(check) for check in session.checks],
-        "timings": session.timings,
+        "hardware": machine.hardware(here.device, here.ranks),
+        "checks": [asdict(check) for check in here.checks],
+        "timings": here.timings,
     }
 
 

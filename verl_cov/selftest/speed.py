@@ -15,7 +15,7 @@ from torch import Tensor
 from verl_cov.core import selection
 from verl_cov.core.identity import mix
 from verl_cov.selftest import core
-from verl_cov.selftest.session import Session
+from verl_cov.selftest.ranks import Rank
 
 Call = Callable[[], object]
 
@@ -75,14 +75,14 @@ def peak_bytes(call: Call, device: torch.device) -> int | None:
 # --- the mathematics --------------------------------------------------------------------------------------------------
 
 
-def measure_core(session: Session, rounds: int = 5) -> None:
+def measure_core(here: Rank, rounds: int = 5) -> None:
     """The selection against one read of its tokens and against topk, and our losses against the surrogate alone.
 
     On the first rank alone, so that nothing here may use a collective.
     """
-    if session.rank:
+    if here.rank:
         return
-    device = session.device
+    device = here.device
     for size in core.SIZES[device.type]:
         log_prob, advantage = -3 * torch.rand(size, device=device), torch.randn(size, device=device)
         data = (log_prob, advantage, torch.ones(size, dtype=torch.bool, device=device))
@@ -92,7 +92,7 @@ def measure_core(session: Session, rounds: int = 5) -> None:
             calls["topk"] = partial(_topk, log_prob, advantage, max(1, int(control.ratio * size)))
             seconds = paired(calls, rounds, device.type)
             more = {"peak_bytes": peak_bytes(select, device)}
-            session.timings.append(timing(f"selection, {name}", size, seconds, "ours", **more))
+            here.timings.append(timing(f"selection, {name}", size, seconds, "ours", **more))
     shape = (8, 8192) if device.type == "cuda" else (8, 1024)
     inputs, chosen = core.loss_inputs(shape, torch.float32, device)
     steps: dict[str, Call] = {name: partial(_step, call) for name, call in core.our_losses(inputs, chosen).items()}
@@ -100,7 +100,7 @@ def measure_core(session: Session, rounds: int = 5) -> None:
     for name in ("KL-Cov", "Clip-Cov"):
         both = {key: seconds[key] for key in (name, "surrogate")}
         peak = peak_bytes(steps[name], device)
-        session.timings.append(timing(f"loss, {name}", shape[0] * shape[1], both, name, peak_bytes=peak))
+        here.timings.append(timing(f"loss, {name}", shape[0] * shape[1], both, name, peak_bytes=peak))
 
 
 def one_read(log_prob: Tensor, advantage: Tensor, valid: Tensor) -> object:
@@ -149,16 +149,16 @@ def loss_calls(shape: tuple[int, int], device: str) -> dict[str, Call]:
     return {name: partial(step, name) for name in LOSSES}
 
 
-def measure_losses(session: Session, rounds: int = 5) -> None:
+def measure_losses(here: Rank, rounds: int = 5) -> None:
     """Our losses against verl's own, as verl calls them."""
-    shape = (8, 8192) if session.on_cuda else (8, 1024)
-    calls = loss_calls(shape, str(session.device))
-    seconds = paired(calls, rounds, session.device.type)
+    shape = (8, 8192) if here.on_cuda else (8, 1024)
+    calls = loss_calls(shape, str(here.device))
+    seconds = paired(calls, rounds, here.device.type)
     for ours in ("clip_cov", "kl_cov"):
         three = {name: seconds[name] for name in (f"verl_cov.{ours}", ours, "vanilla")}
-        peak = peak_bytes(calls[f"verl_cov.{ours}"], session.device)
+        peak = peak_bytes(calls[f"verl_cov.{ours}"], here.device)
         row = timing(f"loss, {ours}", shape[0] * shape[1], three, f"verl_cov.{ours}", peak_bytes=peak)
-        session.timings.append(row)
+        here.timings.append(row)
 
 
 def share_of_step(worker: Any, rows: list[dict[str, Any]], rounds: int, ranks: int = 1) -> tuple[float, float]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from verl_cov.selftest import oracle
 from verl_cov.selftest.machine import installed
-from verl_cov.selftest.session import NotPossible, Session
+from verl_cov.selftest.ranks import NotPossible, Rank
 
 STEPS, RATIO = 3, 0.02
 DUMP = "actor_rollout_ref.actor.policy_loss.cov_dump"
@@ -27,18 +27,18 @@ LINE = "import sys; from verl_cov.cli import main; main()"
 HANGS_AFTER_S = 3000.0
 
 
-def run(session: Session) -> None:
+def run(here: Rank) -> None:
     """All checks of this level; on one rank, since verl's trainer starts its own."""
     with tempfile.TemporaryDirectory() as folder:
         at = Path(folder)
-        session.check("train", "a training is killed and resumes", killed_and_resumed, session, at)
-        if session.checks[-1].outcome == "passed":
-            session.check("train", "the tokens of each step, before and after, are the oracle's", same_tokens, at)
-            session.check("train", "each step's weights reached vLLM", weights_arrived, at, session.on_cuda)
+        here.check("train", "a training is killed and resumes", killed_and_resumed, here, at)
+        if here.checks[-1].outcome == "passed":
+            here.check("train", "the tokens of each step, before and after, are the oracle's", same_tokens, at)
+            here.check("train", "each step's weights reached vLLM", weights_arrived, at, here.on_cuda)
 
 
-def killed_and_resumed(session: Session, folder: Path) -> str | None:
-    if session.ranks > 1:
+def killed_and_resumed(here: Rank, folder: Path) -> str | None:
+    if here.ranks > 1:
         raise NotPossible("under torchrun; without it, verl's trainer starts its own ranks")
     for package in ("verl", "vllm", "ray"):
         if not installed(package):
@@ -48,7 +48,7 @@ def killed_and_resumed(session: Session, folder: Path) -> str | None:
         "--toy",
         str(Path(os.environ["VERL_COV_TOY"]).absolute()) if "VERL_COV_TOY" in os.environ else "toy",
         "--scale",
-        "gpu1" if session.on_cuda else "cpu",
+        "gpu1" if here.on_cuda else "cpu",
     ]
     command += ["trainer.save_freq=1", "trainer.test_freq=-1", "trainer.val_before_train=false"]
     command += [f"{DUMP}_every=1", f"{DUMP}_tokens=1000000"]
@@ -84,7 +84,7 @@ def _kill_after_a_checkpoint(runner: subprocess.Popen[bytes], folder: Path) -> N
             raise TimeoutError("no checkpoint")
         time.sleep(0.2)
     (lock,) = folder.glob("runs/**/.lock")
-    os.killpg(int(lock.read_text().split()[-1]), signal.SIGKILL)  # the session of the training that the runner started
+    os.killpg(int(lock.read_text().split()[-1]), signal.SIGKILL)  # of the training that the runner started
     runner.wait()
 
 

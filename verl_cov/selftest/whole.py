@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from verl_cov.selftest import core, hook, result, session, speed, train
-from verl_cov.selftest.session import LEVELS
+from verl_cov.selftest import core, hook, ranks, result, speed, train
+from verl_cov.selftest.ranks import LEVELS
 
 
 def selftest(
@@ -30,7 +30,7 @@ def selftest(
         raise ValueError(f"-o {output}: give a file in a folder that exists")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     started = time.monotonic()
-    here = session.start(device)
+    here = ranks.start(device)
 
     def core_level() -> None:
         core.run(here)
@@ -56,5 +56,5 @@ def selftest(
         result.show(found)
         if output is not None:
             print(f"written: {output}; to send it, see verl-cov docs selftest")
-    session.leave(here)
+    ranks.leave(here)
     return 1 if here.failed else 0

@@ -39,7 +39,7 @@ class Check:
 
 
 @dataclass
-class Session:
+class Rank:
     """A self-test on one of its ranks.
 
     Args:
@@ -122,7 +122,7 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [""])[0]
 
 
-def start(device: str = "auto") -> Session:
+def start(device: str = "auto") -> Rank:
     """Joins the ranks that torchrun started; without it this process is the only one.
 
     Raises ValueError for a device that is not there.
@@ -136,43 +136,43 @@ def start(device: str = "auto") -> Session:
     if kind == "cpu":
         os.environ["VERL_PLATFORM"] = "cpu"  # before verl is imported, which looks once
         torch.set_num_threads(1)  # more of them, on a busy machine, wait for each other: 1 ms became 3 s
-        session = Session(torch.device("cpu"), rank, ranks)
+        here = Rank(torch.device("cpu"), rank, ranks)
     else:
         torch.cuda.set_device(local)
-        session = Session(torch.device("cuda", local), rank, ranks)
+        here = Rank(torch.device("cuda", local), rank, ranks)
     if ranks > 1:
-        start_group(session)
-        session.group = dist.group.WORLD
-        session.gloo = dist.new_group(backend="gloo", timeout=PATIENCE) if session.on_cuda else session.group
-        session.peers = dist.new_group(backend="gloo", timeout=3 * PATIENCE)
-    return session
+        start_group(here)
+        here.group = dist.group.WORLD
+        here.gloo = dist.new_group(backend="gloo", timeout=PATIENCE) if here.on_cuda else here.group
+        here.peers = dist.new_group(backend="gloo", timeout=3 * PATIENCE)
+    return here
 
 
-def leave(session: Session) -> None:
+def leave(here: Rank) -> None:
     """Ends the process groups. Of several ranks each waits for the others, and one that lost them does not return.
 
     Not destroy_process_group with several: a rank's gloo threads may abort it when another one is gone already.
     """
-    if session.ranks == 1:
+    if here.ranks == 1:
         if dist.is_initialized():
             dist.destroy_process_group()
         return
-    if not session.lost:
-        dist.barrier(group=session.peers)
+    if not here.lost:
+        dist.barrier(group=here.peers)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1 if session.failed else 0)
+    os._exit(1 if here.failed else 0)
 
 
 RANK_VARIABLES = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
 
 
-def start_group(session: Session) -> None:
+def start_group(here: Rank) -> None:
     """Starts torch's process group, unless it is there: verl's engine wants one on a single rank too."""
     if dist.is_initialized():
         return
-    backend = "cpu:gloo,cuda:nccl" if session.on_cuda else "gloo"
-    if session.ranks > 1:
+    backend = "cpu:gloo,cuda:nccl" if here.on_cuda else "gloo"
+    if here.ranks > 1:
         dist.init_process_group(backend, timeout=PATIENCE)  # by the variables that torchrun has set
         return
     os.environ |= {name: str(number) for name, number in RANK_VARIABLES}
