@@ -3,8 +3,9 @@
     python -m tests.compat [RELEASE ...] [--no-write] [--fresh]
 
 For each release a virtual environment (.compat/RELEASE, made once), the groups of tests that :data:`GROUPS` has for it,
-and a line. What was found goes to docs/compatibility.json, so that one release can be run again without the others, and
-from there to docs/compatibility.md (tests/compat_page.py). So does the release's self-test (docs/selftests).
+its self-test, and a line. What the groups found goes to docs/compatibility.json and the self-test's results to
+docs/selftests, so that one release, group or self-test (``--groups selftest``) can be run again without the others; and
+from there to docs/compatibility.md (tests/compat_page.py).
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests import compat_page
 from verl_cov import patch
-from verl_cov.hooks.versions import RELEASES, Release, release_of
+from verl_cov.hooks.versions import NEWEST, RELEASES, Release, release_of
 
 ROOT = Path(__file__).resolve().parents[1]
 VENVS = ROOT / ".compat"
@@ -32,6 +34,7 @@ HOOKS = ("contract", "versions", "imports")
 CONTRACT = " ".join(["tests/test_doctor.py", *(f"tests/hooks/test_{name}.py" for name in HOOKS)])
 INVARIANCE = "tests/hooks/test_invariance.py tests/hooks/test_metrics.py"
 PATCHED = "tests/hooks/test_patched.py"
+SELFTEST = "selftest"  # named beside the groups; no pytest runs it
 WHOLE = "not (e2e or release)"  # also what only `make nightly` runs
 
 
@@ -83,13 +86,14 @@ GROUPS = (
 
 @dataclass
 class Outcome:
-    """Of one group. error: its last lines if pytest did not come to an end."""
+    """Of one group. error: its last lines if pytest did not come to an end. date: on which it ran."""
 
     passed: int = 0
     failed: int = 0
     skipped: int = 0
     seconds: float = 0.0
     error: str = ""
+    date: str = field(default_factory=partial(time.strftime, "%Y-%m-%d"))
 
     def __str__(self) -> str:
         if self.error:
@@ -102,17 +106,18 @@ class Outcome:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("releases", nargs="*", metavar="RELEASE", help="verl releases; all if none is named")
-    parser.add_argument("--groups", help="only these groups, separated by commas")
-    parser.add_argument("--no-write", action="store_true", help="leave docs/compatibility.* as they are")
+    parser.add_argument("--groups", help="only these, separated by commas; selftest is one")
+    parser.add_argument("--no-write", action="store_true", help="leave what is in docs as it is")
     parser.add_argument("--fresh", action="store_true", help="make the environments in .compat anew")
     arguments = parser.parse_args()
     known = [release.version for release in RELEASES]
     for name in arguments.releases:
         if name not in known:
             parser.error(f"there is no release {name}: there are {', '.join(known)}")
-    wanted = [group.name for group in GROUPS] if arguments.groups is None else arguments.groups.split(",")
-    if unknown := set(wanted) - {group.name for group in GROUPS}:
-        parser.error(f"there is no group {', '.join(unknown)}: there are {', '.join(group.name for group in GROUPS)}")
+    names = [*(group.name for group in GROUPS), SELFTEST]
+    wanted = names if arguments.groups is None else arguments.groups.split(",")
+    if unknown := set(wanted) - set(names):
+        parser.error(f"there is no group {', '.join(sorted(unknown))}: there are {', '.join(names)}")
     lines, good = [], True
     for version in arguments.releases or known:
         release = release_of(version)
@@ -124,13 +129,15 @@ def main() -> int:
                 outcomes[group.name] = run(python, version, group)
                 say(version, f"{group.name}: {outcomes[group.name]} in {outcomes[group.name].seconds:.0f} s")
         fine = all(not outcome.failed and not outcome.error and outcome.passed for outcome in outcomes.values())
+        said = [f"{name} {outcome}" for name, outcome in outcomes.items()]
+        if SELFTEST in wanted:
+            say(version, SELFTEST)
+            holds = selftest(python, version, write=not arguments.no_write)
+            said, fine = [*said, f"{SELFTEST} {'passed' if holds else 'failed'}"], fine and holds
         if not arguments.no_write:
-            say(version, "selftest")
-            fine &= selftest(python, version)
             compat_page.record(version, stack(python), {name: asdict(one) for name, one in outcomes.items()})
         good &= fine
-        said = "; ".join(f"{name} {outcome}" for name, outcome in outcomes.items())
-        lines.append(f"verl {version}: {'ok' if fine else 'NOT ok'}; {said}")
+        lines.append(f"verl {version}: {'ok' if fine else 'NOT ok'}; {'; '.join(said)}")
     print("\n" + "\n".join(lines), flush=True)
     return 0 if good else 1
 
@@ -189,13 +196,24 @@ def run(python: Path, version: str, group: Group) -> Outcome:
     return Outcome(len(cases) - len(failed) - skipped, len(failed), skipped, seconds)
 
 
-def selftest(python: Path, version: str) -> bool:
-    """Writes this machine's result with the release; False if a check failed."""
-    compat_page.SELFTESTS.mkdir(exist_ok=True)
-    command = [str(python), "-m", "verl_cov.selftest", "--device", "cpu"]
-    command += ["-o", str(compat_page.SELFTESTS / f"cpu-verl-{version}.json")]
+def selftest(python: Path, version: str, write: bool) -> bool:
+    """Runs the release's self-test, of the newest one on two ranks too; False if a check failed.
+
+    write: this machine's results to docs/selftests. A run that broke off leaves none.
+    """
+    forms = {"cpu": ["-m", "verl_cov.selftest"]}
+    if version == NEWEST.version:
+        forms["cpu-two-ranks"] = ["-m", "torch.distributed.run", "--nproc-per-node", "2", *forms["cpu"]]
     variables = {**os.environ, "VERL_USE_EXTERNAL_MODULES": "verl_cov.plugin"}
-    return subprocess.run(command, cwd=ROOT, env=variables).returncode == 0
+    good = True
+    for name, form in forms.items():
+        command = [str(python), *form, "--device", "cpu"]
+        if write:
+            file = compat_page.SELFTESTS / f"{name}-verl-{version}.json"
+            file.unlink(missing_ok=True)
+            command += ["-o", str(file)]
+        good &= subprocess.run(command, cwd=ROOT, env=variables).returncode == 0
+    return good
 
 
 def stack(python: Path) -> dict[str, str]:

