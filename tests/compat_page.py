@@ -15,7 +15,7 @@ from packaging.version import Version
 
 from verl_cov import terminal
 from verl_cov.hooks.versions import RELEASES, Release
-from verl_cov.selftest import result
+from verl_cov.selftest import LEVELS, result
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RESULTS, PAGE, SELFTESTS = DOCS / "compatibility.json", DOCS / "compatibility.md", DOCS / "selftests"
@@ -79,7 +79,7 @@ def selftests(folder: Path) -> str:
     for one in sorted(found, key=_order):
         versions, hardware = one["versions"], one["hardware"]
         on = hardware.get("accelerator") or hardware.get("cpu", "?")
-        levels = [result.counts(one, level) for level in ("core", "hook", "train")]
+        levels = [result.counts(one, level) for level in LEVELS]
         cells = [on, hardware.get("ranks", 1), versions.get("verl", "none"), versions.get("torch", "?"), *levels]
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in [*cells, one["date"]]) + " |")
         wrong = [check for check in one["checks"] if check["outcome"] == "failed"]

@@ -57,10 +57,11 @@ def test_damaged_lines_are_counted_and_a_torn_one_spoils_no_other(tmp_path):
     assert token_file.read(path) == token_file.Dump((*some(4), *some(8)), 10)
 
 
-def test_a_step_written_again_by_a_resumed_run_counts_once(tmp_path):
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_a_step_written_again_by_a_resumed_run_counts_once(tmp_path, count):
     path = tmp_path / token_file.FILE
     token_file.append(path, some(4))
-    again = [replace(token, token="new") for token in some(4)]
+    again = [replace(token, token="new") for token in some(4, count)]
     token_file.append(path, again)
     assert token_file.read(path).tokens == tuple(again)
 

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import types
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from tests import compat, compat_page
 from verl_cov.cli import app
-from verl_cov.selftest import machine, ranks, result
+from verl_cov.selftest import LEVELS, hook, machine, ranks, result
 
 ROOT = Path(__file__).parents[2]
 # Nothing of verl's and nothing of the command line's can be imported: what a bare machine with torch has.
@@ -97,6 +98,41 @@ def test_a_failure_is_exit_code_1_and_bad_input_2(monkeypatch, tmp_path):
         refused = runner.invoke(app, ["selftest", *options])
         assert refused.exit_code == 2
         assert words in " ".join(refused.output.split())
+
+
+def test_the_help_names_every_level():
+    module = subprocess.run(
+        [sys.executable, "-m", "verl_cov.selftest", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    command = CliRunner().invoke(app, ["selftest", "--help"], env={"COLUMNS": "200"})
+    for shown in (module.stdout, command.output):
+        assert all(f"{level}, {what}" in " ".join(shown.replace("│", " ").split()) for level, what in LEVELS.items()), (
+            shown
+        )
+
+
+def test_full_adds_the_level_train_and_naming_it_is_enough(monkeypatch):
+    from verl_cov.selftest import whole
+
+    ran = []
+    monkeypatch.setattr(whole.core, "run", lambda here: ran.append("core"))
+    monkeypatch.setattr(whole.speed, "measure_core", lambda here: None)
+    monkeypatch.setattr(whole.train, "run", lambda here: ran.append("train"))
+    for full, levels in ((False, ("train",)), (True, ("core",)), (False, ("core",))):
+        assert whole.selftest("cpu", full=full, levels=levels) == 0
+    assert ran == ["train", "core", "train", "core"]
+
+
+def test_no_update_is_no_update_in_which_the_hook_fired():
+    made = hook.Engine(worker=None, plain=None, layouts=())
+    assert hook._fired(made) is not None
+    made.updates = made.fired = 2
+    assert hook._fired(made) is None
+
+
+def test_a_verl_without_metadata_is_in_the_versions(monkeypatch):
+    monkeypatch.setitem(sys.modules, "verl", types.SimpleNamespace(__version__="0.9.1+fork"))
+    assert machine.versions()["verl"] == "0.9.1+fork"
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -74,9 +74,9 @@ def append(path: str | PathLike[str], tokens: Iterable[Token]) -> None:
 def read(path: str | PathLike[str]) -> Dump:
     """Reads a dump. Raises FileNotFoundError.
 
-    A resumed run writes some steps again: the later tokens of a step replace the earlier ones.
+    A resumed run writes some steps again, with more tokens or fewer: from rank 1 on they replace the earlier ones.
     """
-    latest: dict[tuple[int, int], Token] = {}
+    latest: dict[int, dict[int, Token]] = {}
     damaged = 0
     with Path(path).open("rb") as file:
         for line in file:
@@ -87,8 +87,11 @@ def read(path: str | PathLike[str]) -> Dump:
             except (ValueError, TypeError, KeyError, RecursionError):
                 damaged += 1
             else:
-                latest[token.step, token.rank] = token
-    return Dump(tuple(latest[key] for key in sorted(latest)), damaged)
+                step = latest.setdefault(token.step, {})
+                if token.rank == 1:
+                    step.clear()
+                step[token.rank] = token
+    return Dump(tuple(latest[step][rank] for step in sorted(latest) for rank in sorted(latest[step])), damaged)
 
 
 def _token(record: dict[str, Any]) -> Token:

@@ -14,3 +14,12 @@ oracle.py    the same numbers by numpy: shares no code with the package
 machine.py   versions and hardware, without host names and paths
 result.py    the table, and the JSON that docs/compatibility.md is built from
 """
+
+LEVELS = {
+    "core": "the mathematics on this device, with torch alone",
+    "hook": "verl's own engine with verl-cov's hooks",
+    "train": "verl's trainer with vLLM, killed and resumed (minutes)",
+}
+DEFAULT_LEVELS = "core,hook"
+LEVELS_HELP = f"By commas: {'; '.join(f'{level}, {what}' for level, what in LEVELS.items())}."
+FULL_HELP = "Also the level train."

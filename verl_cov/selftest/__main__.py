@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from verl_cov.selftest.ranks import LEVELS
+from verl_cov.selftest import DEFAULT_LEVELS, FULL_HELP, LEVELS_HELP
 from verl_cov.selftest.whole import selftest
 
 
@@ -15,9 +15,9 @@ def main() -> int:
         prog="python -m verl_cov.selftest", description="What verl-cov promises, shown here."
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--full", action="store_true", help="also a training that is killed and resumes (minutes)")
+    parser.add_argument("--full", action="store_true", help=FULL_HELP)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the result as JSON, to be sent")
-    parser.add_argument("--levels", default=",".join(LEVELS), help="only these, separated by commas")
+    parser.add_argument("--levels", default=DEFAULT_LEVELS, help=LEVELS_HELP)
     parser.add_argument("--verbose", action="store_true", help="show what verl and torch print")
     asked = parser.parse_args()
     try:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from verl_cov import terminal
+from verl_cov.selftest import DEFAULT_LEVELS, FULL_HELP, LEVELS_HELP
 
 EXAMPLES = terminal.examples(
     "verl-cov selftest -o result.json",
@@ -19,9 +20,9 @@ FILE = typer.Option("--output", "-o", dir_okay=False, help="Write the result as 
 
 def selftest(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    full: Annotated[bool, typer.Option("--full", help="Also a training that is killed and resumes (minutes).")] = False,
+    full: Annotated[bool, typer.Option("--full", help=FULL_HELP)] = False,
     output: Annotated[Path | None, FILE] = None,
-    levels: Annotated[str, typer.Option(help="Only these, separated by commas.")] = "core,hook,train",
+    levels: Annotated[str, typer.Option(help=LEVELS_HELP)] = DEFAULT_LEVELS,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show what verl and torch print.")] = False,
 ) -> None:
     """Selection, losses and verl's own engine on this machine against a numpy oracle, in about two minutes.

@@ -202,7 +202,7 @@ def _selected(report: Any, expected: oracle.Expected, everyone: list[Any]) -> st
 
 
 def _fired(made: Engine) -> str | None:
-    return None if made.fired == made.updates else f"in {made.fired} of {made.updates} updates; {HINT}"
+    return None if 0 < made.fired == made.updates else f"in {made.fired} of {made.updates} updates; {HINT}"
 
 
 def _other_engine(name: str, module: str) -> str | None:

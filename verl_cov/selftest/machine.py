@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,14 @@ def installed(module: str) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Of what is installed; verl's is what it calls itself."""
+    """Of what is installed; verl's, where it was imported, is what it calls itself: a checkout has no metadata."""
     found = {"verl-cov": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     found["torch"] = torch.__version__
+    if verl := getattr(sys.modules.get("verl"), "__version__", None):
+        found["verl"] = verl
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
         with suppress(Exception):  # not in every build

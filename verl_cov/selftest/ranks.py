@@ -19,7 +19,6 @@ from verl_cov.selftest.machine import scrubbed
 Outcome = Literal["passed", "failed", "not possible"]
 LEFT = "Error: "  # in the cause of a check that a rank left half-way
 OUTCOMES: tuple[Outcome, ...] = ("failed", "not possible", "passed")
-LEVELS = ("core", "hook", "train")
 # How long a rank waits for another: one that ended in an error inside a check keeps the others waiting in a collective.
 PATIENCE = timedelta(seconds=float(os.environ.get("VERL_COV_SELFTEST_PATIENCE_S", 120)))
 

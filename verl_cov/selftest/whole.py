@@ -9,18 +9,19 @@ from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from verl_cov.selftest import core, hook, ranks, result, speed, train
-from verl_cov.selftest.ranks import LEVELS
+from verl_cov.selftest import DEFAULT_LEVELS, LEVELS, core, hook, ranks, result, speed, train
 
 
 def selftest(
     device: str = "auto",
     full: bool = False,
     output: Path | None = None,
-    levels: tuple[str, ...] = LEVELS,
+    levels: tuple[str, ...] = tuple(DEFAULT_LEVELS.split(",")),
     verbose: bool = False,
 ) -> int:
     """Runs the levels, prints the table, writes ``output``; returns the exit code: 0, or 1 if a check failed.
+
+    full: the level train besides ``levels``, and more rounds of what is timed.
 
     Raises ValueError for a device that is not there, a level of another name, and a file that cannot be written.
     """
@@ -41,8 +42,8 @@ def selftest(
         "hook": lambda: hook.run(here, full),
         "train": lambda: train.run(here),
     }
-    found = None
-    for level in [level for level in LEVELS if level in levels and (full or level != "train")]:
+    found = {}
+    for level in [level for level in LEVELS if level in levels or (full and level == "train")]:
         with ExitStack() as stack:
             if not verbose:  # what verl and torch print is no part of the result
                 nowhere = stack.enter_context(Path(os.devnull).open("w"))
@@ -52,7 +53,7 @@ def selftest(
         found = result.of(here, time.monotonic() - started)
         if here.rank == 0 and output is not None:  # after each level: who is killed in the next one keeps it
             output.write_text(json.dumps(found, indent=1) + "\n")
-    if here.rank == 0 and found is not None:
+    if here.rank == 0:
         result.show(found)
         if output is not None:
             print(f"written: {output}; to send it, see verl-cov docs selftest")
