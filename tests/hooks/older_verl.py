@@ -1,12 +1,10 @@
 """What stands between verl before 0.9 and a CPU, for tests: that verl has no CPU platform, and verl-cov gives it none.
 
 Nothing of the actor's training is replaced: memory statistics, the name of a process group's backend, and for the
-engines their registration for the device "cpu"; and the bfloat16 of 0.7's engines.
+engines their registration for the device "cpu".
 """
 
 from __future__ import annotations
-
-import contextlib
 
 
 def prepare() -> None:
@@ -33,6 +31,3 @@ def prepare() -> None:
         import verl.utils.device
 
         verl.utils.device.get_nccl_backend = lambda: "gloo"
-    if release.version == "0.7.1":
-        # Its engines compute in bfloat16, whatever the configuration says: the oracle knows no rounding.
-        torch.autocast = lambda *_, **__: contextlib.nullcontext()  # type: ignore[assignment, misc]

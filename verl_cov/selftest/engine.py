@@ -7,6 +7,7 @@ so that every layout starts from the same weights.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -72,12 +73,22 @@ def _is_0_7() -> bool:
     return versions.installed_release().version == "0.7.1"
 
 
+def _compute_in_float32() -> None:
+    """Takes torch's autocast from this process with verl 0.7.1, whose engines compute in bfloat16 whatever the
+    configuration says: the oracle knows no rounding."""
+    import torch
+
+    if _is_0_7():
+        torch.autocast = lambda *_, **__: contextlib.nullcontext()
+
+
 def actor_worker(overrides: Sequence[str], model: str) -> Any:
     """verl's worker that trains the actor, in this process, of the configuration of :func:`compose`."""
     import torch
     from omegaconf import OmegaConf
     from verl.workers.engine_workers import ActorRolloutRefWorker
 
+    _compute_in_float32()
     config = compose(overrides, model)
     OmegaConf.resolve(config)
     torch.manual_seed(0)

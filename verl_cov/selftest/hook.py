@@ -92,7 +92,7 @@ def _start(here: Rank, folder: Path, made: list[Engine]) -> str | None:
     if not release.engine:
         raise NotPossible(f"verl {release.version} has no engines, and its legacy actor is not driven here")
     if not release.v1 and not here.on_cuda:
-        raise NotPossible(f"verl {release.version} has no CPU platform; on a GPU this level runs")
+        raise NotPossible(f"verl {release.version} has no CPU platform: this level needs a GPU there")
     from transformers import AutoModelForCausalLM
 
     from verl_cov.selftest import engine

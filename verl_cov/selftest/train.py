@@ -77,9 +77,8 @@ def _kill_after_a_checkpoint(runner: subprocess.Popen[bytes], folder: Path) -> N
     deadline = time.monotonic() + HANGS_AFTER_S
     while not _checkpoint(folder):
         if runner.poll() is not None:
-            raise RuntimeError(
-                f"the training ended before its first checkpoint: {_last((folder / 'first').read_text())}"
-            )
+            said = _last((folder / "first").read_text())
+            raise RuntimeError(f"the training ended with code {runner.returncode} before a checkpoint: {said}")
         if time.monotonic() > deadline:
             raise TimeoutError("no checkpoint")
         time.sleep(0.2)
