@@ -15,13 +15,14 @@ from tests.hooks import engine, test_invariance, test_weights
 from tests.hooks.engine import Layout
 from verl_cov.core.controls import catalogue
 from verl_cov.selftest import engine as driver
-from verl_cov.selftest import hook, ranks, speed
+from verl_cov.selftest import ranks, speed
+from verl_cov.selftest.batches import save_untrained_model
 
 SEQUENCES, PROMPT, RESPONSE = 64, 64, 256
 VARIANTS = test_invariance.VARIANTS
 
 
-def share(model: Path) -> str:
+def share() -> str:
     """Share of our hooks in an optimizer step, one process, a Qwen2 of 0.2 M and one of 6.4 M parameters; controls by
     weight with the small one alone, where the share is largest."""
     variants = {f"{name}, metrics off": {**fields, "cov_metrics": "off"} for name, fields in VARIANTS.items()}
@@ -35,7 +36,7 @@ def share(model: Path) -> str:
     rows = []
     for hidden, layers, these in ((64, 2, variants | weights), (256, 6, variants)):
         for variant, fields in these.items():
-            found = _in_process(model, hidden, layers, fields)
+            found = _in_process(hidden, layers, fields)
             hook, update = found["hook"], found["update"]
             parameters = f"{found['parameters'] / 1e6:.1f} M"
             rows.append(
@@ -89,10 +90,10 @@ def public_forms(model: Path) -> str:
     return table(header, rows)
 
 
-def _in_process(model: Path, hidden: int, layers: int, fields: dict) -> dict[str, float]:
+def _in_process(hidden: int, layers: int, fields: dict) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "spec.pickle"
-        spec.write_bytes(pickle.dumps((str(model), hidden, layers, fields)))
+        spec.write_bytes(pickle.dumps((hidden, layers, fields)))
         command = [sys.executable, "-m", "benchmarks.engine", str(spec)]
         # Before anything imports verl, which looks for its platform once.
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "VERL_PLATFORM": "cpu"})
@@ -100,12 +101,12 @@ def _in_process(model: Path, hidden: int, layers: int, fields: dict) -> dict[str
 
 
 def _main(path: Path) -> None:
-    tiny, hidden, layers, fields = pickle.loads(path.read_bytes())
+    hidden, layers, fields = pickle.loads(path.read_bytes())
     import verl  # noqa: F401
 
     here = ranks.start("cpu")
     ranks.start_group(here)
-    model = hook.larger_model(Path(tiny), path.parent / "model", hidden, layers)
+    model = save_untrained_model(path.parent / "model", 1024, layers, hidden=hidden, inner=4 * hidden)
     worker = driver.actor_worker(test_invariance.WIDE, str(model))
     driver.set_policy_loss(worker, fields)
     seconds, update = speed.share_of_step(worker, speed.long_rows(SEQUENCES, PROMPT, RESPONSE), rounds=3)

@@ -67,7 +67,7 @@ bytes a sequence of the mini-batch, gathered when a hash has to decide.""",
 tokens in micro-batches of 8. The models are tiny: with a model worth training the share is smaller by orders of
 magnitude. `current` includes its forward. What `full` computes once a rollout counts whole here, as each rollout is
 one step.""",
-        engine.share,
+        lambda model: engine.share(),
     ),
     "metrics": Section(
         "The metrics",

@@ -92,9 +92,15 @@ def to_tensordict(rows: list[dict[str, Any]], dense: bool) -> Any:
 
 
 def save_untrained_model(
-    folder: Path, positions: int = 128, layers: int = 2, seed: int = 0, more_tokens: tuple[str, ...] = ()
+    folder: Path,
+    positions: int = 128,
+    layers: int = 2,
+    seed: int = 0,
+    more_tokens: tuple[str, ...] = (),
+    hidden: int = 64,
+    inner: int = 128,
 ) -> Path:
-    """Writes a Qwen2 of 0.1 M parameters with random weights and the byte tokenizer into a folder."""
+    """Writes a Qwen2 with random weights, of 0.1 M parameters unless said otherwise, and the byte tokenizer."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -106,11 +112,11 @@ def save_untrained_model(
     torch.manual_seed(seed)
     config = Qwen2Config(
         vocab_size=264,
-        hidden_size=64,
-        intermediate_size=128,
+        hidden_size=hidden,
+        intermediate_size=inner,
         num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=2,
+        num_attention_heads=max(2, hidden // 128),
+        num_key_value_heads=max(2, hidden // 128),
         max_position_embeddings=positions,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -214,10 +214,11 @@ def _other_engines() -> str | None:
 def _share(here: Rank, made: Engine, folder: Path, full: bool) -> None:
     """The share of our hooks in an optimizer step, for the result; a larger model where there is a GPU."""
     from verl_cov.selftest import engine
+    from verl_cov.selftest.batches import save_untrained_model
 
     worker = made.worker
     if here.on_cuda:
-        larger = larger_model(folder, folder / "larger", hidden=1024, layers=16)
+        larger = save_untrained_model(folder / "larger", 1024, layers=16, hidden=1024, inner=4096)
         worker = engine.actor_worker((*ON_CUDA, *engine.WIDE), str(larger))
     engine.set_policy_loss(worker, {**KL, "kl_cov_ratio": 2e-3})
     parameters = sum(parameter.numel() for parameter in worker.actor.engine.module.parameters())
@@ -235,17 +236,3 @@ def _share(here: Rank, made: Engine, folder: Path, full: bool) -> None:
                 "against": {"optimizer step": round(hook / update, 5)},
             }
         )
-
-
-def larger_model(tiny: Path, folder: Path, hidden: int, layers: int) -> Path:
-    """Writes a model with random weights of another size than ``tiny``, and its tokenizer."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    config = AutoConfig.from_pretrained(tiny)
-    config.hidden_size, config.intermediate_size, config.num_hidden_layers = hidden, 4 * hidden, layers
-    config.layer_types = config.layer_types[:1] * layers
-    config.num_attention_heads = config.num_key_value_heads = max(2, hidden // 128)
-    config.head_dim, config.max_position_embeddings = hidden // config.num_attention_heads, 1024
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
-    return folder
