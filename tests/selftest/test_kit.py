@@ -7,6 +7,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from benchmarks import gpu_kit
 
 ROOT = Path(__file__).parents[2]
@@ -19,7 +21,7 @@ def wheel(folder: Path) -> Path:
         "ray/_private/kept.py": "",
         "ray/rllib/large.py": "",
         "ray/data/tests/x.py": "",
-        "ray/data.py": "",
+        "ray/_private/runtime_env/agent/large.py": "",
         "ray-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "ray-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: ray\nVersion: 1.0\n",
     }
@@ -50,6 +52,28 @@ def test_a_trimmed_wheel_installs_and_imports(tmp_path):
     subprocess.run(command, check=True, timeout=600)
     assert {file.name for file in (site / "ray").iterdir()} - {"__pycache__"} == {"__init__.py", "_private"}
     subprocess.run([sys.executable, "-c", "import ray"], check=True, cwd=site)
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("pyarrow/lib.cpython-311-x86_64-linux-gnu.so", True),
+        ("pyarrow/libarrow.so.2600", True),
+        ("pyarrow/libarrow_substrait.so.2600", True),  # every module of pyarrow is linked with it
+        ("pyarrow/libarrow_python.so", False),
+        ("pyarrow/libarrow_python.so.2600", True),
+        ("pyarrow/libarrow_python.so.2600.1.0", False),
+        ("pyarrow/libarrow_flight.so.2600", False),
+        ("pyarrow/_parquet.cpython-311-x86_64-linux-gnu.so", True),
+        ("pyarrow/_parquet_encryption.cpython-311-x86_64-linux-gnu.so", False),
+    ],
+)
+def test_what_modules_are_linked_with_stays(tmp_path, name, kept):
+    path = tmp_path / "pyarrow-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, "")
+    gpu_kit.trim(path, gpu_kit.LEFT_OUT["pyarrow"])
+    assert (name in zipfile.ZipFile(path).namelist()) is kept
 
 
 def test_what_torch_and_transformers_bring_is_not_carried():
