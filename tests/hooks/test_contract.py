@@ -124,3 +124,11 @@ def test_recipes_are_refused_on_a_verl_that_cannot_run_them(tmp_path):
         assert "verl 0.9" in done.stdout + done.stderr
         assert "Traceback" not in done.stdout + done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not RELEASE.engine, reason="the self-test drives engines alone")
+def test_what_the_selftest_asks_of_verl_on_a_gpu_composes():
+    from verl_cov.selftest import engine, hook
+
+    config = engine.compose((*hook.ON_CUDA, *engine.WIDE), "model")
+    assert config.actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype == "fp32"

@@ -41,7 +41,7 @@ ON_CUDA = (
     "actor_rollout_ref.actor.fsdp_config.use_torch_compile=false",
     # float32: in bfloat16 the gradient's rounding would hide what is looked for. The tokens do not depend on it.
     "actor_rollout_ref.actor.fsdp_config.model_dtype=fp32",
-    "actor_rollout_ref.actor.fsdp_config.mixed_precision={param_dtype:fp32,reduce_dtype:fp32}",
+    "++actor_rollout_ref.actor.fsdp_config.mixed_precision={param_dtype:fp32,reduce_dtype:fp32}",
 )
 HINT = "`verl-cov doctor` says what is registered"
 
