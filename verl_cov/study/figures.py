@@ -36,7 +36,7 @@ from verl_cov.study import curves
 from verl_cov.study.protocol import Protocol
 from verl_cov.study.result import Result
 from verl_cov.study.shown import Figure
-from verl_cov.study.statistics import COV, entropy_of, of_whole, values
+from verl_cov.study.statistics import COV, compute, entropy_of, of_whole, values
 
 Groups = Mapping[str, Sequence[Result]]  # level -> its results
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
@@ -52,9 +52,9 @@ def draw(protocol: Protocol, figure: Figure, results: Mapping[str, Result], path
     groups = {level: found for level, found in by_level.items() if found}
     if not groups:
         return False
-    # A level keeps its look when others have no results yet.
+    # A level keeps its look when others have no results yet; beyond the colours the markers move on.
     known: dict[str, Look] = {
-        level: {"color": PALETTE[at % len(PALETTE)], "marker": _MARKERS[at % len(_MARKERS)]}
+        level: {"color": PALETTE[at % len(PALETTE)], "marker": _MARKERS[(at + at // len(PALETTE)) % len(_MARKERS)]}
         for at, level in enumerate(by_level)
     }
     with rc_context(TEXT):
@@ -73,8 +73,7 @@ def _panels(count: int, groups: Groups, known: Mapping[str, Look]) -> tuple[Canv
 
 def _curves(groups: Groups, known: Mapping[str, Look]) -> Canvas:
     """Entropy, pass@1 and pass@k for the largest k of all runs against the step (Figures 1, 11 and 12)."""
-    every = [result for found in groups.values() for result in found]
-    most = next((k for k in (64, 16, 4) if all(result.run.values(f"val-cov/pass@{k}").size for result in every)), 64)
+    most = _most(groups)
     canvas, panels = _panels(3, groups, known)
     for axes, title, series, label in (
         (panels[0], "Policy entropy", ENTROPY, ENTROPY_LABEL),
@@ -89,6 +88,39 @@ def _curves(groups: Groups, known: Mapping[str, Look]) -> Canvas:
         by_step(axes)
         from_zero(axes)
     return canvas
+
+
+def _ends(groups: Groups, known: Mapping[str, Look]) -> Canvas:
+    """Entropy, pass@1 and pass@k at the end, a row a level: each run, the mean and its standard error; a line at the
+    first level's mean."""
+    most = _most(groups)
+    canvas = Canvas(figsize=(12.4, 1.3 + 0.3 * len(groups)), layout="constrained")
+    panels = canvas.subplots(1, 3, sharey=True)
+    rows = range(len(groups))
+    for axes, title, statistic in (
+        (panels[0], "Policy entropy at the end, nats", "entropy_end"),
+        (panels[1], "pass@1 at the end", "pass@1"),
+        (panels[2], f"pass@{most} at the end", f"pass@{most}"),
+    ):
+        for row, (level, found) in zip(rows, groups.items(), strict=True):
+            numbers = np.array([compute(statistic, [result]) for result in found])
+            error = numbers.std(ddof=1) / np.sqrt(numbers.size) if numbers.size > 1 else 0.0
+            color = "#000000" if row == 0 else PALETTE[0]
+            axes.plot(numbers, np.full(numbers.size, row), ".", color=color, alpha=0.35)
+            axes.errorbar(numbers.mean(), row, xerr=error, fmt="o", color=color, capsize=3, markersize=5)
+            if row == 0:
+                axes.axvline(numbers.mean(), color=color, linewidth=0.8, linestyle=":")
+        dress(axes, title, "", "")
+        axes.set_xlim(left=0)
+    panels[0].set_yticks(rows, labels([f"{level} ({len(found)})" for level, found in groups.items()]))
+    panels[0].invert_yaxis()
+    return canvas
+
+
+def _most(groups: Groups) -> int:
+    """The largest k of pass@k that every run has."""
+    every = [result for found in groups.values() for result in found]
+    return next((k for k in (64, 16, 4) if all(result.run.values(f"val-cov/pass@{k}").size for result in every)), 64)
 
 
 def _consumption(groups: Groups, known: Mapping[str, Look]) -> Canvas:
@@ -226,6 +258,7 @@ def _targets(groups: Groups, known: Mapping[str, Look]) -> Canvas:
 
 KINDS: dict[str, Callable[[Groups, Mapping[str, Look]], Canvas]] = {
     "curves": _curves,
+    "ends": _ends,
     "consumption": _consumption,
     "law": _law,
     "forecast": _forecast,

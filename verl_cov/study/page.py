@@ -147,9 +147,10 @@ def _seen(verdict: Verdict) -> str:
     """`0.12 ± 0.03 (0.05 to 0.19)`: mean, standard error, interval."""
     if math.isnan(verdict.mean):
         return "-"
+    mean, low, high = (0.0 if abs(each) < 1e-9 else each for each in (verdict.mean, verdict.low, verdict.high))
     if math.isnan(verdict.se):
-        return f"{verdict.mean:.3g}"
-    return f"{verdict.mean:.3g} ± {verdict.se:.2g} ({verdict.low:.3g} to {verdict.high:.3g})"
+        return f"{mean:.3g}"
+    return f"{mean:.3g} ± {verdict.se:.2g} ({low:.3g} to {high:.3g})"
 
 
 def _listed(settings: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ from verl_cov.suggestions import unknown
 
 FIGURES = (
     "curves",
+    "ends",
     "consumption",
     "law",
     "forecast",
