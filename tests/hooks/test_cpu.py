@@ -100,7 +100,7 @@ def test_a_model_on_one_cpu_process_runs_in_the_process_of_its_engine():
         from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
         for backend, size in (("mp", 1), ("mp", 2), ("uni", 1)):
-            config = N(parallel_config=N(distributed_executor_backend=backend, world_size=size))
+            config = N(parallel_config=N(distributed_executor_backend=backend, world_size_across_dp=size))
             print(Executor.get_class(config).__name__)
         UniProcExecutor._init_executor = lambda self: print(torch.get_num_threads() == max(1, len(cores) - 1))
         from verl_cov.hooks.cpu.one_process_executor import OneProcessExecutor

@@ -36,7 +36,7 @@ from verl_cov.study import curves
 from verl_cov.study.protocol import Protocol
 from verl_cov.study.result import Result
 from verl_cov.study.shown import Figure
-from verl_cov.study.statistics import COV, compute, entropy_of, of_whole, values
+from verl_cov.study.statistics import COV, entropy_of, of_each, of_whole, values
 
 Groups = Mapping[str, Sequence[Result]]  # level -> its results
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
@@ -96,14 +96,15 @@ def _ends(groups: Groups, known: Mapping[str, Look]) -> Canvas:
     most = _most(groups)
     canvas = Canvas(figsize=(12.4, 1.3 + 0.3 * len(groups)), layout="constrained")
     panels = canvas.subplots(1, 3, sharey=True)
-    rows = range(len(groups))
     for axes, title, statistic in (
         (panels[0], "Policy entropy at the end, nats", "entropy_end"),
         (panels[1], "pass@1 at the end", "pass@1"),
         (panels[2], f"pass@{most} at the end", f"pass@{most}"),
     ):
-        for row, (level, found) in zip(rows, groups.items(), strict=True):
-            numbers = np.array([compute(statistic, [result]) for result in found])
+        for row, found in enumerate(groups.values()):
+            numbers = np.array(of_each(statistic, found))
+            if not numbers.size:
+                continue
             error = numbers.std(ddof=1) / np.sqrt(numbers.size) if numbers.size > 1 else 0.0
             color = "#000000" if row == 0 else PALETTE[0]
             axes.plot(numbers, np.full(numbers.size, row), ".", color=color, alpha=0.35)
@@ -112,7 +113,7 @@ def _ends(groups: Groups, known: Mapping[str, Look]) -> Canvas:
                 axes.axvline(numbers.mean(), color=color, linewidth=0.8, linestyle=":")
         dress(axes, title, "", "")
         axes.set_xlim(left=0)
-    panels[0].set_yticks(rows, labels([f"{level} ({len(found)})" for level, found in groups.items()]))
+    panels[0].set_yticks(range(len(groups)), labels([f"{level} ({len(found)})" for level, found in groups.items()]))
     panels[0].invert_yaxis()
     return canvas
 

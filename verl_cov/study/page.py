@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from verl_cov.study.protocol import Protocol
 from verl_cov.study.result import Result
 from verl_cov.study.results import Found
 from verl_cov.study.shown import Table
-from verl_cov.study.statistics import STATISTICS, compute
+from verl_cov.study.statistics import STATISTICS, of_each
 from verl_cov.study.verdicts import LEVEL, WAITS, Verdict, interval, judge
 
 HEAD = f"""# The study
@@ -134,10 +133,7 @@ def _numbers(protocol: Protocol, table: Table, found: Found) -> str:
 
 def _number(statistic: str, results: Sequence[Result]) -> str:
     """`0.123 ± 0.004`: mean and standard error over the runs that give the number."""
-    values = []
-    for result in results:
-        with contextlib.suppress(ValueError):
-            values.append(compute(statistic, [result]))
+    values = of_each(statistic, results)
     mean, se, _, _ = interval(values)
     digits = 1 if abs(mean) >= 2 else 3
     return "-" if not values else f"{mean:.{digits}f}" + ("" if math.isnan(se) else f" ± {se:.{digits}f}")

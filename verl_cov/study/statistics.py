@@ -6,6 +6,7 @@ order of the claim's levels. A number that the runs do not give is a ValueError 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -278,3 +279,12 @@ def compute(name: str, results: Sequence[Result]) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} is {number}")
     return number
+
+
+def of_each(name: str, results: Sequence[Result]) -> list[float]:
+    """One number a run, of those that have it."""
+    found = []
+    for result in results:
+        with contextlib.suppress(ValueError):
+            found.append(compute(name, [result]))
+    return found

@@ -6,7 +6,7 @@ neither. vLLM's executor for one process is not chosen on a CPU because it does 
 :class:`OneProcessExecutor` does, as vLLM counts them: one fewer than cores. ``VERL_COV_FAST_ROLLOUTS=0`` turns it off.
 
 Leans on ``Executor.get_class(vllm_config)``, asked for by the server that verl starts, and on
-``parallel_config.distributed_executor_backend`` and ``world_size``.
+``parallel_config.distributed_executor_backend`` and ``world_size_across_dp``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _choose(module: ModuleType) -> None:
 
 def _executor(original: Callable[[Any], type[Executor]], vllm_config: Any) -> type[Executor]:
     parallel = vllm_config.parallel_config
-    if parallel.distributed_executor_backend != "mp" or parallel.world_size != 1:
+    if parallel.distributed_executor_backend != "mp" or parallel.world_size_across_dp != 1:
         return original(vllm_config)
     from verl_cov.hooks.cpu.one_process_executor import OneProcessExecutor
 
