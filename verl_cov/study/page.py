@@ -8,7 +8,6 @@ from pathlib import Path
 
 from verl_cov.law import files
 from verl_cov.study.protocol import Protocol
-from verl_cov.study.result import Result
 from verl_cov.study.results import Found
 from verl_cov.study.shown import Table
 from verl_cov.study.statistics import STATISTICS, of_each
@@ -17,10 +16,11 @@ from verl_cov.study.verdicts import LEVEL, WAITS, Verdict, interval, judge
 HEAD = f"""# The study
 
 The claims of [the paper](https://arxiv.org/abs/2505.22617), put to the test on models small enough for many runs with
-seeds on a CPU. Each protocol (which runs, which claims, which thresholds) was written before its first result. A claim
-holds if the whole {LEVEL:.0%} interval of its mean (Student's, over the starts) lies on the predicted side of the
-threshold, and does not if the whole interval lies on the other; in between, the study cannot tell. The intervals are
-not corrected for their number: of twenty claims without any truth, one would be expected to get a verdict by chance.
+seeds on a CPU. Each protocol (which runs, which claims, which thresholds) was written before its first result, and says
+what had been tried before it. A claim holds if the whole {LEVEL:.0%} interval of its mean (Student's, over the starts)
+lies on the predicted side of the threshold, and does not if the whole interval lies on the other; in between, the study
+cannot tell. The intervals are not corrected for their number: of twenty claims without any truth, one would be expected
+to get a verdict by chance.
 Small models on a CPU can show a mechanism, or that it does not show at this scale; they say nothing of AIME.
 
 `verl-cov study report` makes this page, its numbers and its figures from the files in `docs/study/data`; `verl-cov
@@ -122,21 +122,22 @@ def _numbers(protocol: Protocol, table: Table, found: Found) -> str:
         "|---|---|" + "---|" * len(table.statistics),
     ]
     levels = protocol.by_level(table.by, table.runs, found.results)
-    for level, results in levels.items():
-        if not results:
-            continue
-        numbers = [_number(statistic, results) for statistic in table.statistics]
-        rows.append(f"| {level} | {len(results)} | {' | '.join(numbers)} |")
+    columns = [_column([of_each(each, results) for results in levels.values()]) for each in table.statistics]
+    for level, results, *cells in zip(levels, levels.values(), *columns, strict=True):
+        if results:
+            rows.append(f"| {level} | {len(results)} | {' | '.join(cells)} |")
     missing = [level for level, results in levels.items() if not results]
     return f"{table.says}\n\n" + "\n".join(rows) + "\n" + (f"\nNo run yet: {', '.join(missing)}.\n" if missing else "")
 
 
-def _number(statistic: str, results: Sequence[Result]) -> str:
-    """`0.123 ± 0.004`: mean and standard error over the runs that give the number."""
-    values = of_each(statistic, results)
-    mean, se, _, _ = interval(values)
-    digits = 1 if abs(mean) >= 2 else 3
-    return "-" if not values else f"{mean:.{digits}f}" + ("" if math.isnan(se) else f" ± {se:.{digits}f}")
+def _column(levels: Sequence[Sequence[float]]) -> list[str]:
+    """`0.123 ± 0.004`, mean and standard error, of each level's numbers; one number of digits for all."""
+    found = [interval(values) for values in levels]
+    digits = 1 if any(abs(mean) >= 2 for mean, *_ in found) else 3
+    return [
+        "-" if math.isnan(mean) else f"{mean:.{digits}f}" + ("" if math.isnan(se) else f" ± {se:.{digits}f}")
+        for mean, se, *_ in found
+    ]
 
 
 def _seen(verdict: Verdict) -> str:
