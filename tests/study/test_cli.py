@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -153,15 +152,17 @@ def test_a_run_that_another_process_trains_is_skipped(command, stand_in, tmp_pat
     assert status["left"][0] == {"run": "toy-grpo-none-0", "step": 0, "running": True}
 
 
-def test_the_report_is_made_of_the_files_alone(command, study, tmp_path):
+def test_the_report_is_made_of_the_files_alone(make, study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     output = tmp_path / "docs" / "study.md"
+    report = ["study", "report", "--protocols", str(make().parent)]
     output.parent.mkdir()
     other = output.with_name("other.md")
     other.write_text("Before\n\n<!-- study test both -->\nold\n<!-- end -->\n\nafter\n")
     for cell in study.cells[:3]:
-        keep(tmp_path / "data", study, cell)
-    (tmp_path / "data" / "test" / f"{study.cells[1].name}.csv.gz").write_bytes(b"half")
-    done = command("report", "-o", output)
+        keep(output.parent / "study" / "data", study, cell)
+    (output.parent / "study" / "data" / "test" / f"{study.cells[1].name}.csv.gz").write_bytes(b"half")
+    done = CliRunner().invoke(app, report)
     assert done.exit_code == 0, done.output
     assert "left out: " in done.stderr
     text = output.read_text()
@@ -171,9 +172,8 @@ def test_the_report_is_made_of_the_files_alone(command, study, tmp_path):
     assert "![Three curves.](study/test/fig11.png)" in text
     assert "| none | 2 | 0.800 ± 0.000 | - |\n\nNo run yet: kl_cov.\n" in text
     for cell in study.cells:
-        keep(tmp_path / "data", study, cell)
-    shutil.rmtree(tmp_path / "studies" / "none", ignore_errors=True)
-    assert command("report", "-o", output).exit_code == 0
+        keep(output.parent / "study" / "data", study, cell)
+    assert CliRunner().invoke(app, report).exit_code == 0
     text = output.read_text()
     assert "all 7 runs" in text
     row = next(line for line in text.splitlines() if line.startswith("| kept "))
@@ -184,8 +184,43 @@ def test_the_report_is_made_of_the_files_alone(command, study, tmp_path):
     assert other.read_text() == f"Before\n\n<!-- study test both -->\n\n{table}\n\n<!-- end -->\n\nafter\n"
     picture = output.parent / "study" / "test" / "fig11.png"
     same = picture.read_bytes()
-    command("report", "-o", output)
+    CliRunner().invoke(app, report)
     assert (output.read_text(), picture.read_bytes()) == (text, same)
+
+
+def test_a_report_of_less_than_all_leaves_the_documentation_alone(command, study, make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    pages = [tmp_path / "docs" / name for name in ("study.md", "controls.md")]
+    for path in pages:
+        path.write_text("<!-- study test both -->\nold\n<!-- end -->\n")
+    for words in (["report"], ["report", "-o", "docs/other.md"], ["report", "test", "-o", "docs/other.md"]):
+        done = command(*words)  # there are no results
+        assert done.exit_code == 2
+        assert done.stderr.startswith("verl-cov: no results in ")
+        assert len(done.stderr.splitlines()) == 1
+    for cell in study.cells[:3]:
+        keep(tmp_path / "data", study, cell)
+    for words in (["report", "test"], ["report", "test", "-o", tmp_path / "docs" / "study.md"]):
+        done = command(*words)
+        assert done.exit_code == 2
+        assert done.stderr == "verl-cov: docs/study.md is the page of all studies: name another with -o\n"
+    assert sorted((tmp_path / "docs").iterdir()) == sorted(pages)
+    for words in (["report", "test"], ["report"]):
+        assert command(*words, "-o", "docs/other.md").exit_code == 0
+    assert {path.read_text() for path in pages} == {"<!-- study test both -->\nold\n<!-- end -->\n"}
+
+
+def test_an_interrupted_report_leaves_nothing(command, study, tmp_path, monkeypatch):
+    keep(tmp_path / "data", study, study.cells[0])
+    (tmp_path / "here").mkdir()
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("verl_cov.study.figures.picture", interrupted)
+    assert command("report", "test", "-o", tmp_path / "here" / "page.md").exit_code != 0
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_the_page_says_whose_control_a_claim_is_about_and_how_its_words_are_counted(make, tmp_path):
@@ -194,6 +229,7 @@ def test_the_page_says_whose_control_a_claim_is_about_and_how_its_words_are_coun
     for more in ({}, {"papers": {"kl_cov": "arXiv 2505.22617"}, "reading": ["By rollout 15: before the five."]}):
         path = make(claims=claims, **more)
         digests.add(protocol.read(path).digest)
+        keep(tmp_path, protocol.read(path), protocol.read(path).cells[0])
         words = ["--protocols", path.parent, "--data", tmp_path, "-o", tmp_path / "page.md"]
         assert CliRunner().invoke(app, ["study", "report", *map(str, words)]).exit_code == 0
         text = (tmp_path / "page.md").read_text()
@@ -269,14 +305,12 @@ def test_outside_a_checkout_it_is_said_where_was_looked(make, tmp_path, monkeypa
         done = CliRunner().invoke(app, ["study", *words])
         assert done.exit_code == 2
         assert len(done.stderr.splitlines()) == 1
-        if words != ["report"]:
-            assert f"there are no studies in {nothing}: give --protocols FOLDER" in done.stderr
-    assert (
-        "-o docs/study.md: give a file in a folder that exists" in CliRunner().invoke(app, ["study", "report"]).stderr
-    )
+        assert f"there are no studies in {nothing}: give --protocols FOLDER" in done.stderr
+    done = CliRunner().invoke(app, ["study", "report", "--protocols", str(make().parent)])
+    assert done.stderr == f"verl-cov: there is no folder {tmp_path}/docs, of a checkout: name a page with -o\n"
     for words in (["list"], ["status", "test"], ["report", "-o", "page.md"]):
         done = CliRunner().invoke(app, ["study", *words, "--protocols", str(make().parent)])
-        assert done.exit_code == 0, done.output
+        assert done.exit_code == (2 if "report" in words else 0), done.output
         assert f"no results in {tmp_path}/docs/study/data: `verl-cov study run " in done.stderr
         assert "--data FOLDER" in done.stderr
 

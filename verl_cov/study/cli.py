@@ -26,14 +26,22 @@ def _names(incomplete: str) -> list[str]:
 
 Study = Annotated[str, typer.Argument(help="A study of recipes/study, or the file of one.", autocompletion=_names)]
 Protocols = Annotated[Path | None, typer.Option(help="Folder of studies; else recipes/study of this checkout.")]
-DATA, RUNS, TOY = Path("docs/study/data"), Path("runs/study"), Path("runs/cache")
+DATA, RUNS, TOY, PAGE = Path("docs/study/data"), Path("runs/study"), Path("runs/cache"), Path("docs/study.md")
 _DATA_HELP = "Folder of the results, NAME/RUN.csv.gz."
 DataFolder = Annotated[Path | None, typer.Option(help=_DATA_HELP, show_default=str(DATA))]
 Runs = Annotated[Path, typer.Option(help="Folder of trainings.")]
 Toy = Annotated[Path, typer.Option(help="Folder of the tiny models and the toy tasks.", envvar="VERL_COV_TOY")]
 Sets = Annotated[Path, typer.Option("--sets", help="Folder that `verl-cov data prepare -o` wrote to.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="The page; a folder beside it gets its figures.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        help="The page; a folder beside it gets its figures.",
+        show_default="docs/study.md, of all studies",
+    ),
+]
 Claims = Annotated[
     list[str] | None, typer.Option("--claim", help="Only the runs of this claim; may be given several times.")
 ]
@@ -51,7 +59,7 @@ def list_studies(protocols: Protocols = None, data: DataFolder = None, as_json: 
         place = _folder("--data", data, DATA)
         done = [len(results.find(place, study).results) for study in studies]
     if not any(done):
-        _say_none(place, "NAME")
+        typer.echo(f"verl-cov: {_none(place, 'NAME')}", err=True)
     if as_json:
         listed = [
             {"name": one.name, "version": one.version, "about": one.about, "runs": len(one.cells), "done": number}
@@ -121,7 +129,7 @@ def status(
         found = results.find(place, protocol)
         missing = state.states(protocol, found, runner.Places(place, runs, TOY, Path("data")))
     if not found.results:
-        _say_none(place, study)
+        typer.echo(f"verl-cov: {_none(place, study)}", err=True)
     if as_json:
         typer.echo(json.dumps(state.as_json(protocol, found, missing), indent=1))
         return
@@ -135,26 +143,35 @@ def status(
 @app.command(epilog=terminal.examples("verl-cov study report", "verl-cov study report smoke -o report.md"))
 def report(
     studies: Annotated[list[str] | None, typer.Argument(help="Studies; else all that are for the report.")] = None,
-    output: Output = Path("docs/study.md"),
+    output: Output = None,
     protocols: Protocols = None,
     data: DataFolder = None,
 ) -> None:
-    """Write docs/study.md, a row a claim, and every figure, from the results alone."""
+    """Write docs/study.md, a row a claim, and every figure, from the results alone.
+
+    Without studies, -o and --data it also brings the tables in the other pages of docs up to date.
+    """
     from verl_cov.law import files
     from verl_cov.study import page, results
 
     with terminal.one_line():
-        files.check_output(output, (".md",))
+        if output is not None:
+            files.check_output(output, (".md",))
         wanted = [_load(name, protocols) for name in studies or ()]
         wanted = wanted or [one for one in _load_all(protocols) if one.reported]
         place = _folder("--data", data, DATA)
+        if studies and (output is None or output.resolve() == PAGE.resolve()):
+            raise ValueError(f"{PAGE} is the page of all studies: name another with -o")
+        if output is None and not PAGE.parent.is_dir():
+            raise ValueError(f"there is no folder {PAGE.parent.absolute()}, of a checkout: name a page with -o")
         found = [results.find(place, one) for one in wanted]
+        if not any(one.results for one in found):
+            raise ValueError(_none(place, "NAME"))
         with terminal.working("writing the report"):
-            written = page.write(output, list(zip(wanted, found, strict=True)))
+            both = list(zip(wanted, found, strict=True))
+            written = page.write(output or PAGE, both, embed=not studies and output is None and data is None)
     for path in written:
         typer.echo(f"written: {path}")
-    if not any(one.results for one in found):
-        _say_none(place, "NAME")
     for one in found:
         for problem in one.problems:
             typer.echo(f"verl-cov: left out: {problem}", err=True)
@@ -183,7 +200,7 @@ def _folder(option: str, given: Path | None, default: Path) -> Path:
     return given or default
 
 
-def _say_none(data: Path, study: str) -> None:
-    """Say that there are no results, and where they were looked for."""
+def _none(data: Path, study: str) -> str:
+    """Says that there are no results, and where they were looked for."""
     made = f"`verl-cov study run {study}` makes them, and --data FOLDER names another place"
-    typer.echo(f"verl-cov: no results in {data.absolute()}: {made}", err=True)
+    return f"no results in {data.absolute()}: {made}"

@@ -6,7 +6,6 @@ Lines are means over the replicates and bands their standard errors; points are 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib import rc_context
@@ -27,7 +26,7 @@ from verl_cov.law.plots.style import (
     law_grid,
     legend_below,
     marks,
-    save,
+    picture,
     say_empty,
 )
 from verl_cov.law.points import ENTROPY_KEY, Points
@@ -46,21 +45,19 @@ SCORE = curves.logged(AVERAGE_KEY)
 ENTROPY_LABEL = "entropy (nats per token)"
 
 
-def draw(protocol: Protocol, figure: Figure, results: Mapping[str, Result], path: Path) -> bool:
-    """Write one figure; returns False, and writes nothing, if none of its runs is there."""
+def draw(protocol: Protocol, figure: Figure, results: Mapping[str, Result]) -> bytes | None:
+    """Returns one figure as a PNG, None if none of its runs is there."""
     by_level = protocol.by_level(figure.by, figure.runs, results)
     groups = {level: found for level, found in by_level.items() if found}
     if not groups:
-        return False
+        return None
     # A level keeps its look when others have no results yet; beyond the colours the markers move on.
     known: dict[str, Look] = {
         level: {"color": PALETTE[at % len(PALETTE)], "marker": _MARKERS[(at + at // len(PALETTE)) % len(_MARKERS)]}
         for at, level in enumerate(by_level)
     }
     with rc_context(TEXT):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save(KINDS[figure.kind](groups, known), path, dpi=110)
-    return True
+        return picture(KINDS[figure.kind](groups, known), dpi=110)
 
 
 def _panels(count: int, groups: Groups, known: Mapping[str, Look]) -> tuple[Canvas, list[Axes]]:

@@ -31,19 +31,23 @@ study run NAME` makes the files, and `verl-cov study status NAME` says how far i
 END = "<!-- end -->"
 
 
-def write(output: Path, studies: Sequence[tuple[Protocol, Found]]) -> list[Path]:
-    """Write the page, and its figures into a folder of the page's name beside it. Returns the paths."""
+def write(output: Path, studies: Sequence[tuple[Protocol, Found]], *, embed: bool = False) -> list[Path]:
+    """Write the page, and its figures into a folder of the page's name beside it. Returns the paths.
+
+    embed: bring the tables in the other pages of the folder up to date too. Nothing is written before all is drawn.
+    """
     from verl_cov.study import figures  # matplotlib
 
-    written = []
+    drawn: dict[Path, bytes] = {}
     parts = [HEAD]
     tables: dict[str, str] = {}  # by the mark that other pages have for them
     for protocol, found in studies:
         parts += _study(protocol, found)
         for figure in protocol.figures:
             path = output.parent / output.stem / protocol.name / f"{figure.name}.png"
-            if figures.draw(protocol, figure, found.results, path):
-                written.append(path)
+            picture = figures.draw(protocol, figure, found.results)
+            if picture is not None:
+                drawn[path] = picture
                 parts.append(f"![{figure.says}]({path.relative_to(output.parent)})\n\n{figure.says}\n")
             else:
                 parts.append(f"No run yet for: {figure.says}\n")
@@ -57,7 +61,10 @@ def write(output: Path, studies: Sequence[tuple[Protocol, Found]]) -> list[Path]
                 f"### What was tried before {protocol.name}\n\n" + "".join(f"- {one}\n" for one in protocol.tried)
             )
     files.write(output, "\n".join(parts).encode())
-    return [output, *written, *_embed(output.parent, tables)]
+    for path, picture in drawn.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write(path, picture)
+    return [output, *drawn, *(_embed(output.parent, tables) if embed else ())]
 
 
 def _embed(folder: Path, tables: Mapping[str, str]) -> Iterator[Path]:
