@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
@@ -67,6 +69,14 @@ def told(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
     return " ".join(str(error).split())
+
+
+def without_traceback(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+    """A `sys.excepthook`: what is wrong with the input is one line, and Ctrl-C none."""
+    if isinstance(error, EXPECTED):
+        typer.echo(f"verl-cov: {told(error)}", err=True)
+    elif not isinstance(error, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, at)
 
 
 # What brings a package that is not installed, by the name it is imported by.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from verl_cov.cli import app
 from verl_cov.law.readers import find_runs, read_metrics
 from verl_cov.recipes import catalogue, child, compose, launch, plan
 
+ROOT = Path(__file__).parents[2]
 TOY = ["tiny", "grpo", "kl_cov", "toy"]
 
 
@@ -315,10 +317,28 @@ def test_the_report_is_missed_before_the_trainings(demo, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failing_preparation_is_one_line(tmp_path):
+def test_a_failing_preparation_is_one_line(tmp_path, capfd):
     (tmp_path / "countdown").write_text("in the way")
     with pytest.raises(ValueError, match=f"could not make {tmp_path}/countdown"):
         plan.make_toy(tmp_path)
+    assert capfd.readouterr().err == f"verl-cov: {tmp_path}/countdown: file exists\n"
+    with pytest.raises(NotADirectoryError):  # no process is started for it
+        plan.make_toy(tmp_path / "countdown" / "cache")
+
+
+def test_ctrl_c_while_something_is_made_is_one_line(tmp_path, monkeypatch, capfd):
+    (tmp_path / "interrupted.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)" + plan._WITHOUT_TRACEBACK
+    done = subprocess.run([sys.executable, "-c", code, "interrupted"], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert done.returncode != 0
+    assert capfd.readouterr() == ("", "")
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "prepare", interrupted)
+    done = run("run", *TOY, "--runs", tmp_path, "--toy", tmp_path)
+    assert (done.exit_code, done.output) == (130, "Stopped. Nothing is lost: the same command resumes.\n")
 
 
 def test_each_launch_has_a_log_of_its_own(tmp_path):

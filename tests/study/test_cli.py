@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from tests.recipes.conftest import _fast_compositions, stand_in  # noqa: F401
 from tests.study.conftest import CONTENT, keep
 from verl_cov.cli import app
+from verl_cov.law import files
 from verl_cov.recipes import child, machine, plan
 from verl_cov.study import protocol, results, runner, shown
 
@@ -37,7 +38,7 @@ def command(make, tmp_path):
     return invoke
 
 
-def files(tmp_path):
+def left(tmp_path):
     return sorted(path.name.removesuffix(".csv.gz") for path in (tmp_path / "data" / "test").glob("*"))
 
 
@@ -47,7 +48,7 @@ FIRST = ["toy-grpo-none-0", "toy-grpo-kl_cov-0"]
 def test_runs_are_trained_one_after_another_and_leave_a_file_each(command, stand_in, tmp_path):  # noqa: F811
     done = command("run", "test", "--at-most", "2")
     assert done.exit_code == 0, done.output
-    assert files(tmp_path) == sorted(FIRST)
+    assert left(tmp_path) == sorted(FIRST)
     study = protocol.load("test", tmp_path / "studies")
     result = results.read(tmp_path / "data", study, study.cells[0])
     assert result.run.steps.tolist() == list(range(13))
@@ -70,7 +71,7 @@ def test_a_run_that_failed_goes_on_and_the_others_are_trained(command, stand_in,
     done = command("run", "test", "--at-most", "2")
     assert done.exit_code == 1
     assert "toy-grpo-none-0 failed" in done.output
-    assert files(tmp_path) == FIRST[1:]
+    assert left(tmp_path) == FIRST[1:]
     status = json.loads(command("status", "test", "--json").stdout)
     assert {"run": "toy-grpo-none-0", "step": 8, "running": False} in status["left"]
     assert "8" in next(line for line in command("status", "test").stdout.splitlines() if "grpo none" in line).split()
@@ -78,7 +79,7 @@ def test_a_run_that_failed_goes_on_and_the_others_are_trained(command, stand_in,
     done = command("run", "test", "--at-most", "1")
     assert done.exit_code == 0
     assert "toy-grpo-none-0 resumes after step 8" in done.output
-    assert files(tmp_path) == sorted(FIRST)
+    assert left(tmp_path) == sorted(FIRST)
     study = protocol.load("test", tmp_path / "studies")
     assert results.read(tmp_path / "data", study, study.cells[0]).run.steps.tolist() == list(range(13))
 
@@ -100,10 +101,10 @@ def test_killed_between_the_training_and_its_file(command, stand_in, tmp_path, m
         done = command("run", "test", "--at-most", "1")
         assert done.exit_code == 130
         assert "Nothing is lost" in done.output
-    assert not files(tmp_path)
+    assert not left(tmp_path)
     done = command("run", "test", "--at-most", "1")
     assert done.exit_code == 0
-    assert files(tmp_path) == FIRST[:1]
+    assert left(tmp_path) == FIRST[:1]
     assert not (tmp_path / "runs" / "test" / FIRST[0] / "002.jsonl").exists()  # it was not trained again
 
 
@@ -137,7 +138,7 @@ def test_results_of_another_protocol_are_left_alone_and_the_rest_is_trained(comm
     assert done.exit_code == 0
     assert "left alone: " in done.output
     assert path.read_bytes() == before
-    assert files(tmp_path) == sorted(FIRST)
+    assert left(tmp_path) == sorted(FIRST)
     assert "is of test version 3" in command("status", "test").stderr
 
 
@@ -147,7 +148,7 @@ def test_a_run_that_another_process_trains_is_skipped(command, stand_in, tmp_pat
     (folder / ".lock").write_text(f"runner 1, training {os.getsid(0)}\n")
     done = command("run", "test", "--at-most", "2")
     assert "toy-grpo-none-0 is being trained by another process: skipped" in done.output
-    assert files(tmp_path) == FIRST[1:]
+    assert left(tmp_path) == FIRST[1:]
     status = json.loads(command("status", "test", "--json").stdout)
     assert status["left"][0] == {"run": "toy-grpo-none-0", "step": 0, "running": True}
 
@@ -336,6 +337,16 @@ def test_no_output_makes_a_folder_on_the_way(make, tmp_path, monkeypatch, words)
     assert "that exists" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "no").exists()
+
+
+def test_what_cannot_be_written_has_the_users_name_of_it(tmp_path, monkeypatch):
+    (tmp_path / "page.md").mkdir()
+    with pytest.raises(OSError, match=r"page\.md'$") as refused:
+        files.write(tmp_path / "page.md", b"")
+    assert refused.value.filename == str(tmp_path / "page.md")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
+    done = CliRunner().invoke(app, ["fit", "--example", "-o", str(tmp_path / "law.json")])
+    assert done.stderr == f"verl-cov: -o {tmp_path}/law.json: its folder is read-only for you: give another\n"
 
 
 def test_a_damaged_protocol_is_one_line(command, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -16,6 +17,8 @@ def check_output(output: Path, endings: Sequence[str] = (), inputs: Sequence[Pat
         raise ValueError(f"-o {output}: give a file that ends with {', '.join(endings)}")
     if not output.parent.is_dir() or output.is_dir():
         raise ValueError(f"-o {output}: give a file in a folder that exists")
+    if not os.access(output.parent, os.W_OK):
+        raise ValueError(f"-o {output}: its folder is read-only for you: give another")
     if output.resolve() in {path.resolve() for path in inputs}:
         raise ValueError(f"-o {output} is one of the logs: give another name")
 
@@ -29,4 +32,5 @@ def write(path: Path, content: bytes) -> None:
     except OSError as error:  # of the file that the user knows
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()

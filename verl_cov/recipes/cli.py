@@ -207,14 +207,16 @@ def run(
             return
         if report:
             import matplotlib  # noqa: F401  # missed now, not after the trainings
-        planned, findings = child.in_child(plan.prepare, selections, *where, again=not skip_finished, changed=changed)
-        for run in planned:
-            console.print(run.note, markup=False, soft_wrap=True)
-        if _print(findings, console, only_missing=True) and not unchecked:
-            refused = any(finding.what == "config" and finding.missing for finding in findings)
-            console.print("Not started." + ("" if refused else " --unchecked starts it all the same."))
-            raise typer.Exit(1)
         try:
+            planned, findings = child.in_child(
+                plan.prepare, selections, *where, again=not skip_finished, changed=changed
+            )
+            for run in planned:
+                console.print(run.note, markup=False, soft_wrap=True)
+            if _print(findings, console, only_missing=True) and not unchecked:
+                refused = any(finding.what == "config" and finding.missing for finding in findings)
+                console.print("Not started." + ("" if refused else " --unchecked starts it all the same."))
+                raise typer.Exit(1)
             todo = [run for run in planned if not run.finished]
             total = [run.config.trainer.total_training_steps for run in todo]
             with signals_as_interrupt(), Progress(console, total, verbose=verbose) as progress:

@@ -22,6 +22,13 @@ from verl_cov.recipes.launch import METRICS_KEY, Launch, finished, launch
 from verl_cov.recipes.progress import Progress
 from verl_cov.recipes.train import TrainingFailed, train
 
+# `python -m MODULE`, of which Ctrl-C and a full disk leave no traceback.
+_WITHOUT_TRACEBACK = """
+import runpy, sys
+from verl_cov.terminal import without_traceback
+sys.excepthook = without_traceback
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
 LANGUAGE = {"smollm2-135m": "smollm2", "arithmetic": "arithmetic"}  # made by these modules of verl_cov.tasks
 
 
@@ -136,7 +143,10 @@ def make_toy(folder: Path, start: str = "model") -> None:
 
 
 def _make(module: str, folder: Path, *options: str) -> None:
-    argv = [sys.executable, "-m", f"verl_cov.tasks.{module}", str(folder), *options]
+    if not folder.exists():  # what cannot be made at all is told now
+        folder.mkdir(parents=True)
+        folder.rmdir()
+    argv = [sys.executable, "-c", _WITHOUT_TRACEBACK, f"verl_cov.tasks.{module}", str(folder), *options]
     if subprocess.run(argv, stdout=subprocess.DEVNULL).returncode != 0:
         raise ValueError(f"could not make {folder}: the error stands above")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from verl_cov import terminal
 from verl_cov.law.readers import Run, find_runs, read_metrics
 from verl_cov.recipes import child, plan
 from verl_cov.recipes.launch import Launch
@@ -78,7 +79,7 @@ def run(
             say(f"written: {keep(protocol, cell, places, planned)}")
             in_a_row = 0
         except (TrainingFailed, ValueError, OSError) as error:
-            say(f"{cell.name}: {error}")
+            say(f"{cell.name}: {error if isinstance(error, TrainingFailed) else terminal.told(error)}")
             failed, in_a_row = failed + 1, in_a_row + 1
             if in_a_row == MOST_FAILURES:
                 raise Stopped(f"{MOST_FAILURES} runs one after the other failed: stopped") from None
