@@ -131,6 +131,8 @@ def test_what_this_machine_cannot_run_is_said_and_a_misspelt_flag_fails():
     lines, _ = doctor("+verl_cov=kl_cov")
     if RELEASE.v1:  # before, nothing of ours looks at the machine
         assert "warn: WARNING: on this machine it would not start: trainer.device=cuda" in lines["run", "configuration"]
+        last = CliRunner().invoke(app, ["doctor", "+verl_cov=kl_cov"]).stdout.splitlines()[-1]
+        assert lacking() or "to look at: it would not start here; " in last
     lines, failed = doctor("+verlcov=kl_cov")
     assert failed == {"configuration"} | lacking()
     assert "did you mean +verl_cov=kl_cov?" in lines["run", "configuration"]

@@ -33,6 +33,12 @@ LOSS = "actor_rollout_ref.actor.policy_loss."
         (["+verl_cov=klcov"], "+verl_cov=klcov is unknown: did you mean kl_cov?"),
         (["+verl_cov=[klcov,cpu]"], "+verl_cov=klcov is unknown: did you mean kl_cov?"),
         (["++verl_cov=gpu"], "did you mean cpu?"),
+        (["+verl_cov="], "+verl_cov= names nothing: give one of ce_gppo, clip_b, clip_cov"),
+        (["+verl_cov=[]"], "names nothing"),
+        (["+verl_cov=kl_cov", "target.target_entropy=0.6"], "not composed: give +verl_cov=[kl_cov,target]"),
+        (["+verl_cov=[kl_cov,cpu]", "target.hold=1"], "target.hold is a number of target, which is not composed"),
+        (["+verl_cov=kl_cov", f"{LOSS}cov_weights.stare.share=0.1"], "give +verl_cov=[kl_cov,stare]"),
+        (["+verl_cov=stare", f"{LOSS}cov_weights.repo.zeta=0.1"], "give +verl_cov=[stare,repo]"),
     ],
 )
 def test_what_is_wrong_is_said(words, says):
@@ -57,6 +63,9 @@ def test_what_is_wrong_is_said(words, says):
         ["+verl_cov=kl_cov", f"{LOSS}_target_=mine.Loss", f"+{LOSS}my_field=1"],
         ["+verl_cov=kl_cov", "not in the grammar ["],
         ["+verl_cov=kl_cov", f"~{LOSS}kl_cov_rato"],
+        ["+verl_cov=[kl_cov,target,stare]", "target.hold=1", f"{LOSS}cov_weights.stare.share=0.1"],
+        ["+verl_cov=kl_cov", f"+{LOSS}cov_weights.stare.share=0.1", "+target.hold=1"],
+        ["+verl_cov=kl_cov", "+recipe/entropy=mine", "target.hold=1"],
     ],
     ids=" ".join,
 )

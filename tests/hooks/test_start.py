@@ -247,6 +247,34 @@ def test_distillation_without_task_rewards_leaves_a_control_nothing_to_act_on(co
     assert told == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("control", "override", "says"),
+    [
+        (
+            "kl_cov",
+            "loss_mode=vanilla",
+            "loss_mode=vanilla overrides +verl_cov=kl_cov, whose loss (verl_cov.kl_cov) is",
+        ),
+        ("kl_cov", f"loss_mode=verl_cov.clip_cov {LOSS}clip_cov_ratio=0.001", "overrides +verl_cov=kl_cov"),
+        ("clip_cov", "loss_mode=clip_cov", "overrides +verl_cov=clip_cov, whose loss (verl_cov.clip_cov) is OFF"),
+        ("ce_gppo", "loss_mode=gspo", "overrides +verl_cov=ce_gppo"),
+        ("clip_higher", "loss_mode=gspo", "overrides +verl_cov=clip_higher, whose loss (vanilla) is OFF"),
+        ("clip_higher", "clip_ratio_high=0.2", "clip_ratio_high=0.2 is not above clip_ratio_low=0.2"),
+        ("ce_gppo", "cov_metrics=basic", ""),
+        ("clip_higher", "cov_metrics=basic", ""),
+        ("kl_cov", f"cov_base_loss=vanilla {LOSS}cov_seed=1", ""),
+    ],
+)
+def test_a_flag_that_a_later_value_has_undone_is_told(control, override, says, capsys):
+    words = [
+        (ACTOR if "clip_ratio" in word else "" if word.startswith(LOSS) else LOSS) + word for word in override.split()
+    ]
+    validate(f"+verl_cov=[{control},cpu]", *RUN[1:], *words)
+    told = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert len(told) == bool(says)
+    assert says in "".join(told)
+
+
 def test_verls_bypass_mode_is_no_base_loss():
     assert "use vanilla" in refused(*RUN, f"{LOSS}cov_base_loss=bypass_mode")
 

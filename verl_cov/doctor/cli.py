@@ -66,7 +66,8 @@ def doctor(overrides: Overrides = None, config: ConfigFile = None, as_json: AsJs
         typer.echo(json.dumps({"verl_cov": __version__, "ok": not failed, **lines}, indent=1))
     else:
         _print(sections)
-        terminal.console().print(_summary(levels, asked=bool(overrides or config)), soft_wrap=True)
+        here = not any(run.NOT_HERE in check.text for check in sections.get("run", ()))
+        terminal.console().print(_summary(levels, asked=bool(overrides or config), here=here), soft_wrap=True)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -99,11 +100,13 @@ def _flags() -> list[str]:
     return [f"+{command_line.GROUP}={name}" for name in command_line.names(command_line.GROUP)]
 
 
-def _summary(levels: Counter[Level], asked: bool) -> str:
+def _summary(levels: Counter[Level], asked: bool, here: bool) -> str:
     """What it all comes to, and what to do next."""
     if levels["FAIL"]:
         return f"[bold red]{levels['FAIL']} FAILED[/]: mend that, then `verl-cov doctor` again"
     said = f"[yellow]{levels['warn']} to look at[/]" if levels["warn"] else "[green]all is well[/]"
+    if not here:
+        return f"{said}: it would not start here; where that is mended, start the run with the same options"
     if asked:
         return f"{said}: start the run with the same options"
     asks = "would your run use it? `verl-cov doctor YOUR_OPTIONS +verl_cov=kl_cov`"

@@ -14,6 +14,8 @@ from verl_cov.doctor.checks import PLUGIN, Check
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+NOT_HERE = "on this machine it would not start"
+
 
 def check_run(overrides: Sequence[str], file: Path | None) -> Iterator[Check]:
     """What verl-cov's start-up check says of the run of :func:`load_config`. To be called after ``import verl``."""
@@ -52,7 +54,7 @@ def _refused_here(config: DictConfig) -> list[str]:
     try:
         configuration.refuse_here(config)
     except ValueError as error:
-        return [f"WARNING: on this machine it would not start: {error}"]
+        return [f"WARNING: {NOT_HERE}: {error}"]
     return []
 
 

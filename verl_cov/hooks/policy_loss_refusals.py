@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_cov.hooks import base_losses, weight_refusals
 from verl_cov.hooks.asks import config_from_trainer, names_verl_cov
-from verl_cov.hooks.loss_modes import CE_GPPO, LOSS_MODES, POLICY_LOSS
+from verl_cov.hooks.loss_modes import ACTOR, CE_GPPO, CLIP_COV, KL_COV, LOSS_MODES, POLICY_LOSS
 from verl_cov.hooks.train_batch import refuse_engine
 from verl_cov.hooks.trainers import (
     bypasses_old_log_probs,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from verl_cov.hooks.config import CovPolicyLossConfig
 
 # The files of conf/verl_cov/ that set the loss or its clip; those that weigh advantages go with each other and these.
-SET_THE_LOSS = ("clip_cov", "kl_cov", "ce_gppo", "clip_higher")
+SET_THE_LOSS = {"clip_cov": CLIP_COV, "kl_cov": KL_COV, "ce_gppo": CE_GPPO, "clip_higher": "vanilla"}
 
 
 def refuse_names(config: DictConfig) -> None:
@@ -81,7 +81,9 @@ def notices(config: DictConfig) -> Iterator[str]:
         return
     yield from base_losses.notices(config, cov)
     yield from weight_refusals.notices(cov)
-    if not cov.controls and cov.loss_mode in ("clip_cov", "kl_cov"):
+    overridden = list(_overridden(config, cov))
+    yield from overridden
+    if not overridden and not cov.controls and cov.loss_mode in ("clip_cov", "kl_cov"):
         yield (
             f"WARNING: loss_mode={cov.loss_mode} is verl's own, which selects within micro-batches; verl-cov only "
             f"measures. For the selection over the whole mini-batch: loss_mode=verl_cov.{cov.loss_mode}"
@@ -125,7 +127,7 @@ def without_effect(config: DictConfig) -> str | None:
 def _refuse_two_losses(config: DictConfig) -> None:
     """Raises ValueError if two controls were composed that each set the loss: each file in ``conf/verl_cov/`` leaves
     its name in the node ``verl_cov``, because Hydra tells nobody of a file whose values a later one replaced."""
-    composed = [name for name in OmegaConf.select(config, "verl_cov", default=None) or () if name in SET_THE_LOSS]
+    composed = _composed(config)
     if len(composed) > 1:
         wrap = f", or wrap it: {POLICY_LOSS}.cov_base_loss={CE_GPPO}" if "ce_gppo" in composed else ""
         raise ValueError(
@@ -133,6 +135,27 @@ def _refuse_two_losses(config: DictConfig) -> None:
             f"last one's loss_mode would stand on settings of both. Leave one of them out of +verl_cov, or out "
             f"of the recipe{wrap}"
         )
+
+
+def _composed(config: DictConfig) -> list[str]:
+    return [name for name in OmegaConf.select(config, "verl_cov", default=None) or () if name in SET_THE_LOSS]
+
+
+def _overridden(config: DictConfig, cov: CovPolicyLossConfig) -> Iterator[str]:
+    """Yields what a composed control was to do and a later value has undone."""
+    for name in _composed(config):
+        loss = SET_THE_LOSS[name]
+        if loss not in (cov.loss_mode, cov.cov_base_loss):
+            yield (
+                f"WARNING: loss_mode={cov.loss_mode} overrides +verl_cov={name}, whose loss ({loss}) is OFF: leave "
+                f"{POLICY_LOSS}.loss_mode out, or {name}"
+            )
+        low, high = (OmegaConf.select(config, f"{ACTOR}.clip_ratio_{end}", default=None) for end in ("low", "high"))
+        if name == "clip_higher" and None not in (low, high) and high <= low:
+            yield (
+                f"WARNING: {ACTOR}.clip_ratio_high={high:g} is not above clip_ratio_low={low:g}, so "
+                f"+verl_cov={name} clips no higher: raise it"
+            )
 
 
 def _known_fields(policy_loss: DictConfig) -> list[str]:

@@ -56,6 +56,11 @@ def gain_line(run: Points, law: Estimate) -> str:
     start = f"{run.name}: the score is {last_score(run)}"
     if law.a.value <= 0:
         return f"{start}; a is not above 0, so the law does not say what entropy buys"
+    score = float(run.scores.values[-1])
+    if score > law.ceiling.value:
+        return (
+            f"{start}, above the law's ceiling already, {law.ceiling.value:.3g} at H = 0: the law has no more to give"
+        )
     return (
         f"{start}; at {now:.3g} nats per token the law gives {here.value:.3g}, and the remaining entropy buys "
         f"{gain.value:.2g} more ({gain.low:.2g} to {gain.high:.2g}), to {law.ceiling.value:.3g} at H = 0"

@@ -102,7 +102,10 @@ def read(folder: Path, protocol: Protocol, cell: Cell) -> Result | None:
 def _parse(path: Path) -> tuple[Mapping[str, Any], Run]:
     """The head and the metrics. Raises ValueError for anything else."""
     with open_log(path) as file:
-        head = json.loads(file.readline())
+        first = file.readline()
+    if not first:
+        raise ValueError("it is empty")
+    head = json.loads(first)
     if not isinstance(head, dict):
         raise ValueError("its first line is no JSON object")
     run = read_metrics(path)

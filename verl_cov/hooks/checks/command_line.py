@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib import resources
 
+from verl_cov.core.target.settings import NODE
 from verl_cov.hooks.asks import names_verl_cov
 from verl_cov.hooks.loss_modes import POLICY_LOSS
 from verl_cov.hooks.policy_loss_values import FIELDS, NUMBERS, OFF, RATIOS, check_ratio, check_value
@@ -29,6 +30,8 @@ def refuse(words: Sequence[str]) -> None:
     """
     if not any(each in word for word in words for each in (GROUP, "recipe/entropy", "experiment=")):
         return  # without a look at other people's words
+    if any(word.lstrip("+") in (f"{GROUP}=", f"{GROUP}=[]", f"{GROUP}=null") for word in words):
+        raise ValueError(f"+{GROUP}= names nothing: give one of {', '.join(names(GROUP))}, or several, [kl_cov,cpu]")
     given = dict(_values(words))
     groups, entropy, mode = map(given.get, (GROUP, "recipe/entropy", f"{POLICY_LOSS}.loss_mode"))
     experiment = given.get("experiment") in names("experiment")
@@ -40,6 +43,8 @@ def refuse(words: Sequence[str]) -> None:
         for name in _listed(groups):
             if name not in names(GROUP):
                 raise ValueError(f"+{GROUP}={name} is unknown{did_you_mean(str(name), names(GROUP))}")
+        if not (entropy or experiment):  # which bring files of their own
+            _refuse_without_its_file(words, _listed(groups))
     if mode is not None:
         control: str | None = str(mode).rpartition(".")[2] if names_verl_cov(mode) else ""
     else:
@@ -54,6 +59,16 @@ def refuse(words: Sequence[str]) -> None:
 
                 if name not in known_fields():
                     raise ValueError(f"{key} is unknown{did_you_mean(name, known_fields())}")
+
+
+def _refuse_without_its_file(words: Sequence[str], composed: list[object]) -> None:
+    """Raises ValueError for a number of a file of ours that is not composed; with a plus it is the user's own."""
+    for key in (word.partition("=")[0] for word in words):
+        for name in names(GROUP):
+            its = key.startswith(f"{POLICY_LOSS}.cov_weights.{name}.") or (name == NODE and key.startswith(f"{NODE}."))
+            if its and name not in composed:
+                with_it = ",".join(map(str, [*composed, name]))
+                raise ValueError(f"{key} is a number of {name}, which is not composed: give +{GROUP}=[{with_it}]")
 
 
 def _refuse_value(name: str, value: object, key: str, control: str | None) -> None:
