@@ -70,6 +70,18 @@ def test_fit_finds_the_law_with_its_interval(tmp_path):
     assert "not expected to follow" in " ".join(other["warnings"])
 
 
+def test_a_score_above_the_laws_ceiling_is_not_promised_more(tmp_path):
+    lines = write(tmp_path / "run.jsonl").read_text().splitlines()
+    at = max(at for at, line in enumerate(lines) if "val-core" in line)
+    record = json.loads(lines[at])
+    record["data"]["val-core/task/acc/mean@1"] = 0.7  # the ceiling is 0.6
+    lines[at] = json.dumps(record)
+    (tmp_path / "run.jsonl").write_text("\n".join(lines))
+    text = " ".join(run("fit", tmp_path / "run.jsonl").output.split())
+    assert "the score is 0.7 at step 60, above the law's ceiling already, 0.6" in text
+    assert "more (" not in text
+
+
 def test_several_runs_are_fitted_each_or_together(tmp_path):
     for seed in range(3):
         write(tmp_path / "seeds" / f"seed{seed}" / "metrics.jsonl", seed=seed)

@@ -83,6 +83,11 @@ def test_a_damaged_file_is_a_line_and_the_others_are_read(study, tmp_path, damag
     assert "\n" not in line
 
 
+def test_an_empty_file_is_called_empty(study, tmp_path):
+    keep(tmp_path, study, study.cells[0]).write_bytes(b"")
+    assert "is damaged (it is empty): " in results.find(tmp_path, study).problems[0]
+
+
 def test_results_of_another_protocol_are_a_line_and_are_left(study, make, tmp_path):
     paths = [keep(tmp_path, study, cell) for cell in study.cells[:3]]
     before = [path.read_bytes() for path in paths]
