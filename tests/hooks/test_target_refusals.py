@@ -40,7 +40,9 @@ def _no_watch(monkeypatch):
         (("target.path=[[0,1.0],[20,0.5]]", "target.shape=cosin"), ("target.shape='cosin'", "did you mean cosine?")),
         ((HALF, "target.min=3", "target.max=1"), ("target.min=3 is above target.max=1",)),
         ((HALF, "target.min=1", "target.max=1"), ("could not move",)),
-        ((HALF, "target.min=2"), ("ppo_kl_coef=1 is outside of target.min=2", "set target.start")),
+        ((HALF, "target.min=2"), ("ppo_kl_coef=1 is below target.min=2", "set target.start")),
+        ((HALF, "target.start=1000", "target.max=10"), ("target.start=1000 is above target.max=10: set",)),
+        (("target.target_entropy=50",), ("asks for 50 nats per token, above the logarithm of the vocabulary",)),
         ((HALF, "target.min=0"), ("target.min=0", "rule=pi multiplies")),
         ((HALF, f"{LOSS}ppo_kl_coef=0"), ("rule=pi multiplies the knob", "target.start")),
         ((HALF, "target.max=5%"), ("target.max='5%'", "not a percentage")),
@@ -110,3 +112,18 @@ def test_the_start_up_line_says_target_and_schedule(capsys):
     assert "ppo_kl_coef cosine from 1 at 0, 0 at 100" in out
     validate(*ON, HALF, "target.knob=ratio", "algorithm.rollout_correction.bypass_mode=true", "target.measure=sampled")
     assert "by kl_cov_ratio (pi)" in capsys.readouterr().out
+    ends = ("target.start=0.01", "target.max=0.05")
+    validate("+verl_cov=[repo,target,cpu]", *RUN[1:], HALF, "target.knob=repo.zeta", *ends)
+    assert "zeta=" not in (out := capsys.readouterr().out)
+    assert "repo (zeta by the target" in out
+    assert "by repo.zeta (pi) from 0.01 within 0.0001 to 0.05" in out
+
+
+def test_a_fraction_above_one_is_told_and_refused_where_the_knob_only_holds(capsys):
+    validate(*ON, "target.fraction=1.5")
+    assert "WARNING: target.fraction=1.5 asks for more entropy than" in capsys.readouterr().out
+    validate(*ON, "target.fraction=1")
+    assert "WARNING: target" not in capsys.readouterr().out
+    clip = ("+verl_cov=[clip_cov,target,cpu]", *RUN[1:], "target.knob=ratio", f"{LOSS}clip_cov_ratio=0.001")
+    message = refused(*clip, "target.fraction=1.5")
+    assert "target.fraction=1.5 asks for more entropy than the first rollout has: clip_cov_ratio takes" in message

@@ -8,6 +8,7 @@ import: :mod:`.asks` does so in the runs that need it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -196,14 +197,17 @@ class CovPolicyLossConfig(PolicyLossConfig):
         """Returns the dead zone of the absolute penalty in nats: ``measured``, unless the field has a number."""
         return measured if self.cov_kl_dead_zone == "auto" else float(self.cov_kl_dead_zone)
 
-    def describe(self) -> str:
-        """Describes the active control and its settings in one line."""
+    def describe(self, entropy_coeff: float = 0.0) -> str:
+        """Describes the active control and its settings in one line. entropy_coeff: the actor's."""
         metrics = f"cov_metrics={self.cov_metrics}"
         metrics += "".join(f", {name} {path.describe()}" for name, path in self.schedules.items())
         if self.cov_target is not None:
-            metrics += f", target: {self.cov_target.describe()} by {knobs.name_of(self)} ({self.cov_target.rule})"
+            knob = knobs.find(self, entropy_coeff)
+            metrics += f", target: {self.cov_target.describe()} by {knob.name} ({self.cov_target.rule})"
+            metrics += f" from {knob.start:g} within {knob.low:g} to {knob.high:g}"
         if self.weights:
-            weights = " x ".join(f"{name} ({weight.describe()})" for name, weight in self.weights.items())
+            told = {name: self._without_knob(weight.describe(), f"{name}.") for name, weight in self.weights.items()}
+            weights = " x ".join(f"{name} ({numbers})" for name, numbers in told.items())
             where = {"mini_batch": "whole mini-batch of all ranks", "micro_batch": "single MICRO-BATCH"}[self.cov_scope]
             metrics = f"advantages of the {where} weighed by {weights}, {metrics}"
         if self.loss_mode == CE_GPPO:
@@ -213,12 +217,22 @@ class CovPolicyLossConfig(PolicyLossConfig):
         if not self.controls:
             return f"{metrics} on loss_mode={self.loss_mode}, which is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
         return (
-            f"loss_mode={self.loss_mode} on {self.base_loss} ({self.control.describe()}, seed {self.cov_seed}), "
+            f"loss_mode={self.loss_mode} on {self.base_loss} "
+            f"({self._without_knob(self.control.describe())}, seed {self.cov_seed}), "
             + {
                 "mini_batch": "selection over the whole mini-batch of all ranks",
                 "micro_batch": "selection within each MICRO-BATCH, as verl's own: it changes with the micro-batch size",
             }[self.cov_scope]
             + f", by {self.log_prob} log-probs, {metrics}"
+        )
+
+    def _without_knob(self, numbers: str, owner: str = "") -> str:
+        """``numbers`` with the one that the target moves named as such: its own value is not used, or is its start."""
+        control, dot, number = ("" if self.cov_target is None else knobs.name_of(self)).rpartition(".")
+        return (
+            re.sub(rf"\b{number}=[^,]*", f"{number} by the target", numbers)
+            if number and control + dot == owner
+            else numbers
         )
 
 

@@ -147,7 +147,7 @@ def _overridden(config: DictConfig, cov: CovPolicyLossConfig) -> Iterator[str]:
         loss = SET_THE_LOSS[name]
         if loss not in (cov.loss_mode, cov.cov_base_loss):
             yield (
-                f"WARNING: loss_mode={cov.loss_mode} overrides +verl_cov={name}, whose loss ({loss}) is OFF: leave "
+                f"WARNING: loss_mode={cov.loss_mode} overrides +verl_cov={name}, whose loss_mode={loss} is OFF: leave "
                 f"{POLICY_LOSS}.loss_mode out, or {name}"
             )
         low, high = (OmegaConf.select(config, f"{ACTOR}.clip_ratio_{end}", default=None) for end in ("low", "high"))

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_cov.core.target.settings import NODE, TargetSettings
+from verl_cov.core.target.settings import BAND, NODE, TargetSettings
 from verl_cov.hooks import knobs, versions
 from verl_cov.hooks.asks import config_from_trainer
-from verl_cov.hooks.loss_modes import ACTOR, ENTROPY_BONUS
+from verl_cov.hooks.loss_modes import ACTOR, ENTROPY_BONUS, KNOBS_THAT_HOLD
 from verl_cov.hooks.target import above_vocabulary
 from verl_cov.hooks.trainers import bypasses_old_log_probs, update_calls_on_one_policy
+
+_LARGEST_VOCABULARY = 2**20  # where the model is not on this machine: four times today's largest
 
 
 def refuse(config: DictConfig) -> None:
@@ -38,7 +41,20 @@ def refuse(config: DictConfig) -> None:
         )
     if cov.cov_target is not None:
         _refuse_target(config, cov.cov_target, knobs.name_of(cov))
-        knobs.find(cov, float(OmegaConf.select(config, f"{ACTOR}.{ENTROPY_BONUS}", default=0) or 0))
+        knobs.find(cov, entropy_coeff(config))
+
+
+def entropy_coeff(config: DictConfig) -> float:
+    """Returns the coefficient of verl's entropy bonus."""
+    return float(OmegaConf.select(config, f"{ACTOR}.{ENTROPY_BONUS}", default=0) or 0)
+
+
+def notices(config: DictConfig) -> Iterator[str]:
+    """Yields what of a target is unusual, and may be a slip."""
+    cov = config_from_trainer(config)
+    if cov is not None and cov.cov_target is not None and (cov.cov_target.fraction or 0) > 1:
+        fraction = cov.cov_target.fraction
+        yield f"WARNING: {NODE}.fraction={fraction:g} asks for more entropy than the first rollout has"
 
 
 def _refuse_target(config: DictConfig, target: TargetSettings, knob: str) -> None:
@@ -53,8 +69,13 @@ def _refuse_target(config: DictConfig, target: TargetSettings, knob: str) -> Non
             f"{NODE}.knob={ENTROPY_BONUS} with {ACTOR}.{ENTROPY_BONUS}=0: verl would compute no entropy in the update. "
             "Set it to the coefficient to start from, such as 1e-3"
         )
-    vocabulary = _vocabulary(config)
-    if target.largest is not None and vocabulary and target.largest > math.log(vocabulary):
+    if knob in KNOBS_THAT_HOLD and (target.fraction or 0) > 1 + BAND:
+        raise ValueError(
+            f"{NODE}.fraction={target.fraction:g} asks for more entropy than the first rollout has: {knob} takes "
+            "gradients away, which can hold an entropy and not raise it. Give at most 1, or take another knob"
+        )
+    vocabulary = _vocabulary(config) or _LARGEST_VOCABULARY
+    if target.largest is not None and target.largest > math.log(vocabulary):
         raise ValueError(above_vocabulary(target.largest_field, target.largest, vocabulary))
 
 

@@ -198,9 +198,8 @@ class TargetSettings:
             )
         if not low <= start <= high:
             whose = name if self.start is None else f"{NODE}.start"
-            raise ValueError(
-                f"{whose}={start:g} is outside of {NODE}.min={low:g} and {NODE}.max={high:g}: set {NODE}.start between"
-            )
+            end = f"below {NODE}.min={low:g}" if start < low else f"above {NODE}.max={high:g}"
+            raise ValueError(f"{whose}={start:g} is {end}: set {NODE}.start between {NODE}.min and {NODE}.max")
         if low == high:
             raise ValueError(f"{NODE}.min and {NODE}.max are both {low:g}, and {name} could not move: set them apart")
         return Knob(name, start, low, high, 0.02 * high if self.delta is None else self.delta)

@@ -65,6 +65,7 @@ def notices(config: DictConfig) -> Iterator[str]:
         return
     yield from policy_loss_refusals.notices(config)
     yield from group_filter.notices(config)
+    yield from target_refusals.notices(config)
 
 
 def start_up_line(config: DictConfig) -> str:
@@ -76,7 +77,7 @@ def start_up_line(config: DictConfig) -> str:
     trainer = "PRIME; " if OmegaConf.select(config, "trainer.v1.trainer_mode", default=None) == TRAINER_MODE else ""
     if cov is not None:
         active = "set WITHOUT EFFECT" if policy_loss_refusals.without_effect(config) else "active"
-        return f"verl-cov {__version__} is {active}: {trainer}{cov.describe()}"
+        return f"verl-cov {__version__} is {active}: {trainer}{cov.describe(target_refusals.entropy_coeff(config))}"
     verls = f"loss_mode={mode} is verl's own (ours: +verl_cov=kl_cov or clip_cov)"
     return f"verl-cov {__version__} is {'active: ' if trainer else 'loaded; '}{trainer}{verls}"
 
