@@ -106,10 +106,10 @@ def test_main_ppo_says_at_start_what_is_wrong(tmp_path, untrained_model):
     sizes = ("actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1", "trainer.n_gpus_per_node=1")
     common = (model, *sizes, "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1")
     bad = main_ppo(tmp_path, "+verl_cov=kl_cov", f"{LOSS}.kl_cov_ratio=0.2", *common)
-    assert f"verl-cov: {LOSS}.kl_cov_ratio=0.2 would select 0.2 of all tokens" in bad
+    assert f"verl-cov: {LOSS}.kl_cov_ratio=0.2 must be a fraction of the tokens" in bad
     # Without the environment variable the checks do not run; the configuration's class names the field.
     untold = main_ppo(tmp_path, "+verl_cov=kl_cov", f"{LOSS}.kl_cov_ratio=0.2", *common, told=False)
-    assert "kl_cov_ratio=0.2 would select 0.2 of all tokens" in untold
+    assert "kl_cov_ratio=0.2 must be a fraction of the tokens" in untold
     newer = main_ppo(tmp_path, "+verl_cov=[kl_cov,prime]", *common)
     assert ("verl-cov patch apply" if RELEASE.legacy else "PRIME (+verl_cov=prime) needs verl 0.9 or later") in newer
 

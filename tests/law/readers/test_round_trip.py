@@ -26,7 +26,7 @@ tracking = Tracking("project", "a run", ["tensorboard", "wandb"], config={"train
 for line in open(sys.argv[1]):
     record = json.loads(line)
     tracking.log({key: np.float64(value) for key, value in record["data"].items()}, step=record["step"])
-tracking.finish()
+getattr(tracking, "finish", tracking.__del__)()  # verl before 0.9 has the second alone
 """
 
 
