@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -118,10 +118,10 @@ def _step(loss: Callable[[], Tensor]) -> None:
 
 # --- through verl -----------------------------------------------------------------------------------------------------
 
-LOSSES = ("vanilla", "clip_cov", "verl_cov.clip_cov", "kl_cov", "verl_cov.kl_cov", "verl_cov.ce_gppo")
+LOSSES = ("vanilla", "clip_cov", "verl_cov.clip_cov", "kl_cov", "verl_cov.kl_cov")
 
 
-def loss_calls(shape: tuple[int, int], device: str) -> dict[str, Call]:
+def loss_calls(shape: tuple[int, int], device: str, losses: Sequence[str] = LOSSES) -> dict[str, Call]:
     """Forward and backward of verl's losses and ours, by name. Ours are handed their selection, as by the hook."""
     from verl.trainer.ppo import core_algos
     from verl.workers.config import FSDPActorConfig
@@ -146,7 +146,7 @@ def loss_calls(shape: tuple[int, int], device: str) -> dict[str, Call]:
             loss, _ = core_algos.get_policy_loss_fn(name)(**inputs, loss_agg_mode="token-mean", config=config)
         loss.backward()
 
-    return {name: partial(step, name) for name in LOSSES}
+    return {name: partial(step, name) for name in losses}
 
 
 def measure_losses(here: Rank, rounds: int = 5) -> None:

@@ -36,6 +36,7 @@ from verl_cov.study.protocol import Protocol
 from verl_cov.study.result import Result
 from verl_cov.study.shown import Figure
 from verl_cov.study.statistics import COV, entropy_of, of_each, of_whole, values
+from verl_cov.study.verdicts import interval
 
 Groups = Mapping[str, Sequence[Result]]  # level -> its results
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
@@ -99,15 +100,15 @@ def _ends(groups: Groups, known: Mapping[str, Look]) -> Canvas:
         (panels[2], f"pass@{most} at the end", f"pass@{most}"),
     ):
         for row, found in enumerate(groups.values()):
-            numbers = np.array(of_each(statistic, found))
-            if not numbers.size:
+            numbers = of_each(statistic, found)
+            if not numbers:
                 continue
-            error = numbers.std(ddof=1) / np.sqrt(numbers.size) if numbers.size > 1 else 0.0
+            mean, error, *_ = interval(numbers)
             color = "#000000" if row == 0 else PALETTE[0]
-            axes.plot(numbers, np.full(numbers.size, row), ".", color=color, alpha=0.35)
-            axes.errorbar(numbers.mean(), row, xerr=error, fmt="o", color=color, capsize=3, markersize=5)
+            axes.plot(numbers, [row] * len(numbers), ".", color=color, alpha=0.35)
+            axes.errorbar(mean, row, xerr=np.nan_to_num(error), fmt="o", color=color, capsize=3, markersize=5)
             if row == 0:
-                axes.axvline(numbers.mean(), color=color, linewidth=0.8, linestyle=":")
+                axes.axvline(mean, color=color, linewidth=0.8, linestyle=":")
         dress(axes, title, "", "")
         axes.set_xlim(left=0)
     panels[0].set_yticks(range(len(groups)), labels([f"{level} ({len(found)})" for level, found in groups.items()]))

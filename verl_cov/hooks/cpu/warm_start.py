@@ -31,7 +31,7 @@ SWITCH = "VERL_COV_WARM_START"
 
 # Ray gives up a worker that has not registered by then, and its driver waits for the first ones for ever. One of these
 # waits for the fork server's imports, which take longer than Ray's 60 s on a busy machine.
-REGISTRATION = {"RAY_worker_register_timeout_seconds": "1800"}
+REGISTRATION_SECONDS = "1800"
 
 seam = Seam()
 
@@ -67,8 +67,7 @@ def start_server(env_vars: dict[str, str], *modules: str) -> None:
     """
     from ray._private import ray_constants
 
-    for name, value in REGISTRATION.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", REGISTRATION_SECONDS)
     folder = Path(tempfile.mkdtemp(prefix="verl_cov_"))
     os.environ[fork_worker.SOCKET] = str(folder / "fork-server")
     # It ends when this process does, which holds the other end of its standard input. In a process group of its own:
